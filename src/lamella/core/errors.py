@@ -1,0 +1,137 @@
+"""One tree of errors, each with a stable exit code.
+
+    LamellaError                 1
+    +-- InvalidRequest           2   the caller asked for something that has no meaning
+    +-- ModelError               3   the model file cannot be used
+    |   +-- NotGguf
+    |   +-- TruncatedModel
+    |   +-- UnsupportedTensor
+    |   +-- InvalidWeights
+    +-- DoesNotFit               4   no plan fits the memory; says by how much and what would fit
+    +-- ArtifactError            5   a measurement or plan file cannot be read, or belongs to another model
+    +-- StoreError               6   the store cannot do it
+    |   +-- StoreFormatError
+    |   +-- StoreBusy
+    |   +-- UnknownVariant
+    |   +-- VariantExists
+    |   +-- ShardDamaged
+    +-- StorageFailed            7   the file system refused: full, read-only, no permission
+    +-- LibraryError             8   llama.cpp is missing, of an unknown version, or of another memory layout
+    |   +-- LayoutMismatch
+    +-- EngineFailed             9   llama.cpp could not load, allocate or decode
+
+130 is the exit code of an interrupt (Ctrl-C), as shells have it.
+
+Messages state facts: what was asked, what is there, what would work.  They are turned into an exit
+code once, in ``lamella.cli``.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+INTERRUPTED_EXIT_CODE = 130
+
+
+class LamellaError(Exception):
+    """Base of every error that Lamella raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class InvalidRequest(LamellaError):
+    """An argument outside its range, an unknown name, two options that exclude each other."""
+
+    exit_code = 2
+
+
+class ModelError(LamellaError):
+    """The model file cannot be used."""
+
+    exit_code = 3
+
+
+class NotGguf(ModelError):
+    """The file is no GGUF file, or its header cannot be parsed."""
+
+
+class TruncatedModel(ModelError):
+    """The header promises more bytes than the file has."""
+
+
+class UnsupportedTensor(ModelError):
+    """A tensor type that cannot be read, or cannot be written for this row length."""
+
+
+class InvalidWeights(ModelError):
+    """A tensor holds NaN, infinity or values that the asked format cannot represent."""
+
+
+class DoesNotFit(LamellaError):
+    """No plan fits the memory.
+
+    Attributes:
+        needed_bytes: what the smallest plan needs.
+        budget_bytes: what there is.
+    """
+
+    exit_code = 4
+
+    def __init__(self, message: str, *, needed_bytes: int, budget_bytes: int) -> None:
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
+        self.budget_bytes = budget_bytes
+
+
+class ArtifactError(LamellaError):
+    """A measurement or plan that cannot be read, is of a newer format, or describes another model."""
+
+    exit_code = 5
+
+
+class StoreError(LamellaError):
+    """The store cannot do what was asked."""
+
+    exit_code = 6
+
+
+class StoreFormatError(StoreError):
+    """The folder is no store, or one of a newer format."""
+
+
+class StoreBusy(StoreError):
+    """Another process holds the store in a way that excludes this operation."""
+
+
+class UnknownVariant(StoreError):
+    """The store has no variant of that name."""
+
+
+class VariantExists(StoreError):
+    """The name is taken by a variant with other contents."""
+
+
+class ShardDamaged(StoreError):
+    """A shard's bytes do not hash to its name, or the shard is missing."""
+
+
+class StorageFailed(LamellaError):
+    """The file system refused: no space, no permission, read-only, or an I/O error."""
+
+    exit_code = 7
+
+
+class LibraryError(LamellaError):
+    """llama.cpp could not be loaded, or its version is not one whose layout is known."""
+
+    exit_code = 8
+
+
+class LayoutMismatch(LibraryError):
+    """``ggml_tensor`` in memory is not laid out as declared here; a live switch would corrupt memory."""
+
+
+class EngineFailed(LamellaError):
+    """llama.cpp reported a failure while loading, allocating or decoding."""
+
+    exit_code = 9

@@ -1,0 +1,58 @@
+"""Bytes: parse what people write, print what people read."""
+
+from __future__ import annotations
+
+import re
+
+from lamella.core.errors import InvalidRequest
+
+KIB, MIB, GIB = 1024, 1024**2, 1024**3
+
+_FACTORS = {
+    "": 1, "b": 1,
+    "k": KIB, "kib": KIB, "kb": 10**3,
+    "m": MIB, "mib": MIB, "mb": 10**6,
+    "g": GIB, "gib": GIB, "gb": 10**9,
+    "t": 1024 * GIB, "tib": 1024 * GIB, "tb": 10**12,
+}  # fmt: skip
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-zA-Z]*)\s*")
+
+
+def parse_bytes(text: str) -> int:
+    """``"6GiB"`` -> 6442450944.  Bare ``K M G T`` are binary, ``KB MB GB TB`` decimal, no unit means bytes.
+
+    Raises:
+        InvalidRequest: the text is no size, or the size is zero.
+    """
+    match = _SIZE.fullmatch(text)
+    factor = _FACTORS.get(match.group(2).lower()) if match else None
+    if match is None or factor is None:
+        raise InvalidRequest(f"'{text}' is no memory size; write for example 6GiB, 800MiB or 4.5GB")
+    n_bytes = int(float(match.group(1)) * factor)
+    if n_bytes <= 0:
+        raise InvalidRequest(f"a memory size must be more than zero bytes, not '{text}'")
+    return n_bytes
+
+
+def format_bytes(n_bytes: float) -> str:
+    """Three significant digits and a binary unit: ``1.07 GiB``, ``98.4 MiB``, ``512 B``."""
+    size, unit = float(n_bytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if abs(size) < 1000:
+            break
+        size, unit = size / 1024, larger
+    if unit == "B":
+        return f"{size:.0f} B"
+    digits = 2 if abs(size) < 10 else 1 if abs(size) < 100 else 0
+    return f"{size:.{digits}f} {unit}"
+
+
+def format_seconds(seconds: float) -> str:
+    """``0.95 ms``, ``61 ms``, ``2.4 s``, ``3 min 20 s``."""
+    if seconds < 0.01:
+        return f"{seconds * 1e3:.2f} ms"
+    if seconds < 1:
+        return f"{seconds * 1e3:.0f} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{int(seconds // 60)} min {int(seconds % 60)} s"

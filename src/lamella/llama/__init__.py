@@ -1,0 +1,12 @@
+"""The only border to C: llama.cpp and ggml through ``llama-cpp-python``.
+
+    library   find, load and check the shared libraries; prove the struct layout
+    api       declarations that llama-cpp-python lacks
+    gguf      read and write GGUF headers with ggml's own parser
+    devices   what ggml can compute on, and its memory
+    handles   owning Model, Context, Sampler
+    weights   the weights of a loaded model: locate, point elsewhere, restore
+    quantize  rows of float32 to ggml types and back
+
+Importing these modules loads no library: that happens in ``library.load()``, on first use.
+"""
