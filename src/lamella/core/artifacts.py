@@ -218,7 +218,8 @@ def from_json(kind: type[A], data: bytes, source: str) -> A:
     version = document.get("format_version")
     if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
         raise ArtifactError(
-            f"{source} has format version {version!r}; this version of Lamella ({__version__}) reads 1 to {FORMAT_VERSION}"
+            f"{source} has format version {version!r}; "
+            f"this version of Lamella ({__version__}) reads 1 to {FORMAT_VERSION}"
         )
     try:
         return msgspec.convert(document, kind)
@@ -234,7 +235,8 @@ def check_same_structure(artifact: Measurement | Plan, model: ModelIdentity, wha
     """
     if artifact.model.structure != model.structure:
         raise ArtifactError(
-            f"{what} is for {artifact.model.name} ({artifact.model.architecture}), not for {model.name} ({model.architecture})"
+            f"{what} is for {artifact.model.name} ({artifact.model.architecture}), "
+            f"not for {model.name} ({model.architecture})"
         )
 
 

@@ -11,6 +11,10 @@ from lamella.core.precision import GGML_TYPES, GgmlType
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
 _OUTPUT_PREFIXES = ("output", "cls.", "enc.output", "dec.output")
+_KEPT = (
+    "_norm.weight", "ffn_gate_inp.weight", "ssm_conv1d.weight", "altup", "laurel", "time_mix", "shortconv.conv",
+    "position_embd.weight", "token_types.weight", "attn_rel_b.weight", "per_layer_model_proj",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +67,7 @@ class TensorSpec:
         """
         if len(self.shape) < 2 or not self.name.endswith(".weight"):
             return False
-        kept = ("_norm.weight", "ffn_gate_inp.weight", "ssm_conv1d.weight", "altup", "laurel", "time_mix", "shortconv.conv",
-                "position_embd.weight", "token_types.weight", "attn_rel_b.weight", "per_layer_model_proj")  # fmt: skip
-        return not any(part in self.name for part in kept)
+        return not any(part in self.name for part in _KEPT)
 
     def bytes_as(self, ggml_type: GgmlType) -> int:
         return ggml_type.row_bytes(self.row_length) * self.n_rows

@@ -54,8 +54,8 @@ def load() -> Library:
     version = installed_version()
     if version not in KNOWN_VERSIONS:
         raise LibraryError(
-            f"llama-cpp-python {version} is installed; Lamella knows the memory layout of {', '.join(KNOWN_VERSIONS)} only: "
-            f"pip install llama-cpp-python=={max(KNOWN_VERSIONS)}"
+            f"llama-cpp-python {version} is installed; Lamella knows the memory layout of "
+            f"{', '.join(KNOWN_VERSIONS)} only: pip install llama-cpp-python=={max(KNOWN_VERSIONS)}"
         )
     try:
         from llama_cpp import llama_cpp
@@ -146,8 +146,9 @@ def check_type_table(library: Library) -> None:
 def _expect(what: str, found: object, expected: object) -> None:
     if found != expected:
         raise LayoutMismatch(
-            f"ggml_tensor of the loaded llama.cpp is not laid out as known: {what} is {found!r}, expected {expected!r}. "
-            "A live switch would corrupt memory and is refused; install llama-cpp-python " + " or ".join(KNOWN_VERSIONS)
+            f"ggml_tensor of the loaded llama.cpp is not laid out as known: {what} is {found!r}, "
+            f"expected {expected!r}. A live switch would corrupt memory and is refused; install llama-cpp-python "
+            + " or ".join(KNOWN_VERSIONS)
         )
 
 
