@@ -1,0 +1,246 @@
+"""The weights of a loaded model: find them, point them at other memory, put them back.
+
+A weight is a ``ggml_tensor`` that the model owns.  Its type, strides, buffer and data may be changed between two
+decodes (never during one); the next graph uses what it finds.  Shapes and names never change.  Whoever supplies the
+new memory keeps it alive while a weight points at it: here that is ``MappedShard`` and ``RepackedShard``.
+"""
+
+from __future__ import annotations
+
+import ctypes as ct
+import mmap
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lamella.core.errors import EngineFailed
+from lamella.core.precision import GGML_TYPES, GgmlType
+from lamella.llama import api, gguf, library
+from lamella.llama.handles import Context, ContextOptions, Model, tensor_at
+
+_MADV_POPULATE_READ = 22  # Linux 5.14: fault pages in, without touching them one by one
+
+
+@dataclass(frozen=True, slots=True)
+class WeightState:
+    """Where a weight's values are and how they are stored: the fields of ``ggml_tensor`` that a switch changes."""
+
+    type_code: int
+    strides: tuple[int, int, int, int]
+    buffer: int | None
+    data: int
+    extra: int | None
+
+
+def read_state(address: int) -> WeightState:
+    """The present state of the ``ggml_tensor`` at ``address``."""
+    tensor = tensor_at(address)
+    return WeightState(tensor.type, tuple(tensor.nb), tensor.buffer, tensor.data, tensor.extra)
+
+
+def write_state(address: int, state: WeightState) -> None:
+    """Point the ``ggml_tensor`` at ``address`` elsewhere.  Only between decodes."""
+    tensor = tensor_at(address)
+    tensor.type = state.type_code
+    tensor.nb[:] = state.strides
+    tensor.buffer, tensor.data, tensor.extra = state.buffer, state.data, state.extra
+
+
+def locate_weights(model: Model) -> dict[str, tuple[int, ...]]:
+    """Name -> addresses of every weight tensor that takes part in computing a token.
+
+    The addresses are read off the sources of each graph node in one decode of one token.  They belong to the model
+    and stay valid until it is closed.  A tied embedding has two addresses where llama.cpp made two tensors of it.
+
+    Raises:
+        EngineFailed: the model cannot decode a token.
+    """
+    found: dict[str, set[int]] = {}
+
+    lib = library.load()
+
+    def visit(node: int, _ask: bool, _: object) -> bool:
+        for source in tensor_at(node).src:
+            if source:
+                tensor = tensor_at(source)
+                if tensor.op == 0 and not tensor.view_src:  # GGML_OP_NONE: a leaf, no intermediate result
+                    found.setdefault(tensor.name.decode(), set()).add(source)
+        return False
+
+    callback = lib.llama.ggml_backend_sched_eval_callback(visit)
+    params = ContextOptions(n_ctx=32, n_batch=32).parameters()
+    params.cb_eval = callback
+    address = lib.llama.llama_init_from_model(model.address, params)
+    if not address:
+        raise EngineFailed("llama.cpp cannot create a context to look for the weights")
+    try:
+        token = (lib.llama.llama_token * 1)(max(model.vocabulary.bos, 0))
+        if lib.llama.llama_decode(address, lib.llama.llama_batch_get_one(token, 1)) != 0:
+            raise EngineFailed("llama.cpp cannot decode a token to look for the weights")
+    finally:
+        lib.llama.llama_free(address)
+    return {n: tuple(sorted(a)) for n, a in found.items() if n.endswith((".weight", ".bias"))}
+
+
+def check_decodes(context: Context) -> None:
+    """Decode one token and forget it, so that a broken switch shows here and not in a user's text."""
+    context.decode([max(context.model.vocabulary.bos, 0)], 0)
+    context.forget()
+
+
+class MappedShard:
+    """A shard file mapped into memory, as a CPU buffer of ggml.  Owns mapping and buffer.
+
+    Attributes:
+        states: weight name -> state that points into the mapping.
+        n_bytes: size of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Map ``path``; no page is read yet.
+
+        Raises:
+            ModelError: no readable GGUF file.
+            EngineFailed: the CPU device cannot use mapped memory.
+        """
+        lib = library.load()
+        self._base = lib.base
+        with gguf.Header.open(path) as header:
+            tensors = list(header.tensors(path))
+        with path.open("rb") as file:
+            self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._bytes: Any = np.frombuffer(self._mapping, np.uint8)
+        self.n_bytes = self._bytes.nbytes
+        self._start = int(self._bytes.ctypes.data)
+        device = lib.ggml.ggml_backend_dev_by_type(library.DEVICE_TYPE_CPU)
+        largest = max((t.n_bytes for t in tensors), default=0)
+        self._buffer = self._base.ggml_backend_dev_buffer_from_host_ptr(device, self._start, self.n_bytes, largest)
+        if not self._buffer:
+            raise EngineFailed("the CPU device cannot compute on mapped memory")
+        self._base.ggml_backend_buffer_set_usage(self._buffer, api.BUFFER_USAGE_WEIGHTS)
+        self.states = {
+            t.spec.name: WeightState(
+                t.spec.type.code, strides(t.spec.type, t.spec.shape), self._buffer, self._start + t.offset, None
+            )
+            for t in tensors
+        }
+
+    def prefault(self) -> None:
+        """Read all pages in, so that the first token after a switch does not wait for the disk.
+
+        Releases the interpreter lock; meant for a background thread.
+        """
+        libc = ct.CDLL(None, use_errno=True)
+        address, length = ct.c_void_p(self._start), ct.c_size_t(self.n_bytes)
+        if libc.madvise(address, length, _MADV_POPULATE_READ) != 0:
+            int(self._bytes[:: mmap.PAGESIZE].sum())  # older kernels and other systems: touch each page
+
+    def release_pages(self) -> None:
+        """Tell the kernel that this process needs the pages no longer; the page cache may keep them."""
+        self._mapping.madvise(mmap.MADV_DONTNEED)
+
+    def close(self) -> None:
+        """Free buffer and mapping.  No weight may point here any more."""
+        if self._buffer:
+            self._base.ggml_backend_buffer_free(self._buffer)
+            self._buffer = None
+            self._bytes = None
+            self._mapping.close()
+
+
+class RepackedShard:
+    """Copies of a mapped shard's matrices in the layout that ggml's CPU kernels multiply fastest.  Owns its buffers.
+
+    Weights enter such a layout only by ``ggml_backend_tensor_alloc`` and ``ggml_backend_tensor_set``, which convert
+    them; that is done on shadow tensors while the model runs, and a switch then copies the shadows' fields.
+
+    Attributes:
+        states: weight name -> state, for the matrices that could be repacked.
+        n_bytes: size of the copies.
+    """
+
+    def __init__(self, shard: MappedShard, names: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Convert the named matrices; those without a repacked layout on this machine are left out."""
+        lib = library.load()
+        self._base = lib.base
+        self._buffers: list[Any] = []
+        self.states: dict[str, WeightState] = {}
+        self.n_bytes = 0
+        buffer_type = repack_buffer_type(lib)
+        if buffer_type is None:
+            return
+        for name in names:
+            self._convert(name, shard.states[name], shapes[name], buffer_type)
+
+    def _convert(self, name: str, source: WeightState, shape: tuple[int, ...], buffer_type: int) -> None:
+        shadow = api.Tensor(type=source.type_code, name=name.encode()[:63])
+        shadow.ne[:] = [*shape, 1, 1, 1][: api.MAX_DIMS]
+        shadow.nb[:] = source.strides
+        address = ct.addressof(shadow)
+        n_bytes = self._base.ggml_backend_buft_get_alloc_size(buffer_type, address)
+        buffer = self._base.ggml_backend_buft_alloc_buffer(buffer_type, n_bytes)
+        if not buffer:
+            raise EngineFailed(f"no memory for a repacked copy of {name} ({n_bytes} bytes)")
+        start = self._base.ggml_backend_buffer_get_base(buffer)
+        code = self._base.ggml_backend_tensor_alloc(buffer, address, start)
+        if code != 0 or not shadow.extra:  # no repacked layout for this type and shape on this machine
+            self._base.ggml_backend_buffer_free(buffer)
+            return
+        self._base.ggml_backend_buffer_set_usage(buffer, api.BUFFER_USAGE_WEIGHTS)
+        self._base.ggml_backend_tensor_set(address, source.data, 0, self._base.ggml_nbytes(address))
+        self._buffers.append(buffer)
+        self.n_bytes += n_bytes
+        self.states[name] = WeightState(source.type_code, source.strides, buffer, shadow.data, shadow.extra)
+
+    def close(self) -> None:
+        """Free the copies.  No weight may point here any more."""
+        while self._buffers:
+            self._base.ggml_backend_buffer_free(self._buffers.pop())
+
+
+def repack_buffer_type(lib: library.Library) -> int | None:
+    """ggml's buffer type for CPU-specific weight layouts, or None where there is none."""
+    device = lib.ggml.ggml_backend_dev_by_type(library.DEVICE_TYPE_CPU)
+    registry = lib.base.ggml_backend_dev_backend_reg(device)
+    pointer = lib.base.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_dev_get_extra_bufts")
+    if not pointer:
+        return None
+    buffer_types = api.GET_EXTRA_BUFTS(pointer)(device)
+    i = 0
+    while buffer_types and buffer_types[i]:
+        if b"REPACK" in lib.base.ggml_backend_buft_name(buffer_types[i]):
+            return int(buffer_types[i])
+        i += 1
+    return None
+
+
+def strides(ggml_type: GgmlType, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """``nb`` of a contiguous tensor: bytes between blocks, rows, matrices and so on (``ggml_new_tensor_impl``)."""
+    ne = [*shape, 1, 1, 1][: api.MAX_DIMS]
+    row = ggml_type.row_bytes(ne[0])
+    return ggml_type.block_bytes, row, row * ne[1], row * ne[1] * ne[2]
+
+
+def type_name(state: WeightState) -> str:
+    """ggml type of a state, by name."""
+    return next(t.name for t in GGML_TYPES.values() if t.code == state.type_code)
+
+
+def resident_bytes(path: Path) -> int:
+    """How much of a file the page cache holds (``mincore``); for reports and tests."""
+    size = path.stat().st_size
+    if size == 0:
+        return 0
+    pages = -(-size // mmap.PAGESIZE)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
+        view = np.frombuffer(mapping, np.uint8)
+        vector = (ct.c_ubyte * pages)()
+        code = ct.CDLL(None).mincore(ct.c_void_p(view.ctypes.data), ct.c_size_t(size), vector)
+        del view
+    if code != 0:
+        raise OSError(ct.get_errno(), os.strerror(ct.get_errno()))
+    return sum(flag & 1 for flag in vector) * mmap.PAGESIZE
