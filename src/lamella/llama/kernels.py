@@ -1,0 +1,155 @@
+"""How fast this machine multiplies by weights of a type, mapped and repacked: measured, because both can win.
+
+A repacked copy (``weights.RepackedShard``) costs memory and conversion time.  On some processors it doubles the speed of
+one phase and slows the other down (DESIGN.md: Q4_K prompts 147 tokens/s mapped and 100 repacked, single tokens the
+other way round), so nothing but a measurement tells.
+"""
+
+from __future__ import annotations
+
+import ctypes as ct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lamella.core.errors import EngineFailed
+from lamella.core.precision import GgmlType
+from lamella.llama import api, library, quantize
+from lamella.llama.weights import repack_buffer_type
+
+ROW_LENGTH, N_ROWS = 2048, 1024
+TOKEN_WEIGHT_BYTES = 64 << 20  # for single tokens: more than caches hold, since a model streams from memory
+PROMPT_MATRICES, PROMPT_TOKENS = 4, 128
+REPEATS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class KernelTimes:
+    """Nanoseconds for each weight and token, best of some repeats.
+
+    Attributes:
+        mapped_token, repacked_token: one token at a time.
+        mapped_prompt, repacked_prompt: batches, as when reading a prompt.
+        has_repacked: whether ggml has a repacked layout for this type here; if not, the repacked times are 0.
+    """
+
+    mapped_token: float
+    mapped_prompt: float
+    repacked_token: float = 0.0
+    repacked_prompt: float = 0.0
+    has_repacked: bool = False
+
+
+def measure(ggml_type: GgmlType, n_threads: int) -> KernelTimes:
+    """Time matrix products with weights of one type on the CPU (about half a second).
+
+    Raises:
+        EngineFailed: ggml cannot allocate or compute.
+    """
+    with _products(ggml_type, n_threads, repacked=True) as repacked, _products(ggml_type, n_threads) as mapped:
+        if repacked is None or mapped is None:
+            if mapped is None:
+                raise EngineFailed(f"the CPU device cannot multiply by {ggml_type.name}")
+            return KernelTimes(mapped.token(), mapped.prompt())
+        best = [float("inf")] * 4
+        for _ in range(REPEATS):  # alternating, so that other load hits both
+            runs = (mapped.token(), mapped.prompt(), repacked.token(), repacked.prompt())
+            best = [min(pair) for pair in zip(best, runs, strict=True)]
+    return KernelTimes(*best, has_repacked=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Products:
+    """Two prepared graphs over the same weights."""
+
+    base: Any
+    backend: int
+    token_graph: int
+    prompt_graph: int
+    n_matrices: int
+
+    def token(self) -> float:
+        return self._run(self.token_graph) / (self.n_matrices * N_ROWS * ROW_LENGTH)
+
+    def prompt(self) -> float:
+        return self._run(self.prompt_graph) / (PROMPT_MATRICES * N_ROWS * ROW_LENGTH * PROMPT_TOKENS)
+
+    def _run(self, graph: int) -> float:
+        start = time.perf_counter_ns()
+        if self.base.ggml_backend_graph_compute(self.backend, graph) != 0:
+            raise EngineFailed("ggml could not compute a matrix product")
+        return float(time.perf_counter_ns() - start)
+
+
+@contextmanager
+def _products(ggml_type: GgmlType, n_threads: int, *, repacked: bool = False) -> Iterator[_Products | None]:
+    """Weights in one layout and the graphs that multiply by them; None where the layout does not exist."""
+    lib = library.load()
+    base = lib.base
+    device = lib.ggml.ggml_backend_dev_by_type(library.DEVICE_TYPE_CPU)
+    buffer_type = repack_buffer_type(lib) if repacked else base.ggml_backend_dev_buffer_type(device)
+    if buffer_type is None:
+        yield None
+        return
+    matrix_bytes = ggml_type.row_bytes(ROW_LENGTH) * N_ROWS
+    n_matrices = max(PROMPT_MATRICES, TOKEN_WEIGHT_BYTES // matrix_bytes)
+    backend = base.ggml_backend_dev_init(device, None)
+    _set_threads(lib, device, backend, n_threads)
+    context = base.ggml_init(api.InitParams(1 << 22, None, True))
+    weights = base.ggml_backend_buft_alloc_buffer(buffer_type, matrix_bytes * n_matrices)
+    scratch = None
+    try:
+        matrices = _fill(lib, context, weights, ggml_type, n_matrices)
+        if not matrices:
+            yield None
+            return
+        token, prompt = (
+            _graph(base, context, matrices[:n], t) for n, t in ((None, 1), (PROMPT_MATRICES, PROMPT_TOKENS))
+        )
+        scratch = base.ggml_backend_alloc_ctx_tensors(context, backend)
+        products = _Products(base, backend, token, prompt, n_matrices)
+        products.token(), products.prompt()  # warm up
+        yield products
+    finally:
+        base.ggml_backend_buffer_free(weights)
+        if scratch:
+            base.ggml_backend_buffer_free(scratch)
+        base.ggml_free(context)
+        base.ggml_backend_free(backend)
+
+
+def _fill(lib: library.Library, context: int, weights: int, ggml_type: GgmlType, n_matrices: int) -> list[int]:
+    base = lib.base
+    rows = np.random.default_rng(0).standard_normal((N_ROWS, ROW_LENGTH), np.float32)
+    stored = quantize.encode_rows(rows, ggml_type)
+    start, shape = base.ggml_backend_buffer_get_base(weights), (ct.c_int64 * 2)(ROW_LENGTH, N_ROWS)
+    matrices = []
+    for i in range(n_matrices):
+        matrix = base.ggml_new_tensor(context, ggml_type.code, 2, shape)
+        base.ggml_backend_tensor_alloc(weights, matrix, start + i * stored.nbytes)
+        tensor = ct.cast(matrix, ct.POINTER(api.Tensor)).contents
+        is_plain = base.ggml_backend_buft_is_host(base.ggml_backend_buffer_get_type(weights))
+        if not is_plain and not tensor.extra:
+            return []  # this type has no repacked layout here
+        base.ggml_backend_tensor_set(matrix, stored.ctypes.data, 0, stored.nbytes)
+        matrices.append(matrix)
+    return matrices
+
+
+def _graph(base: Any, context: int, matrices: list[int], n_tokens: int) -> int:
+    graph = base.ggml_new_graph(context)
+    activations = base.ggml_new_tensor(context, 0, 2, (ct.c_int64 * 2)(ROW_LENGTH, n_tokens))
+    for matrix in matrices:
+        base.ggml_build_forward_expand(graph, base.ggml_mul_mat(context, matrix, activations))
+    return int(graph)
+
+
+def _set_threads(lib: library.Library, device: int, backend: int, n_threads: int) -> None:
+    registry = lib.base.ggml_backend_dev_backend_reg(device)
+    pointer = lib.base.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_set_n_threads")
+    if pointer:
+        ct.CFUNCTYPE(None, ct.c_void_p, ct.c_int)(pointer)(backend, n_threads)
