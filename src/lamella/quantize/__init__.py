@@ -1,0 +1,8 @@
+"""A plan made real: a model's tensors converted, layer by layer, into shards of a store.
+
+channel   LSAQ eq. 4: one scale a row, in ggml's containers
+tensor    one tensor in row chunks: read, convert, check
+recipe    what determines a shard's bytes, before it is made
+shard     the header of a shard file
+build     ``build_variant``: plan + source -> variant, on all cores
+"""

@@ -1,0 +1,234 @@
+"""``build_variant``: a plan and a model file become a variant in a store, on all cores.
+
+    source = read_model(Path("model-f16.gguf"))
+    store = Store.create(Path("model.store"), source.spec.identity)
+    report = build_variant(source, plan, store, "int8")
+
+Shards whose recipe is known are not made again.  The rest flows through three stages at once: threads convert chunks
+of rows, the caller's thread hashes and writes them in order, and one thread flushes finished shards to the disk.
+Chunks of the next tensors are converted while earlier ones are written, so small tensors keep all cores busy too.
+
+Stopping at any point, by ``should_stop``, Ctrl-C or a crash, leaves a valid store; finished shards are kept and the
+next build goes on from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lamella.core.artifacts import Plan, ShardRef, Variant
+from lamella.core.errors import INTERRUPTED_EXIT_CODE, LamellaError, StorageFailed, UnknownVariant
+from lamella.core.units import format_bytes
+from lamella.llama import quantize
+from lamella.llama.gguf import ModelFile, padding
+from lamella.quantize.recipe import ShardJob, shard_jobs
+from lamella.quantize.shard import shard_header
+from lamella.quantize.tensor import Chunk, SourceFiles, chunks_of, convert_chunk, in_order
+from lamella.store.files import free_bytes
+from lamella.store.layout import check_variant_name
+from lamella.store.store import ShardWriter, Store, variant_exists
+
+
+class BuildStopped(LamellaError):
+    """``should_stop`` said so.  What was finished is kept."""
+
+    exit_code: ClassVar[int] = INTERRUPTED_EXIT_CODE
+
+
+@dataclass(frozen=True, slots=True)
+class BuildProgress:
+    """Where a build stands.
+
+    Attributes:
+        label: shard being written.
+        n_done, n_shards: shards of the variant, those found in the store counted as done.
+        weights_done, weights_total: of the shards that must be made.
+    """
+
+    label: str
+    n_done: int
+    n_shards: int
+    weights_done: int
+    weights_total: int
+
+
+@dataclass(frozen=True, slots=True)
+class BuildReport:
+    """What a build did.
+
+    Attributes:
+        n_reused: shards that were in the store already.
+        written_bytes: of the shards that were not.
+        seconds: from call to variant.
+    """
+
+    variant: Variant
+    n_shards: int
+    n_reused: int
+    written_bytes: int
+    seconds: float
+
+
+OnProgress = Callable[[BuildProgress], None]
+
+
+def build_variant(
+    source: ModelFile,
+    plan: Plan,
+    store: Store,
+    name: str,
+    *,
+    n_threads: int | None = None,
+    on_progress: OnProgress | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> BuildReport:
+    """Make the variant ``name`` of ``source`` as ``plan`` says.
+
+    Args:
+        n_threads: threads that convert; None for the cores this process may use.
+        on_progress, should_stop: called from this thread, before and after each chunk of rows.
+
+    Raises:
+        InvalidRequest: the name cannot name a variant.
+        ArtifactError: the plan is for another model.
+        UnsupportedTensor, InvalidWeights: a tensor that cannot be converted, by name.
+        StoreError: the store holds another model, or a variant of that name with other contents.
+        StorageFailed: the file system refused; no partial file is left.
+        BuildStopped: ``should_stop`` said so.
+    """
+    started = time.perf_counter()
+    check_variant_name(name)
+    store.check_same_model(source.spec.identity)
+    jobs = shard_jobs(source, plan)
+    with store.shared_lock():
+        _refuse_taken_name(source, store, name, jobs)
+        shards = {job.group.number: ref for job in jobs if (ref := store.recall(job.recipe_id))}
+        missing = [job for job in jobs if job.group.number not in shards]
+        _check_space(store, missing)
+        watch = _Watch(len(jobs), missing, on_progress, should_stop)
+        made = _make_shards(source, store, missing, n_threads or len(os.sched_getaffinity(0)), watch)
+        shards.update(made)
+        variant = store.add_variant(name, plan, [shards[job.group.number] for job in jobs])
+    written_bytes = sum(ref.n_bytes for ref in made.values())
+    return BuildReport(variant, len(jobs), len(jobs) - len(made), written_bytes, time.perf_counter() - started)
+
+
+def _refuse_taken_name(source: ModelFile, store: Store, name: str, jobs: Sequence[ShardJob]) -> None:
+    """Say at once, not after an hour of work, that the name is taken by other contents."""
+    try:
+        found = store.variant(name)
+    except UnknownVariant:
+        return
+    if [job.recipe_id for job in shard_jobs(source, found.plan)] != [job.recipe_id for job in jobs]:
+        raise variant_exists(store, found)
+
+
+def _check_space(store: Store, missing: Sequence[ShardJob]) -> None:
+    needed, free = sum(job.n_bytes for job in missing), free_bytes(store.path)
+    if needed > free:
+        raise StorageFailed(
+            f"cannot build in {store.path}: {len(missing)} shards need {format_bytes(needed)}, "
+            f"{format_bytes(free)} are free"
+        )
+
+
+class _Watch:
+    """Tells how far the build is, and stops it when asked."""
+
+    def __init__(
+        self,
+        n_shards: int,
+        missing: Sequence[ShardJob],
+        on_progress: OnProgress | None,
+        should_stop: Callable[[], bool] | None,
+    ) -> None:
+        self._n_shards, self._n_done = n_shards, n_shards - len(missing)
+        self._weights_done, self._weights_total = 0, sum(job.n_weights for job in missing)
+        self._on_progress, self._should_stop = on_progress, should_stop
+
+    def check(self) -> None:
+        if self._should_stop and self._should_stop():
+            raise BuildStopped(f"stopped with {self._n_done} of {self._n_shards} shards in the store")
+
+    def wrote(self, label: str, n_weights: int) -> None:
+        self._weights_done += n_weights
+        self._report(label)
+
+    def finished(self, label: str) -> None:
+        self._n_done += 1
+        self._report(label)
+
+    def _report(self, label: str) -> None:
+        if self._on_progress:
+            self._on_progress(
+                BuildProgress(label, self._n_done, self._n_shards, self._weights_done, self._weights_total)
+            )
+
+
+def _make_shards(
+    source: ModelFile, store: Store, jobs: Sequence[ShardJob], n_threads: int, watch: _Watch
+) -> dict[int, ShardRef]:
+    """Make the shards; returns them by number.
+
+    Leaving early, by whatever exception, cancels chunks that have not begun and still flushes finished shards.
+    """
+    for target in {conversion.target for job in jobs for conversion in job.conversions}:
+        quantize.prepare(target)
+    flushed: dict[int, Future[ShardRef]] = {}
+    with SourceFiles() as files, ThreadPoolExecutor(n_threads) as pool, ThreadPoolExecutor(1) as flusher:
+        converted = in_order(
+            pool,
+            lambda chunk: (chunk, convert_chunk(chunk, files)),
+            (chunk for job in jobs for conversion in job.conversions for chunk in chunks_of(conversion, n_threads)),
+            in_flight=2 * n_threads + 2,
+        )
+        with contextlib.closing(converted):
+            for job in jobs:
+                writer = _write_shard(source, store, job, converted, watch)
+                flushed[job.group.number] = flusher.submit(_flush_shard, store, job, writer)
+                watch.finished(job.group.label)
+                _raise_early(flushed.values())
+        return {number: future.result() for number, future in flushed.items()}
+
+
+def _write_shard(
+    source: ModelFile, store: Store, job: ShardJob, converted: Iterator[tuple[Chunk, memoryview]], watch: _Watch
+) -> ShardWriter:
+    """Write a shard's bytes; it remains to be flushed.  On any failure nothing of it is left."""
+    header = shard_header(source, job.group, [conversion.target.name for conversion in job.conversions])
+    writer = store.new_shard(job.group.label, len(header) + job.n_bytes)
+    try:
+        writer.write(header)
+        for conversion in job.conversions:
+            n_left = conversion.source.spec.n_weights
+            while n_left:
+                watch.check()
+                chunk, data = next(converted)
+                writer.write(data)
+                n_left -= chunk.n_weights
+                watch.wrote(job.group.label, chunk.n_weights)
+            writer.write(bytes(padding(conversion.n_bytes)))
+    except BaseException:
+        writer.close()
+        raise
+    return writer
+
+
+def _flush_shard(store: Store, job: ShardJob, writer: ShardWriter) -> ShardRef:
+    with contextlib.closing(writer):
+        ref = writer.commit()
+    store.remember(job.recipe_id, job.recipe, ref)
+    return ref
+
+
+def _raise_early(futures: Iterable[Future[ShardRef]]) -> None:
+    """Do not go on converting when the disk has refused a shard."""
+    for future in futures:
+        if future.done():
+            future.result()

@@ -1,0 +1,205 @@
+"""Writing that is whole or not there at all, and the file system's refusals in words.
+
+    with IncomingFile(store / "incoming") as file:
+        file.write(b"...")
+        file.commit(store / "shards" / "ab" / f"{file.sha256}.gguf")
+
+A file is written under ``incoming/``, flushed, made read-only and renamed.  While it is written its writer holds a
+``flock`` on it: that is how ``gc`` tells a living writer's file from rubbish.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from lamella.core.errors import StorageFailed
+from lamella.core.units import format_bytes
+
+FILE_MODE = 0o444
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path, doing: str, needed_bytes: int | None = None) -> Iterator[None]:
+    """Turn ``OSError`` into ``StorageFailed`` with the facts.
+
+    Args:
+        path: named in the error.
+        doing: for example ``write``: "cannot write PATH: No space left on device".
+        needed_bytes: what the file needs in all, for "needs 3.1 MiB, 12.0 KiB are free".
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason += _space(path, needed_bytes)
+        raise StorageFailed(f"cannot {doing} {path}: {reason}") from error
+
+
+def _space(path: Path, needed_bytes: int | None) -> str:
+    free = f"{format_bytes(free_bytes(path))} are free"
+    return f" ({free})" if needed_bytes is None else f" (needs {format_bytes(needed_bytes)}, {free})"
+
+
+def free_bytes(path: Path) -> int:
+    """What an ordinary user may still write on the file system of ``path`` or its nearest existing parent."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize
+
+
+class IncomingFile:
+    """A file being written; hashed on the way, so nothing is read twice.
+
+    Owns the file until ``commit``; leaving the ``with`` block without one removes it.
+    """
+
+    def __init__(self, incoming: Path, needed_bytes: int | None = None) -> None:
+        self.path = incoming / uuid.uuid4().hex
+        self.n_bytes = 0
+        self._needed_bytes = needed_bytes
+        self._digest = hashlib.sha256()
+        with storage_errors(self.path, "write", needed_bytes):
+            incoming.mkdir(exist_ok=True)
+            self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX)
+            except BaseException:
+                self.discard()
+                raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.discard()
+
+    @property
+    def sha256(self) -> str:
+        """Of everything written so far."""
+        return self._digest.hexdigest()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append.
+
+        Raises:
+            StorageFailed: the file system refused; the file is removed by ``discard`` or the end of the block.
+        """
+        self._digest.update(data)
+        left = memoryview(data)
+        with storage_errors(self.path, "write", self._needed_bytes):
+            while left:
+                left = left[os.write(self._fd, left) :]
+        self.n_bytes += len(data)
+
+    def commit(self, target: Path, *, durable: bool = True) -> None:
+        """Flush to the disk, make read-only, give the file its place (replacing what stood there), let go of it."""
+        with storage_errors(target, "write", self._needed_bytes):
+            if durable:
+                os.fsync(self._fd)
+            os.fchmod(self._fd, FILE_MODE)
+            make_folder(target.parent)
+            self.path.rename(target)
+            if durable:
+                sync_folder(target.parent)
+            self._close()
+
+    def discard(self) -> None:
+        """Remove the file unless it was committed; may be called again."""
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                self.path.unlink(missing_ok=True)
+            self._close()
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def incoming_folder(incoming: Path) -> Iterator[Path]:
+    """A folder under ``incoming/``, locked as ours; what is left of it at the end of the block is removed."""
+    folder = incoming / uuid.uuid4().hex
+    with storage_errors(folder, "write"):
+        incoming.mkdir(exist_ok=True)
+        folder.mkdir()
+        fd = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(fd)
+
+
+def write_atomically(incoming: Path, target: Path, data: bytes, *, durable: bool = True) -> None:
+    """``target`` holds ``data`` when this returns, or what it held before if this raises.
+
+    Args:
+        durable: survive a power cut too; without it the file may then be empty or gone.
+
+    Raises:
+        StorageFailed: the file system refused.
+    """
+    with IncomingFile(incoming, len(data)) as file:
+        file.write(data)
+        file.commit(target, durable=durable)
+
+
+def make_folder(folder: Path) -> None:
+    """Create the folder and its parents so that they survive a power cut."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
+def sync_file(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the folder's entries; file systems that cannot flush a folder need not."""
+    with contextlib.suppress(OSError):
+        sync_file(folder)
+
+
+def has_living_writer(path: Path) -> bool:
+    """Whether a process holds the ``flock`` of a file or folder in ``incoming/``."""
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def remove_tree(path: Path) -> int:
+    """Remove a file or folder; returns the bytes of the files that went."""
+    if path.is_symlink() or not path.is_dir():
+        n_bytes = path.lstat().st_size
+        path.unlink(missing_ok=True)
+        return n_bytes
+    n_bytes = sum(p.lstat().st_size for p in path.rglob("*") if p.is_file() and not p.is_symlink())
+    shutil.rmtree(path)
+    return n_bytes

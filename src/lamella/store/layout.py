@@ -1,0 +1,113 @@
+"""Names and places inside a store (docs/store-format.md).
+
+    Layout(Path("smollm2.store")).shard("ab12...")     # smollm2.store/shards/ab/ab12....gguf
+
+Every name that comes from outside (a command line, a document in the store) passes through here before it becomes a
+path, so nothing can lead out of the store.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lamella.core.errors import InvalidRequest, StoreFormatError
+
+STORE_FORMAT = "lamella.store"
+RECIPE_FORMAT = "lamella.recipe"
+FORMAT_VERSION = 1
+
+_VARIANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where things are in the store at ``root``."""
+
+    root: Path
+
+    @property
+    def document(self) -> Path:
+        return self.root / "store.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "lock"
+
+    @property
+    def incoming(self) -> Path:
+        return self.root / "incoming"
+
+    @property
+    def variants(self) -> Path:
+        return self.root / "variants"
+
+    def shard(self, shard_id: str) -> Path:
+        return self.root / "shards" / shard_id[:2] / f"{check_sha256(shard_id, 'shard id')}.gguf"
+
+    def recipe(self, recipe_id: str) -> Path:
+        return self.root / "recipes" / recipe_id[:2] / f"{check_sha256(recipe_id, 'recipe id')}.json"
+
+    def variant(self, name: str) -> Path:
+        return self.variants / check_variant_name(name)
+
+    def variant_document(self, name: str) -> Path:
+        return self.variant(name) / "variant.json"
+
+    def shard_files(self) -> Iterator[tuple[str, Path]]:
+        """(id, path) of every shard there is; files of other names are no shards and are left alone."""
+        yield from _content_named(self.root / "shards", ".gguf")
+
+    def recipe_files(self) -> Iterator[tuple[str, Path]]:
+        yield from _content_named(self.root / "recipes", ".json")
+
+    def variant_names(self) -> list[str]:
+        """Names of the variants there are, sorted; folders of other names are no variants."""
+        if not self.variants.is_dir():
+            return []
+        return sorted(p.name for p in self.variants.iterdir() if p.is_dir() and _VARIANT_NAME.fullmatch(p.name))
+
+
+def link_name(variant: str, number: int, n_shards: int) -> str:
+    """Name of shard ``number`` (from 0) in a variant's folder: llama.cpp's pattern for split files, counting from 1."""
+    return f"{variant}-{number + 1:05d}-of-{n_shards:05d}.gguf"
+
+
+def link_target(shard_id: str) -> str:
+    """What the link in ``variants/NAME/`` points to; relative, so that a store may be moved."""
+    return f"../../shards/{shard_id[:2]}/{check_sha256(shard_id, 'shard id')}.gguf"
+
+
+def check_variant_name(name: str) -> str:
+    """The name, if it can be one.
+
+    Raises:
+        InvalidRequest: it cannot.
+    """
+    if not _VARIANT_NAME.fullmatch(name):
+        raise InvalidRequest(
+            f"'{name}' cannot name a variant: 1 to 64 letters, digits, dots, underscores or hyphens, "
+            "starting with a letter or digit"
+        )
+    return name
+
+
+def check_sha256(text: str, what: str) -> str:
+    """The text, if it is 64 lower-case hexadecimal digits.
+
+    Raises:
+        StoreFormatError: it is not; names ``what``.
+    """
+    if not _SHA256.fullmatch(text):
+        raise StoreFormatError(f"{what} {text!r} is no SHA-256")
+    return text
+
+
+def _content_named(folder: Path, suffix: str) -> Iterator[tuple[str, Path]]:
+    for path in sorted(folder.glob(f"??/*{suffix}")):
+        name = path.name.removesuffix(suffix)
+        if _SHA256.fullmatch(name) and path.parent.name == name[:2]:
+            yield name, path

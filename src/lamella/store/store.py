@@ -1,0 +1,413 @@
+"""``Store``: one model's shards and the variants made of them.
+
+    store = Store.open(Path("smollm2.store"))
+    for variant in store.variants():
+        print(variant.name, variant.n_bytes)
+    paths = store.shard_paths(store.variant("int8"))     # what llama_model_load_from_splits takes
+
+Readers never write.  Every document is checked when it is read; nothing in one can name a place outside the store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+
+from lamella.core.artifacts import Plan, ShardRef, Variant, from_json, to_json
+from lamella.core.errors import (
+    ArtifactError,
+    ShardDamaged,
+    StoreError,
+    StoreFormatError,
+    UnknownVariant,
+    VariantExists,
+)
+from lamella.core.model import ModelIdentity
+from lamella.store import gc, locks, verify
+from lamella.store.files import IncomingFile, incoming_folder, storage_errors, sync_file, sync_folder, write_atomically
+from lamella.store.layout import (
+    FORMAT_VERSION,
+    RECIPE_FORMAT,
+    STORE_FORMAT,
+    Layout,
+    check_sha256,
+    check_variant_name,
+    link_name,
+    link_target,
+)
+from lamella.store.usage import Usage, measure_usage
+from lamella.version import __version__
+
+_OWN_NAMES = {"lock", "incoming"}  # what another process that creates the same store may have made already
+
+
+@dataclass(frozen=True, slots=True)
+class ShardWriter:
+    """A shard being written.  ``close()`` it, or leave its ``with`` block: what was not committed is removed."""
+
+    label: str
+    _file: IncomingFile
+    _layout: Layout
+
+    @property
+    def n_bytes(self) -> int:
+        return self._file.n_bytes
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append.
+
+        Raises:
+            StorageFailed: the file system refused.
+        """
+        self._file.write(data)
+
+    def commit(self) -> ShardRef:
+        """Flush the shard and give it its place under its hash; the same bytes may already stand there."""
+        ref = ShardRef(self._file.sha256, self.label, self._file.n_bytes)
+        self._file.commit(self._layout.shard(ref.id))
+        return ref
+
+    def close(self) -> None:
+        self._file.discard()
+
+
+class Store:
+    """An opened store.  Holds no file open; safe to use from several threads and processes.
+
+    Attributes:
+        identity: the one model it holds.
+    """
+
+    def __init__(self, layout: Layout, identity: ModelIdentity) -> None:
+        self._layout = layout
+        self.identity = identity
+
+    @property
+    def path(self) -> Path:
+        return self._layout.root
+
+    # opening
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open the store at ``path``.
+
+        Raises:
+            StoreFormatError: no store, or one of a newer format, which is left untouched.
+            StorageFailed: it cannot be read.
+        """
+        layout = Layout(path)
+        with storage_errors(layout.document, "read"):
+            try:
+                data = layout.document.read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                raise StoreFormatError(f"{path} is no store: it has no store.json") from None
+        document = _read_document(data, STORE_FORMAT, layout.document)
+        try:
+            return cls(layout, msgspec.convert(document.get("model"), ModelIdentity))
+        except msgspec.ValidationError as error:
+            raise StoreFormatError(f"{layout.document}: {error}") from None
+
+    @classmethod
+    def create(cls, path: Path, identity: ModelIdentity) -> Self:
+        """Create a store for a model, or open the one that is there.  Two processes may do so at once.
+
+        Raises:
+            StoreError: the store holds another model, or ``identity`` is of a specification without weights.
+            StoreFormatError: the folder holds something else, or a store of a newer format.
+            StorageFailed: the file system refused.
+        """
+        layout = Layout(path)
+        if not identity.weights:
+            raise StoreError(f"{identity.name} is a specification without weights; a store needs a model file")
+        if not layout.document.exists():
+            _create(layout, identity)
+        store = cls.open(path)
+        store.check_same_model(identity)
+        return store
+
+    def check_same_model(self, identity: ModelIdentity) -> None:
+        """Refuse a model that is not the store's.
+
+        Raises:
+            StoreError: architecture, structure or weights differ.
+        """
+        mine = self.identity
+        if (mine.structure, mine.weights) == (identity.structure, identity.weights):
+            return
+        what = "other weights of the same structure" if mine.structure == identity.structure else "another structure"
+        raise StoreError(
+            f"{self.path} holds {mine.name} ({mine.architecture}), not {identity.name} ({identity.architecture}): "
+            f"{what}. One store, one model"
+        )
+
+    def shared_lock(self) -> AbstractContextManager[None]:
+        """Held while building and while opening a variant: nothing is removed meanwhile."""
+        return locks.shared_lock(self._layout)
+
+    def exclusive_lock(self) -> AbstractContextManager[None]:
+        """Held while removing.
+
+        Raises:
+            StoreBusy: at once, if a builder or loader holds the store.
+        """
+        return locks.exclusive_lock(self._layout)
+
+    # reading
+
+    def variants(self) -> tuple[Variant, ...]:
+        """All variants, by name.
+
+        Raises:
+            StoreFormatError: a variant's document is damaged or of a newer format.
+        """
+        with storage_errors(self._layout.variants, "read"):
+            names = self._layout.variant_names()
+        return tuple(self.variant(name) for name in names)
+
+    def variant(self, name: str) -> Variant:
+        """The variant of that name.
+
+        Raises:
+            UnknownVariant: there is none; lists those there are.
+            StoreFormatError: its document is damaged or of a newer format.
+        """
+        path = self._layout.variant_document(name)
+        with storage_errors(path, "read"):
+            try:
+                data = path.read_bytes()
+            except FileNotFoundError:
+                raise self._unknown(name) from None
+        try:
+            variant = from_json(Variant, data, str(path))
+        except ArtifactError as error:
+            raise StoreFormatError(str(error)) from None
+        if variant.name != name or not variant.shards:
+            raise StoreFormatError(f"{path} describes the variant {variant.name!r} of {len(variant.shards)} shards")
+        for shard in variant.shards:
+            check_sha256(shard.id, f"{path}: shard id")
+        return variant
+
+    def shard_path(self, shard_id: str) -> Path:
+        """Where that shard stands, or would stand."""
+        return self._layout.shard(shard_id)
+
+    def shard_paths(self, variant: Variant) -> tuple[Path, ...]:
+        """The variant's files in split order, as ``llama_model_load_from_splits`` takes them.
+
+        Raises:
+            ShardDamaged: one is missing or has another size.
+        """
+        for shard in variant.shards:
+            reason = self._quick_damage(shard)
+            if reason:
+                raise ShardDamaged(verify.describe(shard, [variant.name], reason))
+        return tuple(self._layout.shard(shard.id) for shard in variant.shards)
+
+    def first_link(self, name: str) -> Path:
+        """The file to give to stock llama.cpp: it finds the other parts by their names."""
+        return self._layout.variant(name) / link_name(name, 0, len(self.variant(name).shards))
+
+    def check(self, variant: Variant, on_progress: verify.OnProgress | None = None) -> None:
+        """Hash all shards of a variant.
+
+        Raises:
+            ShardDamaged: one has other contents than its name says; names it and every variant that needs it.
+        """
+        self.shard_paths(variant)
+        damage = verify.find_damage({s.id: self._layout.shard(s.id) for s in variant.shards}, on_progress)
+        for shard in variant.shards:
+            if shard.id in damage:
+                users = verify.users_of(shard.id, self.variants())
+                raise ShardDamaged(verify.describe(shard, users, damage[shard.id]))
+
+    def verify(self, on_progress: verify.OnProgress | None = None) -> verify.VerifyReport:
+        """Hash every shard of the store, on all cores.
+
+        Raises:
+            StorageFailed: a file cannot be read.
+            StoreFormatError: a variant's document is damaged.
+        """
+        with self.shared_lock():
+            return verify.verify(self._layout, self.variants(), on_progress)
+
+    def usage(self) -> Usage:
+        """What the variants take together and alone."""
+        with storage_errors(self.path, "read"):
+            stored_bytes = sum(path.stat().st_size for _, path in self._layout.shard_files())
+        return measure_usage(self.variants(), stored_bytes)
+
+    # building
+
+    def new_shard(self, label: str, needed_bytes: int) -> ShardWriter:
+        """Begin a shard.  The caller holds ``shared_lock``.
+
+        Raises:
+            StorageFailed: the file system refused.
+        """
+        return ShardWriter(label, IncomingFile(self._layout.incoming, needed_bytes), self._layout)
+
+    def recall(self, recipe_id: str) -> ShardRef | None:
+        """The shard that a recipe once made, if it is still there in its full size."""
+        shard = self._read_recipe(recipe_id)
+        return None if shard is None or self._quick_damage(shard) else shard
+
+    def remember(self, recipe_id: str, recipe: Mapping[str, Any], shard: ShardRef) -> None:
+        """Note which shard a recipe made, so that it need not be made again."""
+        document = {
+            "format": RECIPE_FORMAT,
+            "format_version": FORMAT_VERSION,
+            "tool_version": __version__,
+            "recipe": recipe,
+            "shard": asdict(shard),
+        }
+        target = self._layout.recipe(recipe_id)
+        write_atomically(self._layout.incoming, target, _to_json(document), durable=False)  # a cache
+
+    def add_variant(self, name: str, plan: Plan, shards: Sequence[ShardRef]) -> Variant:
+        """Make a variant of shards that are in the store.  The caller holds ``shared_lock``.
+
+        A variant of that name with the same shards is returned as it is.
+
+        Raises:
+            VariantExists: the name is taken by other contents.
+            StorageFailed: the file system refused.
+        """
+        variant = Variant(check_variant_name(name), plan, tuple(shards))
+        target = self._layout.variant(name)
+        with storage_errors(target, "write"), incoming_folder(self._layout.incoming) as folder:
+            _write_variant(folder, variant)
+            target.parent.mkdir(exist_ok=True)
+            try:
+                folder.rename(target)  # refused if the folder is there and not empty: exactly one writer wins
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+                return self._same_variant(variant)
+            sync_folder(target.parent)
+        return variant
+
+    # removing
+
+    def remove(self, name: str) -> None:
+        """Remove a variant.  Its shards stay until ``collect_garbage``.
+
+        Raises:
+            UnknownVariant: there is none of that name.
+            StoreBusy: a builder or loader holds the store.
+        """
+        with self.exclusive_lock(), storage_errors(self._layout.variant(name), "remove"):
+            if not self._layout.variant(name).is_dir():
+                raise self._unknown(name)
+            with incoming_folder(self._layout.incoming) as folder:
+                self._layout.variant(name).rename(folder / name)  # at once; what remains of a crash is rubbish
+                sync_folder(self._layout.variants)
+
+    def collect_garbage(self) -> gc.GarbageReport:
+        """Remove shards and recipes that no variant needs, and what dead writers left.
+
+        Raises:
+            StoreBusy: a builder or loader holds the store.
+            StoreFormatError: a variant's document cannot be read, so what it needs is not known.
+        """
+        with self.exclusive_lock():
+            needed = {shard.id for variant in self.variants() for shard in variant.shards}
+            made = {recipe_id: self._read_recipe(recipe_id) for recipe_id, _ in self._layout.recipe_files()}
+            return gc.collect(self._layout, needed, {i: shard.id if shard else None for i, shard in made.items()})
+
+    # details
+
+    def _unknown(self, name: str) -> UnknownVariant:
+        there = ", ".join(self._layout.variant_names()) or "none"
+        return UnknownVariant(f"{self.path} has no variant '{name}'; there are: {there}")
+
+    def _quick_damage(self, shard: ShardRef) -> str | None:
+        """What can be seen without reading the shard: whether it is there, in its full size."""
+        path = self._layout.shard(shard.id)
+        with storage_errors(path, "read"):
+            try:
+                found = path.stat().st_size
+            except FileNotFoundError:
+                return "missing"
+        return None if found == shard.n_bytes else f"it has {found} bytes instead of {shard.n_bytes}"
+
+    def _read_recipe(self, recipe_id: str) -> ShardRef | None:
+        """The shard a recipe names; None if there is no such recipe or it cannot be read (a recipe is a cache)."""
+        path = self._layout.recipe(recipe_id)
+        with contextlib.suppress(OSError, StoreFormatError, msgspec.ValidationError):
+            document = _read_document(path.read_bytes(), RECIPE_FORMAT, path)
+            shard = msgspec.convert(document.get("shard"), ShardRef)
+            check_sha256(shard.id, f"{path}: shard id")
+            return shard
+        return None
+
+    def _same_variant(self, wanted: Variant) -> Variant:
+        found = self.variant(wanted.name)
+        if [shard.id for shard in found.shards] != [shard.id for shard in wanted.shards]:
+            raise variant_exists(self, found)
+        return found
+
+
+def variant_exists(store: Store, found: Variant) -> VariantExists:
+    return VariantExists(
+        f"{store.path} has a variant '{found.name}' with other contents "
+        f"({found.plan.policy}, {found.plan.average_bits:.2f} bits on average): remove it first, or choose another name"
+    )
+
+
+def _create(layout: Layout, identity: ModelIdentity) -> None:
+    with storage_errors(layout.root, "create"):
+        try:
+            layout.root.mkdir(parents=True, exist_ok=True)
+            names = {path.name for path in layout.root.iterdir()}
+        except (FileExistsError, NotADirectoryError):
+            raise StoreFormatError(f"{layout.root} is a file; a store is a folder") from None
+    if names - _OWN_NAMES and not layout.document.exists():
+        raise StoreFormatError(f"{layout.root} is no store and not empty: {', '.join(sorted(names)[:3])}")
+    with locks.exclusive_lock(layout, wait=True):  # two creators: the second finds the first one's document
+        if not layout.document.exists():
+            document = {
+                "format": STORE_FORMAT,
+                "format_version": FORMAT_VERSION,
+                "tool_version": __version__,
+                "model": asdict(identity),
+            }
+            write_atomically(layout.incoming, layout.document, _to_json(document))
+
+
+def _write_variant(folder: Path, variant: Variant) -> None:
+    document = folder / "variant.json"
+    document.write_bytes(to_json(variant))
+    sync_file(document)
+    for number, shard in enumerate(variant.shards):
+        (folder / link_name(variant.name, number, len(variant.shards))).symlink_to(link_target(shard.id))
+    sync_folder(folder)
+
+
+def _read_document(data: bytes, expected: str, path: Path) -> dict[str, Any]:
+    """A JSON document of the store, its format and version checked before anything else."""
+    try:
+        document = msgspec.json.decode(data)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise StoreFormatError(f"{path} is not JSON: {error}") from None
+    if not isinstance(document, dict) or document.get("format") != expected:
+        raise StoreFormatError(f"{path} is no {expected} document")
+    version = document.get("format_version")
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+        raise StoreFormatError(
+            f"{path} has format version {version!r}; this version of Lamella ({__version__}) reads 1 to "
+            f"{FORMAT_VERSION}. Nothing was changed"
+        )
+    return document
+
+
+def _to_json(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, indent=2, sort_keys=True).encode() + b"\n"
