@@ -25,8 +25,10 @@ from lamella.llama import api, library, log
 LOAD_WITHOUT_MMAP, LOAD_MMAP = 0, 1  # enum llama_load_mode
 CACHE_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL")
 
-Observer = Callable[[str, NDArray[np.float32]], None]
-"""Receives (node name, values of shape (rows, row length)); the array is the observer's to keep."""
+Observer = Callable[[str, NDArray[np.float32]], bool | None]
+"""Receives (node name, values of shape (rows, row length)); the array is the observer's to keep.
+
+Returning False leaves the rest of the pass uncomputed (the logits are then undefined)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,12 +263,32 @@ class Context(_Handle):
             part = tokens[first : first + self.n_batch]
             is_last = first + self.n_batch >= len(tokens)
             self._batch.fill(part, start + first, sequence, n_outputs if is_last else 0)
-            code = self._llama.llama_decode(self.address, self._batch.struct)
-            if self._failure is not None:
-                failure, self._failure = self._failure, None
-                raise failure
-            if code != 0:
-                raise EngineFailed(_decode_error(code, self.options))
+            self._run_batch()
+
+    def decode_together(self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> None:
+        """Run one token of each of several sequences through the model at once; logits of token i are at index i.
+
+        Args:
+            positions: of each token in its own sequence.
+            sequences: whose token it is, below ``options.n_sequences``.
+
+        Raises:
+            EngineFailed: no room in the KV cache, or the computation failed.
+            InvalidRequest: more tokens than the context takes at once.
+        """
+        most = min(self.n_batch, max(self.options.n_outputs, self.options.n_sequences))
+        if len(tokens) > most:
+            raise InvalidRequest(f"{len(tokens)} sequences decoded together, the context takes {most}")
+        self._batch.fill_each(tokens, positions, sequences)
+        self._run_batch()
+
+    def _run_batch(self) -> None:
+        code = self._llama.llama_decode(self.address, self._batch.struct)
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        if code != 0:
+            raise EngineFailed(_decode_error(code, self.options))
 
     def logits(self, index: int = -1) -> NDArray[np.float32]:
         """Logits of one token of the last ``decode``; a view that the next ``decode`` overwrites.
@@ -301,11 +323,10 @@ class Context(_Handle):
                     return wants(name)
                 values = np.empty((tensor.ne[1] * tensor.ne[2] * tensor.ne[3], tensor.ne[0]), np.float32)
                 base.ggml_backend_tensor_get(node, values.ctypes.data, 0, values.nbytes)
-                observe(name, values)
+                return observe(name, values) is not False
             except BaseException as error:  # must not cross the C frame: raised again in decode()
                 self._failure = error
                 return False
-            return True
 
         return self._llama.ggml_backend_sched_eval_callback(visit)
 
@@ -334,6 +355,17 @@ class _Batch:
             for i in range(self._capacity):
                 self.struct.seq_id[i][0] = sequence
             self._sequence = sequence
+        self.struct.n_tokens = n
+
+    def fill_each(self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> None:
+        """One token for each sequence, all with logits."""
+        n = len(tokens)
+        self._tokens[:n] = tokens
+        self._positions[:n] = positions
+        self._outputs[:n] = 1
+        for i, sequence in enumerate(sequences):
+            self.struct.seq_id[i][0] = sequence
+        self._sequence = -1
         self.struct.n_tokens = n
 
     def close(self) -> None:
