@@ -75,6 +75,7 @@ BASE_FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
     "ggml_new_tensor": (POINTER, (POINTER, INT, INT, ct.POINTER(INT64))),
     "ggml_set_name": (POINTER, (POINTER, CHARS)),
     "ggml_get_name": (CHARS, (POINTER,)),
+    "ggml_op_name": (CHARS, (INT,)),
     "ggml_get_data": (POINTER, (POINTER,)),
     "ggml_nbytes": (SIZE, (POINTER,)),
     "ggml_nelements": (INT64, (POINTER,)),

@@ -239,6 +239,16 @@ def read_model(path: Path) -> ModelFile:
     )
 
 
+def read_tensors(path: Path) -> dict[str, TensorData]:
+    """The tensors of one file, be it a whole model or a shard.
+
+    Raises:
+        ModelError: and its subclasses; see ``Header``.
+    """
+    with Header.open(path) as header:
+        return {t.spec.name: t for t in header.tensors(path)}
+
+
 def split_paths(path: Path, n_split: int) -> tuple[Path, ...]:
     """All files of a split model, given one of them (``llama_split_path``).
 

@@ -305,13 +305,6 @@ class Context(_Handle):
         """Drop a sequence's KV cache from position ``start`` on."""
         self._llama.llama_memory_seq_rm(self._llama.llama_get_memory(self.address), sequence, start, -1)
 
-    def rebuild_graphs(self) -> None:
-        """Make backends that cache graphs (CUDA, RPC) build them anew; keeps the KV cache.
-
-        Clearing an absent control vector marks the scheduler for re-reservation (``llama_set_adapter_cvec``).
-        """
-        self._llama.llama_set_adapter_cvec(self.address, None, 0, 0, 0, 0)
-
     def _watch(self, wants: Callable[[str], bool], observe: Observer) -> Any:
         base = library.load().base
 

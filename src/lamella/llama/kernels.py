@@ -1,8 +1,8 @@
 """How fast this machine multiplies by weights of a type, mapped and repacked: measured, because both can win.
 
-A repacked copy (``weights.RepackedShard``) costs memory and conversion time.  On some processors it doubles the speed of
-one phase and slows the other down (DESIGN.md: Q4_K prompts 147 tokens/s mapped and 100 repacked, single tokens the
-other way round), so nothing but a measurement tells.
+A repacked copy (``weights.RepackedShard``) costs memory and conversion time.  On some processors it doubles the speed
+of one phase and slows the other down (seen: Q4_K prompts 147 tokens/s mapped and 100 repacked, single tokens the other
+way round), so nothing but a measurement tells.
 """
 
 from __future__ import annotations
@@ -55,11 +55,10 @@ def measure(ggml_type: GgmlType, n_threads: int) -> KernelTimes:
             if mapped is None:
                 raise EngineFailed(f"the CPU device cannot multiply by {ggml_type.name}")
             return KernelTimes(mapped.token(), mapped.prompt())
-        best = [float("inf")] * 4
-        for _ in range(REPEATS):  # alternating, so that other load hits both
-            runs = (mapped.token(), mapped.prompt(), repacked.token(), repacked.prompt())
-            best = [min(pair) for pair in zip(best, runs, strict=True)]
-    return KernelTimes(*best, has_repacked=True)
+        # alternating, so that other load hits both
+        runs = [(mapped.token(), mapped.prompt(), repacked.token(), repacked.prompt()) for _ in range(REPEATS)]
+    mapped_token, mapped_prompt, repacked_token, repacked_prompt = (min(times) for times in zip(*runs, strict=True))
+    return KernelTimes(mapped_token, mapped_prompt, repacked_token, repacked_prompt, has_repacked=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ import numpy as np
 from lamella.core.errors import EngineFailed
 from lamella.core.precision import GGML_TYPES, GgmlType
 from lamella.llama import api, gguf, library
-from lamella.llama.handles import Context, ContextOptions, Model, tensor_at
+from lamella.llama.handles import ContextOptions, Model, tensor_at
 
 _MADV_POPULATE_READ = 22  # Linux 5.14: fault pages in, without touching them one by one
 
@@ -50,25 +50,45 @@ def write_state(address: int, state: WeightState) -> None:
     tensor.buffer, tensor.data, tensor.extra = state.buffer, state.data, state.extra
 
 
-def locate_weights(model: Model) -> dict[str, tuple[int, ...]]:
-    """Name -> addresses of every weight tensor that takes part in computing a token.
+@dataclass(frozen=True, slots=True)
+class LiveWeight:
+    """A weight of a loaded model.
+
+    Attributes:
+        addresses: of its ``ggml_tensor``; two where llama.cpp made two tensors of a tied embedding.
+        operations: ggml operations that read it, for example ``MUL_MAT`` or ``GET_ROWS``.
+    """
+
+    addresses: tuple[int, ...]
+    operations: frozenset[str]
+
+    @property
+    def is_only_multiplied(self) -> bool:
+        """Whether a repacked copy can serve it: nothing but matrix products reads those."""
+        return self.operations <= {"MUL_MAT", "MUL_MAT_ID"}
+
+
+def locate_weights(model: Model) -> dict[str, LiveWeight]:
+    """Every weight that takes part in computing a token, by name.
 
     The addresses are read off the sources of each graph node in one decode of one token.  They belong to the model
-    and stay valid until it is closed.  A tied embedding has two addresses where llama.cpp made two tensors of it.
+    and stay valid until it is closed.
 
     Raises:
         EngineFailed: the model cannot decode a token.
     """
-    found: dict[str, set[int]] = {}
-
+    addresses: dict[str, set[int]] = {}
+    operations: dict[str, set[str]] = {}
     lib = library.load()
 
     def visit(node: int, _ask: bool, _: object) -> bool:
+        operation = lib.base.ggml_op_name(tensor_at(node).op).decode()
         for source in tensor_at(node).src:
             if source:
-                tensor = tensor_at(source)
-                if tensor.op == 0 and not tensor.view_src:  # GGML_OP_NONE: a leaf, no intermediate result
-                    found.setdefault(tensor.name.decode(), set()).add(source)
+                name = tensor_at(source).name.decode()
+                if name.endswith((".weight", ".bias")):
+                    addresses.setdefault(name, set()).add(source)
+                    operations.setdefault(name, set()).add(operation)
         return False
 
     callback = lib.llama.ggml_backend_sched_eval_callback(visit)
@@ -83,13 +103,7 @@ def locate_weights(model: Model) -> dict[str, tuple[int, ...]]:
             raise EngineFailed("llama.cpp cannot decode a token to look for the weights")
     finally:
         lib.llama.llama_free(address)
-    return {n: tuple(sorted(a)) for n, a in found.items() if n.endswith((".weight", ".bias"))}
-
-
-def check_decodes(context: Context) -> None:
-    """Decode one token and forget it, so that a broken switch shows here and not in a user's text."""
-    context.decode([max(context.model.vocabulary.bos, 0)], 0)
-    context.forget()
+    return {n: LiveWeight(tuple(sorted(a)), frozenset(operations[n])) for n, a in addresses.items()}
 
 
 class MappedShard:
@@ -109,8 +123,7 @@ class MappedShard:
         """
         lib = library.load()
         self._base = lib.base
-        with gguf.Header.open(path) as header:
-            tensors = list(header.tensors(path))
+        tensors = gguf.read_tensors(path).values()
         with path.open("rb") as file:
             self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._bytes: Any = np.frombuffer(self._mapping, np.uint8)
@@ -138,10 +151,6 @@ class MappedShard:
         address, length = ct.c_void_p(self._start), ct.c_size_t(self.n_bytes)
         if libc.madvise(address, length, _MADV_POPULATE_READ) != 0:
             int(self._bytes[:: mmap.PAGESIZE].sum())  # older kernels and other systems: touch each page
-
-    def release_pages(self) -> None:
-        """Tell the kernel that this process needs the pages no longer; the page cache may keep them."""
-        self._mapping.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
         """Free buffer and mapping.  No weight may point here any more."""
@@ -216,6 +225,22 @@ def repack_buffer_type(lib: library.Library) -> int | None:
             return int(buffer_types[i])
         i += 1
     return None
+
+
+def release_pages(states: Iterable[tuple[WeightState, int]]) -> None:
+    """Unmap the pages of memory-mapped weights that nothing reads any more; reading them again would only be slow.
+
+    For the mapping that llama.cpp made when it loaded the model, which stays until the model is closed.
+
+    Args:
+        states: (where the weight was, its size in bytes).
+    """
+    libc = ct.CDLL(None)
+    page = mmap.PAGESIZE
+    for state, n_bytes in states:
+        first, last = -(-state.data // page) * page, (state.data + n_bytes) // page * page
+        if last > first:
+            libc.madvise(ct.c_void_p(first), ct.c_size_t(last - first), mmap.MADV_DONTNEED)
 
 
 def strides(ggml_type: GgmlType, shape: tuple[int, ...]) -> tuple[int, int, int, int]:

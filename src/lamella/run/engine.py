@@ -1,0 +1,312 @@
+"""A model that generates text at one variant and changes to another between two tokens.
+
+    with Engine.open(Store.open(Path("store")), "large") as engine:
+        engine.prepare("small")                      # reads pages in, in the background
+        for token in engine.generate("Once upon a time"):
+            print(token.text, end="")
+            if memory_is_short():
+                engine.switch("small")               # about a millisecond; the KV cache stays
+
+An engine belongs to one thread, except that ``prepare`` and ``switch`` may be called from any: a switch waits for the
+end of the token that is being computed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from lamella.core.artifacts import Variant
+from lamella.core.errors import InvalidRequest, StoreError
+from lamella.llama import chat_template, gguf
+from lamella.llama.handles import Context, ContextOptions, Model, Sampler, SamplingOptions
+from lamella.llama.kernels import KernelTimes
+from lamella.llama.weights import WeightState
+from lamella.run.chat import Message, as_template_messages
+from lamella.run.generation import FinishReason, Generation, Progress, Token
+from lamella.run.layouts import LayoutPolicy, check_policy, choose
+from lamella.run.text import TextStream
+from lamella.run.variants import LiveVariants, PreparedVariant, SwitchReport
+from lamella.store.store import Store
+
+LONG_PROMPT_TOKENS = 32
+"""Prompts at least this long are read with the layouts that read prompts fastest."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How an engine runs.
+
+    Attributes:
+        context: its size and threads.
+        layout: ``mapped`` (zero-copy), ``repacked``, or ``auto``: whichever was measured faster, by type and phase.
+        n_warm: variants whose shards stay open, the running one included; the least recently used goes first.
+        check: verify the hash of every shard before it is used.
+    """
+
+    context: ContextOptions = field(default_factory=ContextOptions)
+    layout: LayoutPolicy = "auto"
+    n_warm: int = 2
+    check: bool = False
+
+    def __post_init__(self) -> None:
+        check_policy(self.layout)
+        if self.n_warm < 1:
+            raise InvalidRequest(f"n_warm must be at least 1, not {self.n_warm}")
+
+
+class Engine:
+    """One model in memory, at one variant at a time.
+
+    Attributes:
+        store: where the variants are.
+        options: as given.
+    """
+
+    def __init__(
+        self, store: Store, options: EngineOptions, model: Model, context: Context, live: LiveVariants
+    ) -> None:
+        """Use ``Engine.open``."""
+        self.store, self.options = store, options
+        self._model, self._context, self._live = model, context, live
+        self._between_tokens = threading.RLock()
+        self._cached_tokens: list[int] = []
+
+    @classmethod
+    def open(
+        cls,
+        store: Store,
+        variant: str | None = None,
+        options: EngineOptions | None = None,
+        kernel_times: Mapping[str, KernelTimes] | None = None,
+    ) -> Engine:
+        """Load a variant and get ready to generate.
+
+        Args:
+            variant: its name; None takes the largest.
+            kernel_times: measured speed of mapped and repacked weights by ggml type (``kernels.measure``); types
+                without an entry stay mapped.
+
+        Raises:
+            UnknownVariant: no such variant.
+            ShardDamaged: a shard is missing, or with ``check`` does not match its name.
+            EngineFailed: llama.cpp cannot load it.
+        """
+        options = options or EngineOptions()
+        chosen = store.variant(variant) if variant else largest_variant(store)
+        with store.shared_lock():
+            if options.check:
+                store.check(chosen)
+            paths = store.shard_paths(chosen)
+            tensors = {n: t.spec for path in paths for n, t in gguf.read_tensors(path).items()}
+            model = Model.load(paths)
+        layouts = choose(options.layout, kernel_times or {})
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(model.close)
+            context = Context(model, options.context)
+            on_failure.callback(context.close)
+            live = LiveVariants(store, model, tensors, layouts, n_warm=options.n_warm, check=options.check)
+            on_failure.callback(live.close)
+            engine = cls(store, options, model, context, live)
+            engine.switch(chosen.name)
+            on_failure.pop_all()
+        return engine
+
+    @property
+    def variant(self) -> str:
+        """Name of the variant that computes the next token."""
+        return self._running.variant.name
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """What can be switched to."""
+        return tuple(v.name for v in self.store.variants())
+
+    @property
+    def repacked_bytes(self) -> int:
+        """Private memory of repacked weights; everything else is shared page cache."""
+        return self._live.repacked_bytes
+
+    def prepare(self, variant: str) -> Future[PreparedVariant]:
+        """Get a variant into memory in the background, so that a later ``switch`` need not wait.
+
+        Raises:
+            UnknownVariant: at once.  What else fails (a damaged shard) is raised by ``switch`` and by the future.
+        """
+        return self._live.prepare(variant)
+
+    def switch(self, variant: str) -> SwitchReport:
+        """Run at another variant from the next token on; the KV cache stays.
+
+        Waits until the variant is prepared (``prepare`` it earlier to make this a millisecond) and for a token that
+        another thread is computing.
+
+        Raises:
+            UnknownVariant, ShardDamaged: nothing has changed.
+        """
+        prepared = self._live.prepare(variant).result()
+        with self._between_tokens:
+            return self._live.switch_to(prepared)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int = 512,
+        sampling: SamplingOptions | None = None,
+        stop: Sequence[str] = (),
+    ) -> Generation:
+        """Continue a prompt; tokens come as they are asked for.
+
+        What the prompt shares with the previous generation is taken from the KV cache.  Starting a generation ends an
+        earlier one that was not finished.
+
+        Args:
+            prompt: text, or token ids as they are.
+            stop: the text ends before any of these.
+
+        Raises:
+            InvalidRequest: the prompt is empty or leaves no room for a token in the context.
+        """
+        tokens = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
+        n_ctx = self.options.context.n_ctx
+        if not tokens:
+            raise InvalidRequest("the prompt is empty")
+        if len(tokens) >= n_ctx:
+            raise InvalidRequest(f"the prompt has {len(tokens)} tokens, the context holds {n_ctx}")
+        if max_tokens < 1:
+            raise InvalidRequest(f"max_tokens must be at least 1, not {max_tokens}")
+        progress = Progress(n_prompt=len(tokens))
+        return Generation(self._run(tokens, progress, sampling or SamplingOptions(), stop, max_tokens), progress)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int = 512,
+        sampling: SamplingOptions | None = None,
+        stop: Sequence[str] = (),
+    ) -> Generation:
+        """Answer a chat by the model's own template.
+
+        Raises:
+            EngineFailed: the model has no template, or it refuses the messages.
+            InvalidRequest: as ``generate``.
+        """
+        prompt = chat_template.render(self._model, as_template_messages(messages))
+        tokens = self._model.vocabulary.tokenize(prompt, add_special=False)  # the template writes BOS where it is due
+        return self.generate(tokens, max_tokens=max_tokens, sampling=sampling, stop=stop)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text, with what the model wants at the start."""
+        return self._model.vocabulary.tokenize(text)
+
+    def close(self) -> None:
+        """Free everything; later calls do nothing."""
+        self._context.close()
+        self._model.close()
+        self._live.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def _running(self) -> PreparedVariant:
+        assert self._live.current is not None  # open() switches to the first variant
+        return self._live.current
+
+    def _run(
+        self,
+        prompt: Sequence[int],
+        progress: Progress,
+        sampling: SamplingOptions,
+        stop: Sequence[str],
+        max_tokens: int,
+    ) -> Iterator[Token]:
+        vocabulary, stream = self._model.vocabulary, TextStream(stop)
+        with Sampler(sampling, vocabulary) as sampler:
+            start = time.perf_counter()
+            progress.n_reused = self._read_prompt(prompt)
+            progress.prompt_seconds = time.perf_counter() - start
+            token = -1
+            while progress.finish_reason is None:
+                start = time.perf_counter()
+                token, variant = self._next_token(token, sampler)
+                seconds = time.perf_counter() - start
+                if vocabulary.ends_generation(token):
+                    progress.finish_reason = "stop"
+                    break
+                progress.n_generated += 1
+                progress.token_seconds += seconds
+                text = stream.feed(vocabulary.piece(token))
+                progress.finish_reason = self._finish_reason(stream, progress, max_tokens)
+                yield Token(token, text, variant, seconds)
+        if rest := stream.finish():
+            yield Token(-1, rest, self.variant, 0.0)
+
+    def _next_token(self, last: int, sampler: Sampler) -> tuple[int, str]:
+        """Run the last token through the model (none yet: the prompt's logits are there) and draw the next."""
+        with self._between_tokens:
+            if last >= 0:
+                self._decode([last], self._running.token)
+            return sampler.sample(self._context), self.variant
+
+    def _finish_reason(self, stream: TextStream, progress: Progress, max_tokens: int) -> FinishReason | None:
+        if stream.stopped:
+            return "stop"
+        is_full = len(self._cached_tokens) >= self.options.context.n_ctx
+        return "length" if progress.n_generated >= max_tokens or is_full else None
+
+    def _read_prompt(self, prompt: Sequence[int]) -> int:
+        """Run the part of the prompt that the KV cache does not hold; returns how many tokens it held."""
+        with self._between_tokens:
+            n_reused = min(_shared_prefix(self._cached_tokens, prompt), len(prompt) - 1)
+            self._context.forget(start=n_reused)
+            del self._cached_tokens[n_reused:]
+            rest = prompt[n_reused:]
+            is_long = len(rest) >= LONG_PROMPT_TOKENS
+            self._decode(rest, self._running.prompt if is_long else self._running.token)
+            self._live.use(self._running.token)
+        return n_reused
+
+    def _decode(self, tokens: Sequence[int], states: Mapping[str, WeightState]) -> None:
+        self._live.use(states)
+        start = len(self._cached_tokens)
+        try:
+            self._context.decode(tokens, start)
+        except BaseException:
+            self._context.forget(start=start)
+            raise
+        self._cached_tokens.extend(tokens)
+
+
+def largest_variant(store: Store) -> Variant:
+    """The variant with the most bytes.
+
+    Raises:
+        StoreError: the store has none.
+    """
+    variants = store.variants()
+    if not variants:
+        raise StoreError(f"{store.path} holds no variant yet; build one with: lamella build MODEL {store.path}")
+    return max(variants, key=lambda v: v.n_bytes)
+
+
+def _shared_prefix(cached: Sequence[int], prompt: Sequence[int]) -> int:
+    n = 0
+    for a, b in zip(cached, prompt, strict=False):
+        if a != b:
+            break
+        n += 1
+    return n

@@ -1,0 +1,204 @@
+"""The variants of a running model: which one computes, which ones are warm, and the change from one to another.
+
+    live = LiveVariants(store, model, layouts, n_warm=2)
+    live.switch_to(live.prepare("small").result())      # between two decodes
+
+A switch points every weight whose state differs at the other variant's memory.  Nothing is copied and the KV cache is
+not touched; after it, logits equal those of a freshly loaded variant bit for bit, for equal layouts.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from lamella.core.artifacts import Variant
+from lamella.core.errors import StoreError
+from lamella.core.model import TensorSpec
+from lamella.llama.handles import Model
+from lamella.llama.weights import WeightState, locate_weights, read_state, release_pages, write_state
+from lamella.run.layouts import Layout
+from lamella.run.shards import ShardPool
+from lamella.store.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedVariant:
+    """A variant whose shards are in memory, ready to be switched to.
+
+    Attributes:
+        variant: the variant.
+        prompt, token: where each weight points in the two phases of a generation.
+        seconds: what preparing took: opening, reading pages in, repacking.
+    """
+
+    variant: Variant
+    prompt: Mapping[str, WeightState]
+    token: Mapping[str, WeightState]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchReport:
+    """What a switch did and cost.
+
+    Attributes:
+        before, after: names of the variants; ``before`` is empty for the first one.
+        n_weights: tensors that were pointed elsewhere.
+        n_shards: shards that the two variants do not share.
+        switch_seconds: from the first pointer to the last.
+        prepare_seconds: what preparing took; 0 if the variant was warm.
+        mapped_bytes: size of all shards that are mapped now (page cache, shared between processes).
+        repacked_bytes: private memory of repacked copies.
+    """
+
+    before: str
+    after: str
+    n_weights: int
+    n_shards: int
+    switch_seconds: float
+    prepare_seconds: float
+    mapped_bytes: int
+    repacked_bytes: int
+
+
+class LiveVariants:
+    """Owns the open shards of a running model and decides where its weights point.
+
+    ``prepare`` may be called at any time; ``switch_to`` and ``use`` only between two decodes.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        model: Model,
+        tensors: Mapping[str, TensorSpec],
+        layouts: Mapping[str, Layout],
+        *,
+        n_warm: int,
+        check: bool,
+    ) -> None:
+        """Find the weights of a loaded model.
+
+        Args:
+            tensors: the model's tensors by name.
+            layouts: by ggml type name.
+            n_warm: variants whose shards stay open, the running one included; least recently used go first.
+            check: verify the hashes of a variant's shards when it is prepared.
+        """
+        self._store, self._tensors, self._n_warm, self._check = store, tensors, n_warm, check
+        self._weights = locate_weights(model)
+        self._pool = ShardPool(layouts, frozenset(n for n, w in self._weights.items() if w.is_only_multiplied))
+        self._pool_lock = threading.Lock()
+        self._now = {n: read_state(w.addresses[0]) for n, w in self._weights.items()}
+        self._as_loaded = dict(self._now)
+        self._pointed: Mapping[str, WeightState] = self._now
+        self._warm: OrderedDict[str, PreparedVariant] = OrderedDict()
+        self._pending: dict[str, Future[PreparedVariant]] = {}
+        self._background = ThreadPoolExecutor(1, "lamella-prepare")
+        self.current: PreparedVariant | None = None
+
+    @property
+    def repacked_bytes(self) -> int:
+        """Private memory of repacked weights; everything else is shared page cache."""
+        return self._pool.repacked_bytes
+
+    def is_warm(self, name: str) -> bool:
+        return name in self._warm
+
+    def prepare(self, name: str) -> Future[PreparedVariant]:
+        """Get a variant into memory in the background.
+
+        Raises:
+            UnknownVariant: at once.  What else fails is raised by the future; asking again tries again.
+        """
+        pending = self._pending.get(name)
+        if pending is not None and not (pending.done() and pending.exception()):
+            return pending
+        if name in self._warm:
+            done: Future[PreparedVariant] = Future()
+            done.set_result(self._warm[name])
+            return done
+        self._pending[name] = self._background.submit(self._prepare, self._store.variant(name))
+        return self._pending[name]
+
+    def _prepare(self, variant: Variant) -> PreparedVariant:
+        start = time.perf_counter()
+        prompt: dict[str, WeightState] = {}
+        token: dict[str, WeightState] = {}
+        with self._store.shared_lock():
+            if self._check:
+                self._store.check(variant)
+            for shard, path in zip(variant.shards, self._store.shard_paths(variant), strict=True):
+                with self._pool_lock:
+                    states = self._pool.open(shard.id, path, self._tensors)
+                prompt.update(states.prompt)
+                token.update(states.token)
+        missing = [n for n in self._weights if n not in token]
+        if missing:
+            raise StoreError(f"variant {variant.name} has no {', '.join(missing[:3])}: it is of another model")
+        return PreparedVariant(variant, prompt, token, time.perf_counter() - start)
+
+    def switch_to(self, prepared: PreparedVariant) -> SwitchReport:
+        """Run at this variant from the next decode on."""
+        before, name = self.current, prepared.variant.name
+        was_warm = self.is_warm(name)
+        start = time.perf_counter()
+        n_weights = self.use(prepared.token)
+        seconds = time.perf_counter() - start
+        self.current = prepared
+        self._remember(prepared)
+        if before is None:
+            self._release_loader_pages()
+        old = {s.id for s in before.variant.shards} if before else set()
+        return SwitchReport(
+            before=before.variant.name if before else "",
+            after=name,
+            n_weights=n_weights,
+            n_shards=sum(s.id not in old for s in prepared.variant.shards),
+            switch_seconds=seconds,
+            prepare_seconds=0.0 if was_warm else prepared.seconds,
+            mapped_bytes=self._pool.mapped_bytes,
+            repacked_bytes=self._pool.repacked_bytes,
+        )
+
+    def use(self, states: Mapping[str, WeightState]) -> int:
+        """Point every weight that is elsewhere at ``states``; returns how many."""
+        if states is self._pointed:
+            return 0
+        moved = 0
+        for name, weight in self._weights.items():
+            state = states[name]
+            if state != self._now[name]:
+                for address in weight.addresses:
+                    write_state(address, state)
+                self._now[name] = state
+                moved += 1
+        self._pointed = states
+        return moved
+
+    def _remember(self, prepared: PreparedVariant) -> None:
+        name = prepared.variant.name
+        self._pending.pop(name, None)
+        self._warm[name] = prepared
+        self._warm.move_to_end(name)
+        while len(self._warm) > self._n_warm:
+            self._warm.popitem(last=False)
+        if not self._pending:  # one that is being prepared may have opened shards that only it needs
+            with self._pool_lock:
+                self._pool.keep_only(s.id for p in self._warm.values() for s in p.variant.shards)
+
+    def _release_loader_pages(self) -> None:
+        """llama.cpp mapped the first variant to load it; the weights now point into mappings of our own."""
+        release_pages(
+            (state, self._tensors[name].n_bytes) for name, state in self._as_loaded.items() if name in self._tensors
+        )
+
+    def close(self) -> None:
+        """Close all shards.  The model must not decode any more."""
+        self._background.shutdown(wait=True, cancel_futures=True)
+        self._pool.close()
