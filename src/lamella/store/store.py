@@ -293,7 +293,7 @@ class Store:
                     raise
                 return self._same_variant(variant)
             sync_folder(target.parent)
-        return variant
+        return self.variant(name)
 
     # removing
 

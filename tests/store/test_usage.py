@@ -1,0 +1,24 @@
+"""Joint storage: shared shards count once."""
+
+from __future__ import annotations
+
+from tests.store.conftest import MakeVariant, add_shard
+
+from lamella.store.store import Store
+from lamella.store.usage import Usage, VariantUsage
+
+
+def test_an_empty_store_uses_nothing(store: Store) -> None:
+    assert store.usage() == Usage(0, 0, 0, ())
+
+
+def test_shared_shards_count_once(store: Store, make_variant: MakeVariant) -> None:
+    make_variant("a", b"x" * 100, b"a" * 10)
+    make_variant("b", b"x" * 100, b"b" * 7)
+    add_shard(store, "layer 0", b"?" * 5)
+    assert store.usage() == Usage(117, 217, 5, (VariantUsage("a", 110, 10), VariantUsage("b", 107, 7)))
+
+
+def test_a_shard_twice_in_one_variant_is_its_own_once(store: Store, make_variant: MakeVariant) -> None:
+    make_variant("a", b"x" * 100, b"x" * 100)
+    assert store.usage() == Usage(100, 200, 0, (VariantUsage("a", 200, 100),))
