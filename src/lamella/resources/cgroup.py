@@ -1,0 +1,109 @@
+"""The memory limit of this process's control group, versions 1 and 2.
+
+Every group from the process's own up to the root may have a limit, and each counts for all below it, so the tightest
+one decides.  Page cache that is charged to a group is given back under pressure and counts as available; without that a
+model file that was just read would look like used memory.
+
+Sources: Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst of the Linux kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+_UNLIMITED = 1 << 60  # version 1 has no word for "none" and shows a number near 2^63
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryLimit:
+    """The limit that binds.
+
+    Attributes:
+        group: folder of the group that sets it.
+        limit_bytes: the smallest limit on the way to the root, which is the total for this process.
+        available_bytes: what may still be allocated in the tightest group.
+    """
+
+    group: str
+    limit_bytes: int
+    available_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """File names of a version of control groups."""
+
+    mount: str
+    limit: str
+    usage: str
+    cache: tuple[str, ...]
+
+
+_V2 = _Files("sys/fs/cgroup", "memory.max", "memory.current", ("inactive_file", "active_file"))
+_V2_HYBRID = _Files("sys/fs/cgroup/unified", "memory.max", "memory.current", ("inactive_file", "active_file"))
+_V1 = _Files(
+    "sys/fs/cgroup/memory",
+    "memory.limit_in_bytes",
+    "memory.usage_in_bytes",
+    ("total_inactive_file", "total_active_file"),
+)
+
+
+def memory_limit(root: Path = Path("/")) -> MemoryLimit | None:
+    """The limit that binds this process, or None where there is none.
+
+    Args:
+        root: the file system to look in, so that tests can use recorded trees.
+    """
+    limits = [limit for files, group in _memberships(root) for limit in _limits(root, files, group)]
+    if not limits:
+        return None
+    tightest = min(limits, key=lambda limit: limit.available_bytes)
+    return MemoryLimit(tightest.group, min(limit.limit_bytes for limit in limits), tightest.available_bytes)
+
+
+def _memberships(root: Path) -> Iterator[tuple[_Files, PurePosixPath]]:
+    """The groups of this process that may limit memory, from ``/proc/self/cgroup``: ``id:controllers:path``."""
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if "memory" in controllers.split(","):
+            yield _V1, PurePosixPath(path)
+        elif number == "0" and not controllers:
+            yield _V2, PurePosixPath(path)
+            yield _V2_HYBRID, PurePosixPath(path)
+
+
+def _limits(root: Path, files: _Files, group: PurePosixPath) -> Iterator[MemoryLimit]:
+    """Limits of the group and of those above it.
+
+    Inside a container the path may name a folder that only the host sees; the folders that exist are used.
+    """
+    mount = root / files.mount
+    for ancestor in (group, *group.parents):
+        folder = mount / str(ancestor).lstrip("/")
+        limit = _number(folder / files.limit)
+        usage = _number(folder / files.usage)
+        if limit is None or usage is None or limit >= _UNLIMITED:
+            continue
+        free = limit - usage + _page_cache(folder, files)
+        yield MemoryLimit("/" + str(folder.relative_to(root)), limit, min(limit, max(0, free)))
+
+
+def _page_cache(folder: Path, files: _Files) -> int:
+    pairs = (line.split() for line in _read(folder / "memory.stat").splitlines())
+    return sum(int(pair[1]) for pair in pairs if len(pair) == 2 and pair[0] in files.cache)
+
+
+def _number(path: Path) -> int | None:
+    text = _read(path).strip()
+    return int(text) if text.isdigit() else None  # "max" means no limit
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
