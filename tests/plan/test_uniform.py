@@ -21,6 +21,11 @@ def test_all_layers_get_the_precision() -> None:
     assert plan.tensors["blk.3.ffn_down.weight"] == "Q5_K"
 
 
+@pytest.mark.parametrize(("written", "name"), [("INT4", "int4"), ("q5_k", "Q5_K"), ("Fp16", "fp16")])
+def test_names_may_be_written_in_any_case(written: str, name: str) -> None:
+    assert uniform(precision=written).layers[0].precision == name
+
+
 @pytest.mark.parametrize(("precision", "embedding"), [("int2", "Q8_0"), ("int8", "Q8_0"), ("fp16", "F16")])
 def test_embedding_is_one_shard_for_all_precisions_below_fp16(precision: str, embedding: str) -> None:
     assert uniform(precision=precision).tensors["token_embd.weight"] == embedding

@@ -59,4 +59,4 @@ def _advice(request: PlanRequest, overhead: Overhead, alpha: float) -> str:
 
 
 def _choice(request: PlanRequest, alpha: float) -> Choice:
-    return Choice(tuple(f"int{bits_for(s, alpha)}" for s in request.scores), request.outside or OUTSIDE)
+    return Choice(tuple(f"int{bits_for(s, alpha)}" for s in request.scores), request.outside_choice or OUTSIDE)

@@ -41,7 +41,7 @@ def overhead_of(request: PlanRequest) -> Overhead:
 
 def _ladder(request: PlanRequest) -> Iterator[Choice]:
     """Choices of falling size: FP16, INT8, then one more layer at INT4 each time."""
-    n_layers, outside = request.spec.n_layers, request.outside or KEEP
+    n_layers, outside = request.spec.n_layers, request.outside_choice or KEEP
     yield Choice(("fp16",) * n_layers, outside)
     precisions = ["int8"] * n_layers
     yield Choice(tuple(precisions), outside)

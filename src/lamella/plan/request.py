@@ -9,7 +9,7 @@ from typing import Literal
 
 from lamella.core.errors import InvalidRequest
 from lamella.core.model import ModelSpec
-from lamella.core.precision import SCHEMES, Scheme, nominal_bits
+from lamella.core.precision import MENU, SCHEMES, Scheme, nominal_bits
 from lamella.core.units import GIB
 from lamella.plan import importance
 
@@ -81,12 +81,17 @@ class PlanRequest:
         if self.alpha is not None and not (math.isfinite(self.alpha) and 0 < self.alpha <= 1):
             raise InvalidRequest(f"alpha must be in (0, 1], not {self.alpha:g}")
         for name in (self.precision, self.outside):
-            if name not in (None, KEEP):
-                nominal_bits(str(name))
-        if self.precision == KEEP:
+            if name is not None and canonical(name) != KEEP:
+                nominal_bits(name)
+        if self.precision is not None and canonical(self.precision) == KEEP:
             raise InvalidRequest("precision 'keep' is for embedding and head only")
         if self.spec.n_layers < 1:
             raise InvalidRequest(f"{self.spec.identity.name} has no layers to plan for")
+
+    @property
+    def outside_choice(self) -> str | None:
+        """``outside`` as the menu or ggml writes it."""
+        return None if self.outside is None else canonical(self.outside)
 
     @property
     def scores(self) -> tuple[float, ...]:
@@ -94,3 +99,9 @@ class PlanRequest:
         if self.importance is None:
             return importance.prior(self.spec.n_layers)
         return importance.normalise(self.importance, self.spec.n_layers)
+
+
+def canonical(precision: str) -> str:
+    """A precision as the menu (``int4``) or ggml (``Q4_K``) writes it, whatever case it was given in."""
+    lower = precision.lower()
+    return lower if lower in MENU or lower == KEEP else precision.upper()

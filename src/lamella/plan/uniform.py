@@ -6,7 +6,7 @@ from lamella.core.artifacts import Plan
 from lamella.core.errors import InvalidRequest
 from lamella.core.precision import MENU, nominal_bits
 from lamella.plan.cost import Choice, build_plan, does_not_fit, fits
-from lamella.plan.request import KEEP, Overhead, PlanRequest
+from lamella.plan.request import KEEP, Overhead, PlanRequest, canonical
 
 OUTSIDE = "int8"
 """Precision of embedding and head for layers of at most 8 bits.
@@ -52,8 +52,8 @@ def _advice(request: PlanRequest, overhead: Overhead, precision: str) -> str:
 
 
 def _choice(request: PlanRequest, precision: str) -> Choice:
-    default = outside_for(precision)
-    return Choice((precision,) * request.spec.n_layers, request.outside or default)
+    name = canonical(precision)
+    return Choice((name,) * request.spec.n_layers, request.outside_choice or outside_for(name))
 
 
 def outside_for(precision: str) -> str:
