@@ -20,9 +20,9 @@ def default_reserve(budget_bytes: int | None) -> int:
     """Memory left free under exact accounting: 2 % of the budget, at least 64 MiB.
 
     It covers what llama.cpp does not announce: tokenizer, graphs, the threads' work buffers (a few MiB each), and the
-    drift of other processes between planning and running.  On SmolLM2-135M and Qwen2.5-0.5B and 1.5B the resident memory
-    after a batch of 512 tokens grew by at most 3 MiB more than weights, cache and buffers.  LSAQ's 0.375 GiB stands for KV cache and compute buffers
-    too and belongs to nominal accounting.
+    drift of other processes between planning and running.  Loading SmolLM2-135M, Qwen2.5-0.5B and 1.5B and decoding a
+    batch of 512 tokens took at most 3 MiB of resident memory beyond weights, cache and buffers.  LSAQ's 0.375 GiB
+    stands for KV cache and compute buffers too and belongs to nominal accounting.
     """
     return max(SMALLEST_RESERVE, int((budget_bytes or 0) * RESERVE_SHARE))
 
