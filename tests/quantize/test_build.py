@@ -1,0 +1,330 @@
+"""Building: the variant runs in stock llama.cpp, work is shared and kept, refusals say why."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import llama_cpp
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from tests.fakes.disks import make_read_only, small_disk
+from tests.fakes.plans import make_plan
+from tests.fakes.tiny_model import write_tiny_model
+
+from lamella.core.errors import (
+    InvalidRequest,
+    InvalidWeights,
+    StorageFailed,
+    StoreBusy,
+    StoreError,
+    VariantExists,
+)
+from lamella.core.precision import GGML_TYPES, MENU, Scheme
+from lamella.llama.gguf import ModelFile, TensorData, read_model
+from lamella.llama.quantize import decode_rows, encode_rows
+from lamella.quantize.build import BuildProgress, BuildStopped, build_variant
+from lamella.quantize.channel import quantize_rows
+from lamella.store.store import Store
+
+PRECISIONS = list(MENU)
+
+
+def generate(path: Path) -> list[int]:
+    """Eight greedy tokens from stock llama.cpp."""
+    model = llama_cpp.Llama(model_path=str(path), n_ctx=64, n_threads=2, verbose=False)
+    try:
+        tokens: list[int] = []
+        for token in model.generate(model.tokenize(b"Hello world"), temp=0.0):
+            tokens.append(token)
+            if len(tokens) == 8:
+                return tokens
+        return tokens
+    finally:
+        model.close()
+
+
+def data_of(tensor: TensorData) -> NDArray[np.uint8]:
+    with tensor.path.open("rb") as file:
+        file.seek(tensor.offset)
+        return np.frombuffer(file.read(tensor.n_bytes), np.uint8)
+
+
+def values_of(tensor: TensorData) -> NDArray[np.float32]:
+    return decode_rows(data_of(tensor), tensor.spec.type, tensor.spec.row_length)
+
+
+@pytest.mark.parametrize("scheme", ["block", "channel"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_variant_holds_the_planned_types_and_runs_in_stock_llama_cpp(
+    tiny: ModelFile, store: Store, precision: str, scheme: Scheme
+) -> None:
+    plan = make_plan(tiny.spec, precision, scheme=scheme)
+    build_variant(tiny, plan, store, "v")
+    link = store.first_link("v")
+    assert {t.name: t.type_name for t in read_model(link).spec.tensors} == plan.tensors
+    assert len(generate(link)) == 8
+
+
+def test_a_variant_of_the_sources_own_types_generates_what_the_source_generates(tiny: ModelFile, store: Store) -> None:
+    build_variant(tiny, make_plan(tiny.spec, "fp16", outside="fp16"), store, "copy")
+    assert generate(store.first_link("copy")) == generate(tiny.paths[0])
+
+
+def test_blocks_hold_ggmls_own_rounding(tiny: ModelFile, store: Store) -> None:
+    build_variant(tiny, make_plan(tiny.spec, ["int4", "int2", "int5"]), store, "v", n_threads=3)
+    for name, tensor in read_model(store.first_link("v")).tensors.items():
+        expected = encode_rows(values_of(tiny.tensors[name]), tensor.spec.type)
+        np.testing.assert_array_equal(data_of(tensor), expected)
+
+
+def test_channels_hold_eq4(tiny: ModelFile, store: Store) -> None:
+    build_variant(tiny, make_plan(tiny.spec, ["int4", "int2", "int3"], scheme="channel"), store, "v")
+    built = read_model(store.first_link("v")).tensors
+    for layer, bits in enumerate((4, 2, 3)):
+        name = f"blk.{layer}.ffn_down.weight"
+        levels, scales = quantize_rows(values_of(tiny.tensors[name]), bits)
+        np.testing.assert_array_equal(values_of(built[name]), levels * scales[:, None].astype(np.float32))
+
+
+@pytest.mark.parametrize("source_type", ["F32", "BF16", "Q8_0", "Q4_0"])
+def test_every_kind_of_source_builds_and_runs(tmp_path: Path, source_type: str) -> None:
+    source = read_model(write_tiny_model(tmp_path / "s.gguf", dtype=source_type, tied=True))
+    store = Store.create(tmp_path / "store", source.spec.identity)
+    build_variant(source, make_plan(source.spec, ["int8", "int4", "int8"]), store, "v")
+    assert len(generate(store.first_link("v"))) == 8
+
+
+def test_variants_share_the_layers_they_agree_on(tiny: ModelFile, store: Store) -> None:
+    first = build_variant(tiny, make_plan(tiny.spec, ["int8", "int8", "int4"]), store, "a")
+    second = build_variant(tiny, make_plan(tiny.spec, ["int8", "int4", "int4"]), store, "b")
+    assert (first.n_shards, first.n_reused, second.n_reused) == (6, 0, 5)
+    a, b = store.variant("a").shards, store.variant("b").shards
+    assert [x.id == y.id for x, y in zip(a, b, strict=True)] == [True, True, False, True, True, True]
+    assert second.written_bytes == b[2].n_bytes
+    usage = store.usage()
+    assert usage.joint_bytes == first.variant.n_bytes + second.written_bytes
+    assert usage.unused_bytes == 0
+
+
+def test_the_same_plan_under_another_name_costs_nothing(tiny: ModelFile, store: Store) -> None:
+    plan = make_plan(tiny.spec, "int4")
+    a, b = (build_variant(tiny, plan, store, name) for name in ("a", "b"))
+    assert (b.n_reused, b.written_bytes) == (6, 0)
+    assert b.variant.shards == a.variant.shards
+
+
+def test_recipes_are_only_a_cache(tiny: ModelFile, store: Store) -> None:
+    plan = make_plan(tiny.spec, "int4")
+    a = build_variant(tiny, plan, store, "a").variant
+    for path in (store.path / "recipes").rglob("*.json"):
+        path.unlink()
+    b = build_variant(tiny, plan, store, "b")
+    assert b.n_reused == 0
+    assert b.variant.shards == a.shards
+    assert store.verify().n_shards == 6
+
+
+def test_the_number_of_threads_changes_no_byte(tiny: ModelFile, tmp_path: Path) -> None:
+    plan = make_plan(tiny.spec, ["int4", "int6", "int3"])
+    stores = [Store.create(tmp_path / str(n), tiny.spec.identity) for n in (1, 7)]
+    one, seven = (build_variant(tiny, plan, s, "v", n_threads=int(s.path.name)).variant for s in stores)
+    assert one.shards == seven.shards
+
+
+def test_building_the_same_again_returns_the_variant(tiny: ModelFile, store: Store) -> None:
+    plan = make_plan(tiny.spec, "int4")
+    first = build_variant(tiny, plan, store, "v").variant
+    again = build_variant(tiny, dataclasses.replace(plan, policy="alpha"), store, "v")
+    assert again.variant == first
+    assert again.n_reused == 6
+
+
+def test_a_taken_name_is_refused_before_any_work(tiny: ModelFile, store: Store) -> None:
+    build_variant(tiny, make_plan(tiny.spec, "int4"), store, "v")
+    before = store.verify()
+    with pytest.raises(VariantExists, match="'v'"):
+        build_variant(tiny, make_plan(tiny.spec, "int8"), store, "v")
+    assert store.verify() == before
+
+
+def test_a_missing_shard_is_made_again(tiny: ModelFile, store: Store) -> None:
+    plan = make_plan(tiny.spec, "int4")
+    variant = build_variant(tiny, plan, store, "v").variant
+    store.shard_path(variant.shards[2].id).unlink()
+    assert build_variant(tiny, plan, store, "v").n_reused == 5
+    store.check(variant)
+
+
+def test_another_model_is_refused(tiny: ModelFile, store: Store, tmp_path: Path) -> None:
+    other = read_model(write_tiny_model(tmp_path / "o.gguf", n_embd=256, n_ff=512, seed=1, name="other"))
+    with pytest.raises(StoreError, match=r"holds tiny .* not other"):
+        build_variant(other, make_plan(other.spec, "int4"), store, "v")
+
+
+def test_a_bad_name_is_refused_before_any_work(tiny: ModelFile, store: Store) -> None:
+    with pytest.raises(InvalidRequest):
+        build_variant(tiny, make_plan(tiny.spec, "int4"), store, "../v")
+    assert store.verify().n_shards == 0
+
+
+def test_not_finite_weights_are_refused_by_name_and_leave_a_valid_store(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "nan.gguf")
+    victim = next(t for t in gguf.GGUFReader(path, "r+").tensors if t.name == "blk.1.attn_v.weight")
+    victim.data[5, 5] = np.nan
+    victim.data.flush()
+    source = read_model(path)
+    store = Store.create(tmp_path / "store", source.spec.identity)
+    with pytest.raises(InvalidWeights, match=r"blk\.1\.attn_v\.weight"):
+        build_variant(source, make_plan(source.spec, "int4"), store, "v")
+    assert store.verify().ok
+    assert store.variants() == ()
+    assert list((store.path / "incoming").iterdir()) == []
+
+
+# stopping and going on
+
+
+def stop_after(n: int) -> Callable[[], bool]:
+    """True from the n-th question on."""
+    asked = iter(range(10**9))
+    return lambda: next(asked) >= n
+
+
+@pytest.mark.parametrize("n_chunks", [0, 1, 12, 21, 27])
+def test_a_stopped_build_goes_on_from_its_finished_shards(tiny: ModelFile, store: Store, n_chunks: int) -> None:
+    plan = make_plan(tiny.spec, ["int4", "int8", "int2"])
+    with pytest.raises(BuildStopped, match="of 6 shards") as stopped:
+        build_variant(tiny, plan, store, "v", should_stop=stop_after(n_chunks))
+    assert stopped.value.exit_code == 130
+    assert list((store.path / "incoming").iterdir()) == []
+    assert store.variants() == ()
+    kept = store.verify()
+    assert kept.ok
+    finished = build_variant(tiny, plan, store, "v")
+    assert finished.n_reused == kept.n_shards == 1 + n_chunks // 9  # the metadata, and layers of 9 tensors each
+    store.check(finished.variant)
+
+
+def test_ctrl_c_anywhere_leaves_a_valid_store(tiny: ModelFile, store: Store) -> None:
+    plan = make_plan(tiny.spec, "int4")
+    for after in (1, 8, 17):
+        reports = iter(range(10**9))
+
+        def interrupt(_: BuildProgress, reports: object = reports, after: int = after) -> None:
+            if next(reports) == after:  # type: ignore[call-overload]
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            build_variant(tiny, plan, store, "v", on_progress=interrupt)
+        assert store.verify().ok
+        assert list((store.path / "incoming").iterdir()) == []
+    store.check(build_variant(tiny, plan, store, "v").variant)
+
+
+def test_progress_goes_up_to_the_total(tiny: ModelFile, store: Store) -> None:
+    build_variant(tiny, make_plan(tiny.spec, ["int8", "int4", "int8"]), store, "a")
+    seen: list[BuildProgress] = []
+    build_variant(tiny, make_plan(tiny.spec, "int4"), store, "b", on_progress=seen.append)
+    weights = [p.weights_done for p in seen]
+    assert weights == sorted(weights)
+    assert {p.label for p in seen} == {"layer 0", "layer 2"}
+    assert (seen[0].n_done, seen[-1].n_done, seen[-1].n_shards) == (4, 6, 6)
+    assert seen[-1].weights_done == seen[-1].weights_total == 2 * tiny.spec.layers[0].n_weights
+
+
+def test_nothing_can_be_collected_while_a_build_runs(tiny: ModelFile, store: Store) -> None:
+    refused = []
+
+    def collect(_: BuildProgress) -> None:
+        with pytest.raises(StoreBusy):
+            store.collect_garbage()
+        refused.append(True)
+
+    store.check(build_variant(tiny, make_plan(tiny.spec, "int4"), store, "v", on_progress=collect).variant)
+    assert refused
+
+
+def test_progress_of_an_aborted_build_is_garbage_and_can_be_collected(tiny: ModelFile, store: Store) -> None:
+    with pytest.raises(BuildStopped):
+        build_variant(tiny, make_plan(tiny.spec, "int4"), store, "v", should_stop=stop_after(20))
+    assert store.usage().unused_bytes > 0
+    report = store.collect_garbage()
+    assert report.n_shards == report.n_recipes == 3
+    assert store.usage().unused_bytes == 0
+
+
+# file systems that refuse
+
+
+def test_a_disk_too_small_is_seen_before_any_work(tiny: ModelFile, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 1 << 20) as disk:
+        store = Store.create(disk / "store", tiny.spec.identity)
+        with pytest.raises(StorageFailed, match=r"6 shards need .* are free"):
+            build_variant(tiny, make_plan(tiny.spec, "fp16"), store, "v")
+        assert store.verify().n_shards == 0
+
+
+def test_a_disk_that_becomes_full_leaves_a_valid_store_and_the_build_goes_on(tiny: ModelFile, tmp_path: Path) -> None:
+    plan = make_plan(tiny.spec, "int8")
+    with small_disk(tmp_path / "disk", 4 << 20) as disk:
+        store, hog = Store.create(disk / "store", tiny.spec.identity), disk / "hog"
+
+        def fill(progress: BuildProgress) -> None:
+            if progress.label == "layer 1" and not hog.exists():
+                free = os.statvfs(disk)
+                hog.write_bytes(bytes(max(0, free.f_bavail - 8) * free.f_bsize))
+
+        with pytest.raises(StorageFailed, match=r"No space left on device \(needs .*, .* are free\)"):
+            build_variant(tiny, plan, store, "v", on_progress=fill)
+        assert store.verify().ok
+        assert list((store.path / "incoming").iterdir()) == []
+        hog.unlink()
+        report = build_variant(tiny, plan, store, "v")
+        assert report.n_reused >= 1
+        store.check(report.variant)
+
+
+def test_a_read_only_disk_is_refused(tiny: ModelFile, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 16 << 20) as disk:
+        store = Store.create(disk / "store", tiny.spec.identity)
+        make_read_only(disk)
+        with pytest.raises(StorageFailed, match="Read-only file system"):
+            build_variant(tiny, make_plan(tiny.spec, "int8"), store, "v")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="permission bits do not apply to root")
+def test_a_folder_without_write_permission_is_refused(tiny: ModelFile, store: Store) -> None:
+    (store.path / "incoming").chmod(0o555)
+    try:
+        with pytest.raises(StorageFailed, match="Permission denied"):
+            build_variant(tiny, make_plan(tiny.spec, "int8"), store, "v")
+    finally:
+        (store.path / "incoming").chmod(0o755)
+
+
+def test_permission_denied_is_reported_with_the_path(
+    tiny: ModelFile, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_open = os.open
+
+    def refuse(path: os.PathLike[str] | str, flags: int, mode: int = 0o777) -> int:
+        if Path(path).parent.name == "incoming" and flags & os.O_CREAT:
+            raise PermissionError(13, "Permission denied")
+        return real_open(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(StorageFailed, match=r"cannot write .*incoming/.*: Permission denied"):
+        build_variant(tiny, make_plan(tiny.spec, "int8"), store, "v")
+
+
+def test_types_of_ggml_by_name_can_be_planned_per_tensor(tiny: ModelFile, store: Store) -> None:
+    plan = make_plan(tiny.spec, "int8")
+    types = {**plan.tensors, "blk.0.attn_q.weight": "Q5_1", "blk.0.ffn_up.weight": "IQ4_XS", "output.weight": "Q6_K"}
+    build_variant(tiny, dataclasses.replace(plan, tensors=types), store, "v")
+    assert {t.name: t.type_name for t in read_model(store.first_link("v")).spec.tensors} == types
+    assert all(GGML_TYPES[name].writable for name in types.values())

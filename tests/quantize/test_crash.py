@@ -1,0 +1,113 @@
+"""Builders that die, and builders that meet: the store stays valid and the next build finishes the work."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.fakes.plans import make_plan
+from tests.fakes.tiny_model import write_tiny_model
+
+from lamella.llama.gguf import ModelFile, read_model
+from lamella.quantize.build import build_variant
+from lamella.store.store import Store
+
+ROOT = Path(__file__).parents[2]
+N_LAYERS, PAUSE_S = 6, 0.004
+BUILDER = """
+import sys, time
+from pathlib import Path
+from lamella.llama.gguf import read_model
+from lamella.quantize.build import build_variant
+from lamella.store.store import Store
+from tests.fakes.plans import make_plan
+
+model, folder, pause_s, name = sys.argv[1:]
+source = read_model(Path(model))
+store = Store.create(Path(folder), source.spec.identity)
+print("ready", flush=True)
+sys.stdin.readline()
+report = build_variant(source, make_plan(source.spec, "int4"), store, name,
+                       on_progress=lambda _: time.sleep(float(pause_s)))
+print("built", report.n_shards, flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ModelFile:
+    path = tmp_path_factory.mktemp("model") / "m.gguf"
+    return read_model(write_tiny_model(path, n_layers=N_LAYERS, n_embd=64, n_ff=128))
+
+
+def start_builder(model: ModelFile, folder: Path, pause_s: float = 0.0, name: str = "v") -> subprocess.Popen[str]:
+    """A builder process that waits, ready, for a line on its standard input."""
+    arguments = [sys.executable, "-c", BUILDER, str(model.paths[0]), str(folder), str(pause_s), name]
+    pipe = subprocess.PIPE
+    builder = subprocess.Popen(arguments, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    assert builder.stdout is not None
+    assert builder.stdout.readline() == "ready\n", builder.communicate()[1]
+    return builder
+
+
+def go(builder: subprocess.Popen[str]) -> None:
+    assert builder.stdin is not None
+    builder.stdin.write("\n")
+    builder.stdin.flush()
+
+
+def test_a_builder_killed_at_any_moment_leaves_a_valid_store(model: ModelFile, tmp_path: Path) -> None:
+    moments, kept = random.Random(5), 0
+    folder = tmp_path / "store"
+    build_s = PAUSE_S * (9 * N_LAYERS + N_LAYERS + 6)
+    for _ in range(5):
+        builder = start_builder(model, folder, PAUSE_S)
+        go(builder)
+        time.sleep(moments.uniform(0, build_s))
+        builder.kill()
+        builder.communicate()
+        store = Store.open(folder)
+        report = store.verify()
+        assert report.ok
+        assert report.n_shards >= kept  # what was finished stays
+        kept = report.n_shards
+    finished = build_variant(model, make_plan(model.spec, "int4"), store, "v")
+    assert finished.n_reused >= kept > 0
+    store.check(finished.variant)
+    store.collect_garbage()  # takes what the dead writers left
+    assert list((folder / "incoming").iterdir()) == []
+    assert store.verify().n_shards == N_LAYERS + 3
+
+
+def test_ctrl_c_ends_a_builder_cleanly(model: ModelFile, tmp_path: Path) -> None:
+    builder = start_builder(model, tmp_path / "store", pause_s=0.01)
+    go(builder)
+    while not list((tmp_path / "store").glob("shards/*/*.gguf")):
+        time.sleep(0.005)
+    builder.send_signal(signal.SIGINT)
+    assert "KeyboardInterrupt" in builder.communicate()[1]
+    assert builder.returncode != 0
+    store = Store.open(tmp_path / "store")
+    assert store.verify().ok
+    assert list((store.path / "incoming").iterdir()) == []
+    assert build_variant(model, make_plan(model.spec, "int4"), store, "v").n_reused > 0
+
+
+@pytest.mark.parametrize("names", [("v", "v"), ("a", "b")])
+def test_two_builders_at_once_both_succeed(model: ModelFile, tmp_path: Path, names: tuple[str, str]) -> None:
+    builders = [start_builder(model, tmp_path / "store", 0.001, name) for name in names]
+    for builder in builders:
+        go(builder)
+    for builder in builders:
+        out, err = builder.communicate()
+        assert out == f"built {N_LAYERS + 3}\n", err
+    store = Store.open(tmp_path / "store")
+    assert [v.name for v in store.variants()] == sorted(set(names))
+    report = store.verify()
+    assert report.ok
+    assert report.n_shards == N_LAYERS + 3
+    assert list((store.path / "incoming").iterdir()) == []
