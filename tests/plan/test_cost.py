@@ -76,13 +76,14 @@ def test_bytes_of_a_plan_add_up(policy: str, overhead: Overhead) -> None:
 
 def test_settings_hold_what_made_the_plan() -> None:
     request = PlanRequest(tiny_spec(2), (0.25, 0.5), alpha=0.5, settings={"metric": "jaccard", "context": 4096})
-    assert make_plan("alpha", request).settings == {
+    plan = make_plan("alpha", request)
+    assert [layer.importance for layer in plan.layers] == [0.5, 1.0]
+    assert plan.settings == {
         "metric": "jaccard",
         "context": 4096,
         "accounting": "exact",
         "outside": "int8",
         "importance": "measured",
-        "importance_values": "0.25 0.5",
         "alpha": 0.5,
     }
 

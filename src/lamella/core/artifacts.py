@@ -84,11 +84,17 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class LayerPlan:
-    """Precision of one layer and the bytes of all its tensors at that precision."""
+    """What one layer gets.
+
+    Attributes:
+        bytes: of all its tensors at that precision.
+        importance: the layer's score in [0, 1] that the policy saw; None for policies that look at none.
+    """
 
     layer: int
     precision: str
     bytes: int
+    importance: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,10 @@ code once, in ``lamella.cli``.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from lamella.core.artifacts import Plan
 
 INTERRUPTED_EXIT_CODE = 130
 
@@ -73,14 +76,16 @@ class DoesNotFit(LamellaError):
     Attributes:
         needed_bytes: what the smallest plan needs.
         budget_bytes: what there is.
+        smallest_plan: that plan, for those who want to see where its bytes go.
     """
 
     exit_code = 4
 
-    def __init__(self, message: str, *, needed_bytes: int, budget_bytes: int) -> None:
+    def __init__(self, message: str, *, needed_bytes: int, budget_bytes: int, smallest_plan: Plan) -> None:
         super().__init__(message)
         self.needed_bytes = needed_bytes
         self.budget_bytes = budget_bytes
+        self.smallest_plan = smallest_plan
 
 
 class ArtifactError(LamellaError):

@@ -48,7 +48,7 @@ def plan_alpha(request: PlanRequest) -> Plan:
     choice = _choice(request, request.alpha)
     if not fits(request, overhead, choice):
         what = f"the plan for alpha {request.alpha:g}"
-        raise does_not_fit(what, request, overhead, choice, _advice(request, overhead, request.alpha))
+        raise does_not_fit("alpha", what, request, overhead, choice, _advice(request, overhead, request.alpha))
     return build_plan("alpha", request, overhead, choice)
 
 
@@ -59,4 +59,5 @@ def _advice(request: PlanRequest, overhead: Overhead, alpha: float) -> str:
 
 
 def _choice(request: PlanRequest, alpha: float) -> Choice:
-    return Choice(tuple(f"int{bits_for(s, alpha)}" for s in request.scores), request.outside_choice or OUTSIDE)
+    scores = request.scores
+    return Choice(tuple(f"int{bits_for(s, alpha)}" for s in scores), request.outside_choice or OUTSIDE, scores)

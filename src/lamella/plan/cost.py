@@ -18,10 +18,15 @@ _FP16_BITS = 16
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A precision for each layer, and one for the matrices outside the layers."""
+    """A precision for each layer, and one for the matrices outside the layers.
+
+    Attributes:
+        scores: the importance that led to it, in [0, 1]; None for policies that look at none.
+    """
 
     layers: tuple[str, ...]
     outside: str
+    scores: tuple[float, ...] | None = None
 
 
 def realise(
@@ -84,7 +89,10 @@ def build_plan(policy: str, request: PlanRequest, overhead: Overhead, choice: Ch
         model=spec.identity,
         scheme=request.scheme,
         settings=_settings(request, overhead, choice),
-        layers=tuple(LayerPlan(i, p, n) for i, (p, n) in enumerate(zip(choice.layers, layers, strict=True))),
+        layers=tuple(
+            LayerPlan(i, precision, n_bytes, choice.scores[i] if choice.scores else None)
+            for i, (precision, n_bytes) in enumerate(zip(choice.layers, layers, strict=True))
+        ),
         tensors=tensors,
         bits_per_weight=bits_per_weight(spec, tensors),
         average_bits=average_bits(choice.layers),
@@ -98,7 +106,9 @@ def fits(request: PlanRequest, overhead: Overhead, choice: Choice) -> bool:
     return request.budget_bytes is None or total_bytes(request, overhead, choice) <= request.budget_bytes
 
 
-def does_not_fit(what: str, request: PlanRequest, overhead: Overhead, choice: Choice, advice: str = "") -> DoesNotFit:
+def does_not_fit(
+    policy: str, what: str, request: PlanRequest, overhead: Overhead, choice: Choice, advice: str = ""
+) -> DoesNotFit:
     """The error that says by how much ``choice`` misses the budget, and where its bytes go.
 
     Args:
@@ -106,14 +116,16 @@ def does_not_fit(what: str, request: PlanRequest, overhead: Overhead, choice: Ch
         advice: what would fit.
     """
     budget = request.budget_bytes or 0
-    need = _need(request, overhead, choice)[1]
+    plan = build_plan(policy, request, overhead, choice)
+    need = plan.bytes
     parts = {"weights": need.weights, "KV cache": need.kv_cache, "compute": need.compute, "reserve": need.reserve}
     listed = ", ".join(f"{name} {format_bytes(n)}" for name, n in parts.items() if n)
     message = (
         f"{what} of {request.spec.identity.name} needs {format_bytes(need.total)}, "
         f"{format_bytes(need.total - budget)} more than the budget of {format_bytes(budget)} ({listed})"
     )
-    return DoesNotFit(message + (f"; {advice}" if advice else ""), needed_bytes=need.total, budget_bytes=budget)
+    message += f"; {advice}" if advice else ""
+    return DoesNotFit(message, needed_bytes=need.total, budget_bytes=budget, smallest_plan=plan)
 
 
 def _need(request: PlanRequest, overhead: Overhead, choice: Choice) -> tuple[list[int], MemoryNeed]:
@@ -130,8 +142,6 @@ def _settings(request: PlanRequest, overhead: Overhead, choice: Choice) -> dict[
     settings["accounting"] = overhead.accounting
     settings["outside"] = choice.outside
     settings["importance"] = "prior" if request.importance is None else "measured"
-    if request.importance is not None:
-        settings["importance_values"] = " ".join(repr(float(s)) for s in request.importance)
     if request.precision is not None:
         settings["precision"] = request.precision
     if request.alpha is not None:

@@ -28,7 +28,7 @@ def plan_lsaq(request: PlanRequest) -> Plan:
         smallest = choice
     assert smallest is not None
     raise does_not_fit(
-        "the smallest plan (all INT4)", request, overhead, smallest, "free memory, shorten the context, or wait"
+        "lsaq", "the smallest plan (all INT4)", request, overhead, smallest, "free memory, shorten the context, or wait"
     )
 
 
@@ -41,10 +41,10 @@ def overhead_of(request: PlanRequest) -> Overhead:
 
 def _ladder(request: PlanRequest) -> Iterator[Choice]:
     """Choices of falling size: FP16, INT8, then one more layer at INT4 each time."""
-    n_layers, outside = request.spec.n_layers, request.outside_choice or KEEP
-    yield Choice(("fp16",) * n_layers, outside)
+    n_layers, outside, scores = request.spec.n_layers, request.outside_choice or KEEP, request.scores
+    yield Choice(("fp16",) * n_layers, outside, scores)
     precisions = ["int8"] * n_layers
-    yield Choice(tuple(precisions), outside)
-    for layer in least_important_first(request.scores):
+    yield Choice(tuple(precisions), outside, scores)
+    for layer in least_important_first(scores):
         precisions[layer] = "int4"
-        yield Choice(tuple(precisions), outside)
+        yield Choice(tuple(precisions), outside, scores)

@@ -33,14 +33,16 @@ def plan_uniform(request: PlanRequest) -> Plan:
         if fits(request, overhead, choice):
             return build_plan("uniform", request, overhead, choice)
     smallest = min(MENU, key=nominal_bits)
-    raise does_not_fit(f"the smallest plan (all {smallest.upper()})", request, overhead, _choice(request, smallest))
+    raise does_not_fit(
+        "uniform", f"the smallest plan (all {smallest.upper()})", request, overhead, _choice(request, smallest)
+    )
 
 
 def _at(request: PlanRequest, overhead: Overhead, precision: str) -> Plan:
     choice = _choice(request, precision)
     if not fits(request, overhead, choice):
         raise does_not_fit(
-            f"the uniform {precision} plan", request, overhead, choice, _advice(request, overhead, precision)
+            "uniform", f"the uniform {precision} plan", request, overhead, choice, _advice(request, overhead, precision)
         )
     return build_plan("uniform", request, overhead, choice)
 

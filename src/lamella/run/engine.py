@@ -25,12 +25,12 @@ from typing import Self
 from lamella.core.artifacts import Variant
 from lamella.core.errors import InvalidRequest, StoreError
 from lamella.llama import chat_template, gguf
-from lamella.llama.handles import Context, ContextOptions, Model, Sampler, SamplingOptions
-from lamella.llama.kernels import KernelTimes
+from lamella.llama.handles import Context, ContextOptions, Model, Sampler, SamplingOptions, usable_cores
 from lamella.llama.weights import WeightState
 from lamella.run.chat import Message, as_template_messages
 from lamella.run.generation import FinishReason, Generation, Progress, Token
-from lamella.run.layouts import LayoutPolicy, check_policy, choose
+from lamella.run.kernel_table import KernelTable
+from lamella.run.layouts import Layout, LayoutPolicy, check_policy, choose
 from lamella.run.text import TextStream
 from lamella.run.variants import LiveVariants, PreparedVariant, SwitchReport
 from lamella.store.store import Store
@@ -84,14 +84,13 @@ class Engine:
         store: Store,
         variant: str | None = None,
         options: EngineOptions | None = None,
-        kernel_times: Mapping[str, KernelTimes] | None = None,
+        kernels: KernelTable | None = None,
     ) -> Engine:
         """Load a variant and get ready to generate.
 
         Args:
             variant: its name; None takes the largest.
-            kernel_times: measured speed of mapped and repacked weights by ggml type (``kernels.measure``); types
-                without an entry stay mapped.
+            kernels: measured speeds of this machine; None measures what layout ``auto`` needs, for this engine only.
 
         Raises:
             UnknownVariant: no such variant.
@@ -106,7 +105,7 @@ class Engine:
             paths = store.shard_paths(chosen)
             tensors = {n: t.spec for path in paths for n, t in gguf.read_tensors(path).items()}
             model = Model.load(paths)
-        layouts = choose(options.layout, kernel_times or {})
+        layouts = _layouts(store, options, kernels)
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(model.close)
             context = Context(model, options.context)
@@ -301,6 +300,15 @@ def largest_variant(store: Store) -> Variant:
     if not variants:
         raise StoreError(f"{store.path} holds no variant yet; build one with: lamella build MODEL {store.path}")
     return max(variants, key=lambda v: v.n_bytes)
+
+
+def _layouts(store: Store, options: EngineOptions, kernels: KernelTable | None) -> dict[str, Layout]:
+    """How each ggml type of the store's variants is read."""
+    if options.layout == "mapped":
+        return {}
+    kernels = kernels or KernelTable(None, options.context.n_threads or usable_cores())
+    types = {t for v in store.variants() for n, t in v.plan.tensors.items() if n.startswith("blk.")}
+    return choose(options.layout, kernels.times(types - {"F32"}))
 
 
 def _shared_prefix(cached: Sequence[int], prompt: Sequence[int]) -> int:

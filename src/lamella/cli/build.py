@@ -1,0 +1,151 @@
+"""``lamella build``: make variants in a store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lamella import api
+from lamella.cli.inspect import ModelArgument
+from lamella.cli.output import JsonFlag, print_json, progress, say, stdout, table
+from lamella.config import Config
+from lamella.core.artifacts import Measurement, Plan
+from lamella.core.errors import InvalidRequest
+from lamella.core.precision import Scheme
+from lamella.core.units import format_bytes, format_seconds
+from lamella.quantize.build import BuildProgress, BuildReport
+from lamella.store.store import Store
+
+
+def build(
+    model: ModelArgument,
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store; made if it does not exist.")],
+    plan: Annotated[list[Path] | None, typer.Option(help="A plan file; may be given several times.")] = None,
+    alpha: Annotated[str | None, typer.Option(help="Variants by aggressiveness, such as 0.1,0.5,0.9.")] = None,
+    precision: Annotated[str | None, typer.Option(help="Uniform variants, such as int8,int4.")] = None,
+    memory: Annotated[str | None, typer.Option(help="LSAQ variants for memory sizes, such as 6GiB,4GiB.")] = None,
+    measurement: Annotated[Path | None, typer.Option(help="Importance of the layers. Default: measured now.")] = None,
+    context: Annotated[
+        int | None, typer.Option(help="With --memory: tokens of each sequence to keep room for.")
+    ] = None,
+    parallel: Annotated[int, typer.Option(help="With --memory: sequences at once.")] = 1,
+    scheme: Annotated[
+        Scheme, typer.Option(help="How weights are rounded: ggml's blocks, or one scale a row.")
+    ] = "block",
+    name: Annotated[str | None, typer.Option(help="Name of the variant, if there is only one.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Build variants; layers that the store already has at the same types are shared.
+
+    May be interrupted: what is finished stays, and the same command goes on from there.
+    """
+    config = Config.from_environment(os.environ)
+    given = api.read_measurement(measurement) if measurement else None
+    if given is None and (alpha or memory):
+        with progress("measuring importance", quiet=json) as update:
+            given = api.measure(model, on_progress=update)
+    plans = [api.read_plan(path) for path in plan or ()]
+    plans += _plans(model, alpha, precision, memory, given, context, parallel, scheme)
+    names = _names(plans, plan or (), name)
+    reports = []
+    for made, variant_name in zip(plans, names, strict=True):
+        with progress(f"building {variant_name}", quiet=json) as update:
+
+            def show(at: BuildProgress) -> None:
+                update(at.weights_done, at.weights_total, f"{at.label}, {at.n_done}/{at.n_shards} shards")
+
+            reports.append(
+                api.build(model, store, made, variant_name, n_threads=config.n_threads or None, on_progress=show)
+            )
+    usage = Store.open(store).usage()
+    if json:
+        print_json(
+            {
+                "store": str(store),
+                "built": [_document(r) for r in reports],
+                "joint_bytes": usage.joint_bytes,
+                "sum_of_variants_bytes": usage.sum_of_variants_bytes,
+            }
+        )
+        return
+    shown = table("variant", ">size", ">bits/weight", ">shards", ">reused", ">written", ">time")
+    for r in reports:
+        shown.add_row(
+            r.variant.name,
+            format_bytes(r.variant.n_bytes),
+            f"{r.variant.plan.bits_per_weight:.2f}",
+            str(r.n_shards),
+            str(r.n_reused),
+            format_bytes(r.written_bytes),
+            format_seconds(r.seconds),
+        )
+    stdout.print(shown)
+    joint, alone = usage.joint_bytes, usage.sum_of_variants_bytes
+    say(f"{store} holds {format_bytes(joint)}; its variants as separate files would take {format_bytes(alone)}")
+
+
+def _plans(
+    model: str,
+    alpha: str | None,
+    precision: str | None,
+    memory: str | None,
+    measurement: Measurement | None,
+    context: int | None,
+    parallel: int,
+    scheme: Scheme,
+) -> list[Plan]:
+    """The plans that the short options ask for."""
+    uniform = [api.plan(model, "uniform", precision=p, scheme=scheme) for p in _split(precision)]
+    by_alpha = [
+        api.plan(model, "alpha", alpha=_number(a), measurement=measurement, scheme=scheme) for a in _split(alpha)
+    ]
+    by_memory = [
+        api.plan(model, "lsaq", memory=size, measurement=measurement, context=context, parallel=parallel, scheme=scheme)
+        for size in _split(memory)
+    ]
+    return [*uniform, *by_alpha, *by_memory]
+
+
+def _names(plans: Sequence[Plan], files: Sequence[Path], name: str | None) -> list[str]:
+    if not plans:
+        raise InvalidRequest(
+            "say what to build: --plan FILE, --alpha 0.1,0.5,0.9, --precision int8,int4 or --memory 6GiB"
+        )
+    if name is not None and len(plans) > 1:
+        raise InvalidRequest(f"--name names one variant, but {len(plans)} were asked for")
+    if name is not None:
+        return [name]
+    names = [path.stem for path in files] + [api.default_name(p) for p in plans[len(files) :]]
+    twice = {n for n in names if names.count(n) > 1}
+    if twice:
+        raise InvalidRequest(
+            f"two variants would be named {', '.join(sorted(twice))}; build them one by one with --name"
+        )
+    return names
+
+
+def _split(text: str | None) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()] if text else []
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InvalidRequest(f"alpha must be a number in (0, 1], not '{text}'") from None
+
+
+def _document(report: BuildReport) -> dict[str, object]:
+    return {
+        "variant": report.variant.name,
+        "bytes": report.variant.n_bytes,
+        "bits_per_weight": report.variant.plan.bits_per_weight,
+        "shards": report.n_shards,
+        "reused": report.n_reused,
+        "written_bytes": report.written_bytes,
+        "seconds": report.seconds,
+    }

@@ -1,0 +1,77 @@
+"""Joins the commands and turns errors into one sentence and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from lamella.cli import build, devices, inspect, measure, plan, run, store
+from lamella.cli.output import print_json, stderr
+from lamella.core.errors import INTERRUPTED_EXIT_CODE, InvalidRequest, LamellaError
+from lamella.version import __version__
+
+app = typer.Typer(
+    name="lamella",
+    help="Large language models at the precision that memory, load and power allow, changed while they run.\n\n"
+    "A first round, with the embedded model:  lamella build smollm2 STORE --alpha 0.5,0.9  then  lamella run STORE",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lamella {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the program itself."""
+
+
+app.command("inspect")(inspect.inspect)
+app.command("devices")(devices.devices)
+app.command("measure")(measure.measure)
+app.command("plan")(plan.plan)
+app.command("build")(build.build)
+app.command("run")(run.run)
+app.add_typer(store.app, name="store")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code (docs/cli.md lists them)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in arguments
+    try:
+        result = app(args=arguments, standalone_mode=False)
+    except TyperException as error:
+        return _report("UsageError", error.format_message(), InvalidRequest.exit_code, as_json)
+    except typer.Abort:
+        return INTERRUPTED_EXIT_CODE
+    except LamellaError as error:
+        if getattr(error, "was_reported", False):
+            return error.exit_code
+        return _report(type(error).__name__, str(error), error.exit_code, as_json)
+    except KeyboardInterrupt:
+        return _report("Interrupted", "interrupted", INTERRUPTED_EXIT_CODE, as_json)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader went away: nothing is left to say
+        return 0
+    return result if isinstance(result, int) else 0
+
+
+def _report(kind: str, message: str, exit_code: int, as_json: bool) -> int:
+    if as_json:
+        print_json({"error": {"kind": kind, "message": message, "exit_code": exit_code}})
+    stderr.print(f"lamella: {message}", markup=False)
+    return exit_code

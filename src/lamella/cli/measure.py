@@ -1,0 +1,75 @@
+"""``lamella measure``: what each layer contributes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lamella import api
+from lamella.cli.inspect import ModelArgument
+from lamella.cli.output import JsonFlag, bar, note, print_json, progress, say, stdout, table
+from lamella.config import Config
+from lamella.core.artifacts import Measurement, to_plain
+from lamella.core.precision import Scheme
+from lamella.measure import METRICS, MeasureSettings
+from lamella.report.plots import plot_measurement
+
+
+def measure(
+    model: ModelArgument,
+    metric: Annotated[str, typer.Option(help=f"One of {', '.join(METRICS)}.")] = "jaccard",
+    calibration: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[TASK=]FILE", help="Text to measure on; may be given several times. Default: the model's own."
+        ),
+    ] = None,
+    k: Annotated[int, typer.Option(help="Size of the token sets of jaccard.")] = 20,
+    samples: Annotated[int | None, typer.Option(help="Windows of text for each task.")] = None,
+    window_tokens: Annotated[int | None, typer.Option(help="Tokens in a window.")] = None,
+    seed: Annotated[int, typer.Option(help="Where windows lie, or what the model writes.")] = 0,
+    scheme: Annotated[Scheme, typer.Option(help="How weight-difference rounds.")] = "block",
+    out: Annotated[Path | None, typer.Option(help="Write the measurement to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw it to this file (png, svg or pdf).")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Measure how much each layer contributes, on texts of your tasks or on text that the model writes itself."""
+    settings = MeasureSettings(
+        k=k,
+        samples=samples,
+        window_tokens=window_tokens,
+        seed=seed,
+        scheme=scheme,
+        n_threads=Config.from_environment(os.environ).n_threads,
+    )
+    with progress(f"measuring {metric}", quiet=json) as update:
+        found = api.measure(model, metric, calibration=calibration or (), settings=settings, on_progress=update)
+    if out:
+        api.write_artifact(found, out)
+        note(f"wrote {out}")
+    if plot:
+        plot_measurement(found, plot)
+        note(f"drew {plot}")
+    if json:
+        print_json(to_plain(found))
+    else:
+        show_measurement(found)
+
+
+def show_measurement(measurement: Measurement) -> None:
+    """A table of the layers with bars."""
+    texts = ", ".join(f"{t.task} ({t.n_samples} samples)" for t in measurement.texts) or "weights only"
+    say(f"{measurement.metric} of {measurement.model.name}; {texts}")
+    tasks = list(measurement.per_task) if len(measurement.per_task) > 1 else []
+    precisions = list(measurement.per_precision)
+    shown = table(">layer", ">score", ">± s.e.", *(f">{t}" for t in (*tasks, *precisions)), "")
+    largest = max((score.mean for score in measurement.layers), default=0.0) or 1.0
+    for i, score in enumerate(measurement.layers):
+        lists = [measurement.per_task[t] for t in tasks] + [measurement.per_precision[p] for p in precisions]
+        more = [f"{scores[i].mean:.4f}" for scores in lists]
+        error = f"{score.standard_error:.4f}" if score.standard_error else ""
+        shown.add_row(str(score.layer), f"{score.mean:.4f}", error, *more, bar(score.mean / largest))
+    stdout.print(shown)

@@ -1,0 +1,115 @@
+"""``lamella plan``: how many bits each layer gets in the memory there is."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lamella import api
+from lamella.cli.output import JsonFlag, bar, note, print_json, progress, say, stdout, table
+from lamella.config import Config
+from lamella.core.artifacts import Plan, to_plain
+from lamella.core.errors import DoesNotFit
+from lamella.core.precision import Scheme
+from lamella.core.units import format_bytes, format_seconds
+from lamella.plan.policies import POLICIES
+from lamella.report.plots import plot_plan
+from lamella.resources.waiting import Waiting
+
+
+def plan(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Path of a GGUF file, smollm2, or spec:NAME (spec:llama-2-7b ...).")
+    ],
+    policy: Annotated[str, typer.Option(help=f"One of {', '.join(POLICIES)}.")] = "lsaq",
+    memory: Annotated[
+        str | None, typer.Option(help="Memory to stay within, such as 6GiB. Default: what the device has free.")
+    ] = None,
+    alpha: Annotated[float | None, typer.Option(help="Of policy alpha: in (0, 1], smaller is more aggressive.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Of policy uniform: fp16, int8 ... int2, or a ggml type. Default: what fits.")
+    ] = None,
+    outside: Annotated[
+        str | None, typer.Option(help="Precision of embedding and head, or 'keep'. Default: the policy's.")
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens of each sequence to keep memory for. Default: up to 4096.")
+    ] = None,
+    parallel: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
+    kv_type: Annotated[str, typer.Option(help="ggml type of the KV cache.")] = "F16",
+    measurement: Annotated[
+        Path | None, typer.Option(help="What 'lamella measure --out' wrote. Default: measured now.")
+    ] = None,
+    scheme: Annotated[
+        Scheme, typer.Option(help="How weights are rounded: ggml's blocks, or one scale a row.")
+    ] = "block",
+    out: Annotated[Path | None, typer.Option(help="Write the plan to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw it to this file (png, svg or pdf).")] = None,
+    device: Annotated[str | None, typer.Option(help="Device whose memory counts.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until memory is free, instead of failing.")] = False,
+    timeout: Annotated[float | None, typer.Option(help="With --wait: give up after so many seconds.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Decide how many bits each layer gets.
+
+    Exit code 4 if nothing fits; says what is missing and what would fit.
+    """
+    config = Config.from_environment(os.environ)
+    given = api.read_measurement(measurement) if measurement else None
+    try:
+        with progress("measuring importance", quiet=json) as update:
+            made = api.plan(
+                model, policy, memory=memory, alpha=alpha, precision=precision, outside=outside, scheme=scheme,
+                context=context, parallel=parallel, kv_type=kv_type, measurement=given,
+                device=device or config.device, wait=wait, timeout_seconds=timeout,
+                on_wait=_say_waiting, on_progress=update,
+            )  # fmt: skip
+    except DoesNotFit as error:
+        if json:
+            print_json({**to_plain(error.smallest_plan), "error": _error(error)})
+            note(f"lamella: {error}")
+            raise typer.Exit(error.exit_code) from None
+        raise
+    if out:
+        api.write_artifact(made, out)
+        note(f"wrote {out}")
+    if plot:
+        plot_plan(made, plot)
+        note(f"drew {plot}")
+    if json:
+        print_json(to_plain(made))
+    else:
+        show_plan(made)
+
+
+def show_plan(plan: Plan) -> None:
+    """What each layer gets, and where the memory goes."""
+    counts = Counter(x.precision for x in plan.layers)
+    chosen = ", ".join(f"{n} {name.upper()}" for name, n in counts.most_common())
+    say(f"{plan.model.name}: {plan.policy}, {chosen}")
+    say(f"{plan.average_bits:g} average bits, {plan.bits_per_weight:.2f} bits per weight as stored")
+    shown = table(">layer", "precision", ">bytes", "importance")
+    for layer in plan.layers:
+        score = bar(layer.importance) if layer.importance is not None else ""
+        shown.add_row(str(layer.layer), layer.precision, format_bytes(layer.bytes), score)
+    stdout.print(shown)
+    need = plan.bytes
+    parts = ", ".join(
+        f"{label} {format_bytes(n)}"
+        for label, n in (("weights", need.weights), ("KV cache", need.kv_cache), ("compute", need.compute),
+                         ("reserve", need.reserve))
+    )  # fmt: skip
+    budget = f" of {format_bytes(plan.budget_bytes)}" if plan.budget_bytes is not None else ""
+    say(f"needs {format_bytes(need.total)}{budget}: {parts}")
+
+
+def _say_waiting(waiting: Waiting) -> None:
+    note(f"{format_seconds(waiting.elapsed_seconds)}: {waiting.reason}")
+
+
+def _error(error: DoesNotFit) -> dict[str, Any]:
+    return {"kind": "DoesNotFit", "message": str(error), "exit_code": error.exit_code}

@@ -1,0 +1,133 @@
+"""``lamella run``: a chat or a completion in the terminal, and switches while it runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lamella import api
+from lamella.cli.chat_loop import ChatLoop
+from lamella.cli.describe import describe_stats, describe_switch
+from lamella.cli.output import JsonFlag, note, print_json
+from lamella.config import Config
+from lamella.core.errors import InvalidRequest
+from lamella.llama.handles import ContextOptions, SamplingOptions
+from lamella.run.chat import Message
+from lamella.run.engine import Engine, EngineOptions
+from lamella.run.generation import Generation
+from lamella.run.layouts import check_policy
+from lamella.run.variants import SwitchReport
+
+
+def run(
+    target: Annotated[str, typer.Argument(metavar="STORE[@VARIANT]", help="Store and variant; default: the largest.")],
+    prompt: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="One question. Default: a chat.")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")
+    ] = False,
+    system: Annotated[str | None, typer.Option(help="System message of the chat.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 512,
+    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="0 switches it off.")] = 40,
+    top_p: Annotated[float, typer.Option(help="1 switches it off.")] = 0.95,
+    min_p: Annotated[float, typer.Option(help="0 switches it off.")] = 0.05,
+    repeat_penalty: Annotated[float, typer.Option(help="1 switches it off.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal texts.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
+    context: Annotated[int, typer.Option(help="Tokens that prompt and answer may have together.")] = 4096,
+    kv_type: Annotated[str, typer.Option(help="ggml type of the KV cache.")] = "F16",
+    layout: Annotated[str, typer.Option(help="auto, mapped (no copies) or repacked (faster, takes memory).")] = "auto",
+    warm: Annotated[int, typer.Option(help="Variants kept ready to switch to, the running one included.")] = 2,
+    check: Annotated[bool, typer.Option("--check", help="Verify every shard's hash before it is used.")] = False,
+    switch_to: Annotated[str | None, typer.Option(help="With PROMPT: switch to this variant while it answers.")] = None,
+    switch_after: Annotated[int, typer.Option(help="Tokens before --switch-to happens.")] = 20,
+    json: JsonFlag = False,
+) -> None:
+    """Talk to a variant; change to another with /switch NAME, also while it is answering."""
+    folder, variant = split_target(target)
+    config = Config.from_environment(os.environ)
+    options = EngineOptions(
+        context=ContextOptions(n_ctx=context, kv_type=kv_type, n_threads=config.n_threads),
+        layout=check_policy(layout),
+        n_warm=warm,
+        check=check,
+    )
+    sampling = SamplingOptions(temperature, top_k, top_p, min_p, repeat_penalty, seed)
+    if json and prompt is None:
+        raise InvalidRequest("--json needs a PROMPT: a chat has no single answer")
+    opening = [Message("system", system)] if system else []
+    with api.open_engine(folder, variant, options, cache_folder=config.cache_folder) as engine:
+        if prompt is None:
+            ChatLoop(engine, opening, sampling, max_tokens, stop or ()).run()
+            return
+        if switch_to is not None:
+            engine.prepare(switch_to)
+        if raw:
+            generation = engine.generate(prompt, max_tokens=max_tokens, sampling=sampling, stop=stop or ())
+        else:
+            messages = [*opening, Message("user", prompt)]
+            generation = engine.chat(messages, max_tokens=max_tokens, sampling=sampling, stop=stop or ())
+        answer = _answer(engine, generation, switch_to, switch_after, quiet=json)
+        if json:
+            print_json({"store": str(folder), **answer})
+
+
+def split_target(target: str) -> tuple[Path, str | None]:
+    """``STORE@VARIANT`` or ``STORE``; a folder whose own name has an @ is taken as it is."""
+    if "@" not in target or Path(target).is_dir():
+        return Path(target), None
+    folder, _, variant = target.rpartition("@")
+    if not folder or not variant:
+        raise InvalidRequest(f"'{target}' is not STORE or STORE@VARIANT")
+    return Path(folder), variant
+
+
+def _answer(
+    engine: Engine, generation: Generation, switch_to: str | None, switch_after: int, *, quiet: bool
+) -> dict[str, Any]:
+    """Stream one answer, with at most one switch in it; returns the facts for ``--json``."""
+    text: list[str] = []
+    token_ms: list[float] = []
+    switches: list[dict[str, Any]] = []
+    for token in generation:
+        text.append(token.text)
+        token_ms.append(token.seconds * 1e3)
+        if not quiet:
+            sys.stdout.write(token.text)
+            sys.stdout.flush()
+        if switch_to is not None and len(token_ms) == switch_after:
+            report = engine.switch(switch_to)
+            switches.append({"after_tokens": len(token_ms), **_switch_fields(report)})
+            if not quiet:
+                note(f"\n[{describe_switch(report)}]")
+    stats = generation.stats
+    if not quiet:
+        sys.stdout.write("\n")
+        note(describe_stats(stats, engine.variant))
+    return {
+        "variant": engine.variant,
+        "text": "".join(text),
+        "prompt_tokens": stats.n_prompt,
+        "generated_tokens": stats.n_generated,
+        "finish_reason": stats.finish_reason,
+        "prompt_tokens_per_second": stats.prompt_tokens_per_second,
+        "tokens_per_second": stats.tokens_per_second,
+        "token_ms": token_ms,
+        "switches": switches,
+    }
+
+
+def _switch_fields(report: SwitchReport) -> dict[str, Any]:
+    return {
+        "before": report.before,
+        "after": report.after,
+        "weights": report.n_weights,
+        "shards": report.n_shards,
+        "switch_ms": report.switch_seconds * 1e3,
+        "prepare_ms": report.prepare_seconds * 1e3,
+        "repacked_bytes": report.repacked_bytes,
+    }

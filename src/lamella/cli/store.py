@@ -1,0 +1,157 @@
+"""``lamella store ...``: look into a store, check it, delete from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from lamella.cli.output import JsonFlag, print_json, progress, say, stdout, table
+from lamella.core.artifacts import Variant, to_plain
+from lamella.core.errors import ShardDamaged
+from lamella.core.units import format_bytes
+from lamella.store.store import Store
+
+app = typer.Typer(help="Look into a store, check it, delete from it.", no_args_is_help=True, rich_markup_mode=None)
+
+StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store.")]
+VariantArgument = Annotated[str, typer.Argument(metavar="VARIANT", help="Name of a variant.")]
+
+
+@app.command("ls")
+def list_variants(store: StoreArgument, json: JsonFlag = False) -> None:
+    """List the variants."""
+    opened = Store.open(store)
+    variants = opened.variants()
+    if json:
+        print_json({"model": opened.identity, "variants": [_summary(v) for v in variants]})
+        return
+    say(f"{opened.identity.name} ({opened.identity.architecture})")
+    shown = table("variant", ">size", ">bits/weight", ">average bits", "policy", "scheme", "layers")
+    for v in variants:
+        plan = v.plan
+        size, bits = format_bytes(v.n_bytes), f"{plan.bits_per_weight:.2f}"
+        shown.add_row(v.name, size, bits, f"{plan.average_bits:.2f}", plan.policy, plan.scheme, layer_strip(v))
+    stdout.print(shown)
+
+
+@app.command()
+def show(store: StoreArgument, variant: VariantArgument, json: JsonFlag = False) -> None:
+    """Show one variant: its plan, its shards, and with which variants it shares them."""
+    opened = Store.open(store)
+    found = opened.variant(variant)
+    users = {s.id: [v.name for v in opened.variants() if any(s.id == t.id for t in v.shards)] for s in found.shards}
+    if json:
+        print_json({**to_plain(found), "bytes": found.n_bytes, "shared_with": users})
+        return
+    plan = found.plan
+    say(f"{found.name}: {format_bytes(found.n_bytes)}, {plan.bits_per_weight:.2f} bits per weight")
+    say(f"policy {plan.policy}, scheme {plan.scheme}, " + ", ".join(f"{k} {v}" for k, v in plan.settings.items()))
+    say(f"stock llama.cpp: llama-server -m {opened.first_link(found.name)}")
+    precisions = {f"layer {x.layer}": x.precision for x in plan.layers}
+    shown = table("part", "precision", ">size", "shard", "shared with")
+    for shard in found.shards:
+        others = [name for name in users[shard.id] if name != found.name]
+        size = format_bytes(shard.n_bytes)
+        shown.add_row(shard.label, precisions.get(shard.label, ""), size, shard.id[:12], ", ".join(others))
+    stdout.print(shown)
+
+
+@app.command()
+def verify(store: StoreArgument, json: JsonFlag = False) -> None:
+    """Hash every shard and compare with its name; exit code 6 if one is damaged."""
+    opened = Store.open(store)
+    total = sum(shard.n_bytes for shard in {s.id: s for v in opened.variants() for s in v.shards}.values())
+    done = 0
+    with progress("verifying", quiet=json) as update:
+
+        def hashed(n_bytes: int) -> None:
+            nonlocal done
+            done += n_bytes
+            update(done, total, format_bytes(done))
+
+        report = opened.verify(hashed)
+    if json:
+        print_json({"ok": report.ok, **_fields(report)})
+    else:
+        for damaged in report.damaged:
+            users = ", ".join(damaged.variants) or "no variant"
+            say(f"damaged: shard {damaged.id} ({damaged.label}; used by {users}): {damaged.reason}")
+        for link in report.broken_links:
+            say(f"broken link: {link}")
+        say(f"{report.n_shards} shards, {format_bytes(report.n_bytes)}: {'all good' if report.ok else 'NOT good'}")
+    if not report.ok:
+        raise typer.Exit(ShardDamaged.exit_code)
+
+
+@app.command("rm")
+def remove(
+    store: StoreArgument,
+    variants: Annotated[list[str], typer.Argument(metavar="VARIANT...", help="Names of variants.")],
+    json: JsonFlag = False,
+) -> None:
+    """Remove variants; their shards stay until gc."""
+    opened = Store.open(store)
+    for name in variants:
+        opened.variant(name)  # all of them exist, or nothing is removed
+    for name in variants:
+        opened.remove(name)
+    if json:
+        print_json({"removed": variants})
+    else:
+        say(f"removed {', '.join(variants)}; free the space with: lamella store gc {store}")
+
+
+@app.command("gc")
+def collect_garbage(store: StoreArgument, json: JsonFlag = False) -> None:
+    """Delete shards that no variant uses, and what interrupted builds left behind."""
+    report = Store.open(store).collect_garbage()
+    if json:
+        print_json(_fields(report))
+    else:
+        say(f"freed {format_bytes(report.freed_bytes)}: {report.n_shards} shards, {report.n_incoming} unfinished files")
+
+
+@app.command("du")
+def usage(store: StoreArgument, json: JsonFlag = False) -> None:
+    """What the variants take together, against the sum of each alone."""
+    found = Store.open(store).usage()
+    if json:
+        print_json(_fields(found))
+        return
+    shown = table("variant", ">size", ">its own", ">shared")
+    for v in found.variants:
+        shared = format_bytes(v.n_bytes - v.own_bytes)
+        shown.add_row(v.name, format_bytes(v.n_bytes), format_bytes(v.own_bytes), shared)
+    stdout.print(shown)
+    joint, alone = found.joint_bytes, found.sum_of_variants_bytes
+    share = f", {joint / alone:.0%} of it" if alone else ""
+    say(f"{format_bytes(joint)} together; as separate files {format_bytes(alone)}{share}")
+    if found.unused_bytes:
+        say(f"{format_bytes(found.unused_bytes)} are used by no variant; free them with: lamella store gc {store}")
+
+
+def layer_strip(variant: Variant) -> str:
+    """One character a layer: its bits, ``F`` for sixteen."""
+    digits = {"fp16": "F"}
+    return "".join(digits.get(x.precision, x.precision.removeprefix("int")[:1]) for x in variant.plan.layers)
+
+
+def _summary(variant: Variant) -> dict[str, object]:
+    plan = variant.plan
+    return {
+        "name": variant.name,
+        "bytes": variant.n_bytes,
+        "bits_per_weight": plan.bits_per_weight,
+        "average_bits": plan.average_bits,
+        "policy": plan.policy,
+        "scheme": plan.scheme,
+        "precisions": [x.precision for x in plan.layers],
+    }
+
+
+def _fields(report: object) -> dict[str, object]:
+    plain: dict[str, object] = msgspec.to_builtins(report)
+    return plain

@@ -1,0 +1,55 @@
+"""Settings from the environment.  Nothing else in Lamella reads it.
+
+| variable | meaning |
+| --- | --- |
+| ``LAMELLA_DEVICE`` | ggml device to plan for, for example ``CUDA0``; default: the one with most free memory |
+| ``LAMELLA_THREADS`` | threads for computing; default: the cores that this process may use |
+| ``LAMELLA_CACHE`` | folder for what was measured on this machine; default: ``$XDG_CACHE_HOME/lamella`` |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from lamella.core.errors import InvalidRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What the environment says.
+
+    Attributes:
+        device: name of a ggml device, or None.
+        n_threads: 0 for all cores that this process may use.
+        cache_folder: for machine measurements; may be deleted at any time.
+    """
+
+    device: str | None
+    n_threads: int
+    cache_folder: Path
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> Self:
+        """Read the variables above.
+
+        Raises:
+            InvalidRequest: a value that is no number where one is needed.
+        """
+        base = environ.get("LAMELLA_CACHE") or environ.get("XDG_CACHE_HOME")
+        folder = Path(base) if base else Path.home() / ".cache"
+        return cls(
+            device=environ.get("LAMELLA_DEVICE") or None,
+            n_threads=_threads(environ.get("LAMELLA_THREADS", "")),
+            cache_folder=folder if environ.get("LAMELLA_CACHE") else folder / "lamella",
+        )
+
+
+def _threads(text: str) -> int:
+    if not text:
+        return 0
+    if not text.isdigit() or int(text) < 1:
+        raise InvalidRequest(f"LAMELLA_THREADS must be a number from 1, not '{text}'")
+    return int(text)
