@@ -1,0 +1,214 @@
+"""Plots of a measurement and of a plan, to PNG, SVG or PDF by the file's suffix.
+
+    plot_measurement(measured["jaccard"], Path("jaccard.png"))
+    plot_plan(plan, Path("plan.svg"))
+
+Figures are drawn without pyplot, so no global state and no display is involved.  A file appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.ticker
+from matplotlib.figure import Figure
+
+from lamella.core.artifacts import LayerScore, Measurement, Plan
+from lamella.core.errors import InvalidRequest, StorageFailed
+from lamella.core.precision import nominal_bits
+from lamella.core.units import format_bytes
+
+SUFFIXES = (".png", ".svg", ".pdf")
+DPI = 150
+HEIGHT_INCHES = 4.2
+
+_AXES = {
+    "jaccard": "importance  1 − J",
+    "cosine": "importance  1 − cos(in, out)",
+    "outlier": "share of weights with z > 1",
+    "weight-difference": "‖W − Q(W)‖ / ‖W‖",
+}
+_INK, _GREY, _GRID = "#1f2933", "#616e7c", "#e4e7eb"
+_BAR, _PALE_BAR = "#7b9bbb", "#cbd5df"
+_LINES = ("#0b7285", "#d9480f", "#5f3dc4", "#2b8a3e", "#c2255c", "#9c6f00", "#1864ab", "#495057")
+# from many bits, dark, to few, light, so that the order survives printing without colour
+_BY_BITS = (
+    (16, "#0b3954"),
+    (8, "#1d6996"),
+    (6, "#38a6a5"),
+    (5, "#73af48"),
+    (4, "#edad08"),
+    (3, "#e17c05"),
+    (0, "#cc503e"),
+)
+
+
+def plot_measurement(measurement: Measurement, path: Path) -> None:
+    """Draw the score of each layer, its standard error, and each task or precision where there are several.
+
+    Raises:
+        InvalidRequest: the suffix is none of ``SUFFIXES``.
+        StorageFailed: the file cannot be written.
+    """
+    _check_suffix(path)
+    figure, axes = _new_figure(len(measurement.layers))
+    if measurement.per_precision:
+        _draw_precisions(axes, measurement)
+    else:
+        _draw_tasks(axes, measurement)
+    axes.set_ylabel(_AXES.get(measurement.metric, measurement.metric), color=_INK)
+    _set_title(axes, f"{measurement.model.name} · {measurement.metric}", _measurement_facts(measurement))
+    _finish_layers(axes, [score.layer for score in measurement.layers])
+    _save(figure, path)
+
+
+def plot_plan(plan: Plan, path: Path) -> None:
+    """Draw the precision of each layer.
+
+    Raises:
+        InvalidRequest: the suffix is none of ``SUFFIXES``.
+        StorageFailed: the file cannot be written.
+    """
+    _check_suffix(path)
+    figure, axes = _new_figure(len(plan.layers))
+    bits = {layer.precision: nominal_bits(layer.precision) for layer in plan.layers}
+    counts = Counter(layer.precision for layer in plan.layers)
+    for precision in sorted(bits, key=lambda p: -bits[p]):
+        members = [layer for layer in plan.layers if layer.precision == precision]
+        label = f"{precision}: {counts[precision]} layers, {format_bytes(sum(m.bytes for m in members))}"
+        heights = [bits[precision]] * len(members)
+        axes.bar([m.layer for m in members], heights, width=0.86, color=_bits_colour(bits[precision]), label=label)
+    axes.set_ylabel("bits per weight, nominal", color=_INK)
+    axes.set_ylim(0, max(bits.values(), default=8) * 1.08)
+    axes.set_yticks(sorted({0.0, *bits.values()}))
+    axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    _set_title(axes, f"{plan.model.name} · {plan.policy}, {plan.scheme} scheme", _plan_facts(plan))
+    _finish_layers(axes, [layer.layer for layer in plan.layers])
+    _add_legend(axes)
+    _save(figure, path)
+
+
+def _draw_tasks(axes: Any, measurement: Measurement) -> None:
+    several = len(measurement.per_task) > 1
+    errors = [score.standard_error for score in measurement.layers]
+    axes.bar(
+        [score.layer for score in measurement.layers],
+        [score.mean for score in measurement.layers],
+        width=0.8,
+        color=_PALE_BAR if several else _BAR,
+        label="mean over tasks ± s.e.",
+        yerr=errors if any(errors) else None,
+        error_kw={"ecolor": _GREY, "elinewidth": 1.1, "capsize": 2},
+    )
+    if several:
+        for i, (task, scores) in enumerate(measurement.per_task.items()):
+            _draw_line(axes, scores, task, _LINES[i % len(_LINES)])
+        _add_legend(axes)
+    axes.set_ylim(bottom=0)
+
+
+def _draw_precisions(axes: Any, measurement: Measurement) -> None:
+    for precision, scores in measurement.per_precision.items():
+        _draw_line(axes, scores, precision, _bits_colour(nominal_bits(precision)))
+    positive = [s.mean for scores in measurement.per_precision.values() for s in scores if s.mean > 0]
+    if positive and max(positive) > 8 * min(positive):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+        axes.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    else:
+        axes.set_ylim(bottom=0)
+    _add_legend(axes)
+
+
+def _draw_line(axes: Any, scores: Sequence[LayerScore], label: str, colour: str) -> None:
+    layers, means = [s.layer for s in scores], [s.mean for s in scores]
+    axes.plot(layers, means, color=colour, linewidth=1.6, marker="o", markersize=3, label=_plain(label), zorder=3)
+    if any(s.standard_error for s in scores):
+        low = [s.mean - s.standard_error for s in scores]
+        high = [s.mean + s.standard_error for s in scores]
+        axes.fill_between(layers, low, high, color=colour, alpha=0.18, linewidth=0, zorder=2)
+
+
+def _measurement_facts(measurement: Measurement) -> str:
+    shown = {k: v for k, v in measurement.settings.items() if not (k == "precision" and measurement.per_precision)}
+    facts = [f"{name.replace('_', ' ')} {value}" for name, value in shown.items()]
+    tasks = [text.task for text in measurement.texts]
+    if tasks:
+        facts.insert(0, "text written by the model" if tasks == ["self"] else f"texts: {', '.join(tasks)}")
+    if any(score.standard_error for score in measurement.layers):
+        facts.append("± standard error")
+    return " · ".join(facts)
+
+
+def _plan_facts(plan: Plan) -> str:
+    facts = [
+        f"{plan.average_bits:.2f} bits a layer on average",
+        f"{plan.bits_per_weight:.2f} stored bits per weight",
+        f"weights {format_bytes(plan.bytes.weights)}",
+        f"needs {format_bytes(plan.bytes.total)}",
+    ]
+    if plan.budget_bytes is not None:
+        facts.append(f"budget {format_bytes(plan.budget_bytes)}" + ("" if plan.fits else ": does not fit"))
+    return " · ".join(facts)
+
+
+def _bits_colour(bits: float) -> str:
+    return next(colour for least, colour in _BY_BITS if bits >= least)
+
+
+def _new_figure(n_layers: int) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(min(14.0, max(7.0, 2 + 0.22 * n_layers)), HEIGHT_INCHES), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_GREY)
+    axes.tick_params(colors=_GREY, labelsize=9)
+    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _set_title(axes: Any, title: str, facts: str) -> None:
+    axes.set_title(_plain(title), loc="left", color=_INK, fontsize=12, fontweight="bold", pad=22)
+    axes.text(0, 1.025, _plain(facts), transform=axes.transAxes, fontsize=8.5, color=_GREY, va="bottom")
+
+
+def _finish_layers(axes: Any, layers: Sequence[int]) -> None:
+    axes.set_xlabel("layer", color=_INK)
+    axes.set_xlim(min(layers, default=0) - 0.7, max(layers, default=0) + 0.7)
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(nbins=24, integer=True))
+
+
+def _add_legend(axes: Any) -> None:
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9, labelcolor=_INK)
+
+
+def _plain(text: str) -> str:
+    """Text from files, safe to draw: a dollar sign would start a formula."""
+    return "".join(c for c in text if c.isprintable()).replace("$", r"\$")
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix.lower() not in SUFFIXES:
+        raise InvalidRequest(f"{path}: a plot's file name must end in {', '.join(SUFFIXES)}, not '{path.suffix}'")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    kind = path.suffix.lower().removeprefix(".")
+    metadata: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with mpl.rc_context({"svg.hashsalt": "lamella"}):  # equal plots give equal files
+            figure.savefig(temporary, format=kind, metadata=metadata)
+        temporary.replace(path)
+    except OSError as error:
+        raise StorageFailed(f"cannot write the plot {path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
