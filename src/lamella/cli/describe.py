@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
+
 from lamella.core.units import format_bytes, format_seconds
 from lamella.run.generation import GenerationStats
 from lamella.run.variants import SwitchReport
@@ -24,3 +27,10 @@ def describe_stats(stats: GenerationStats, variant: str) -> str:
         f"[{variant}: prompt of {stats.n_prompt} tokens{reused} in {format_seconds(stats.prompt_seconds)}, "
         f"{stats.n_generated} tokens at {stats.tokens_per_second:.1f}/s]"
     )
+
+
+def describe_times(token_ms: Sequence[float], at: int) -> str:
+    """One line about the tokens around a switch that came before token ``at``."""
+    before = statistics.median(token_ms[1:at] or token_ms[:1])
+    after = statistics.median(token_ms[at + 1 :] or token_ms[at:])
+    return f"[ms per token: {before:.1f} before the switch, {token_ms[at]:.1f} at it, {after:.1f} after (medians)]"

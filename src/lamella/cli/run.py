@@ -11,7 +11,7 @@ import typer
 
 from lamella import api
 from lamella.cli.chat_loop import ChatLoop
-from lamella.cli.describe import describe_stats, describe_switch
+from lamella.cli.describe import describe_stats, describe_switch, describe_times
 from lamella.cli.output import JsonFlag, note, print_json
 from lamella.config import Config
 from lamella.core.errors import InvalidRequest
@@ -108,6 +108,8 @@ def _answer(
     if not quiet:
         sys.stdout.write("\n")
         note(describe_stats(stats, engine.variant))
+        if switches and len(token_ms) > switch_after:
+            note(describe_times(token_ms, switch_after))
     return {
         "variant": engine.variant,
         "text": "".join(text),
