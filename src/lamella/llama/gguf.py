@@ -117,12 +117,12 @@ class Header:
         return value
 
     def array_bytes(self, key_id: int) -> Iterator[bytes]:
-        """The contents of an array, for hashing: strings one by one, numbers as one block."""
+        """The contents of an array, for hashing: strings end with a zero byte, numbers stand as in memory."""
         kind = self._base.gguf_get_arr_type(self.address, key_id)
         n = self._base.gguf_get_arr_n(self.address, key_id)
         if kind == api.GGUF_TYPE_STRING:
-            for i in range(n):
-                yield self._base.gguf_get_arr_str(self.address, key_id, i) + b"\0"
+            text, address = self._base.gguf_get_arr_str, self.address
+            yield b"".join([text(address, key_id, i) + b"\0" for i in range(n)])
         elif kind in _SCALARS and n:
             yield ct.string_at(self._base.gguf_get_arr_data(self.address, key_id), n * ct.sizeof(_SCALARS[kind]))
 

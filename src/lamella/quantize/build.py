@@ -25,11 +25,10 @@ from typing import ClassVar
 from lamella.core.artifacts import Plan, ShardRef, Variant
 from lamella.core.errors import INTERRUPTED_EXIT_CODE, LamellaError, StorageFailed, UnknownVariant
 from lamella.core.units import format_bytes
-from lamella.llama import quantize
 from lamella.llama.gguf import ModelFile, padding
 from lamella.quantize.recipe import ShardJob, shard_jobs
 from lamella.quantize.shard import shard_header
-from lamella.quantize.tensor import Chunk, SourceFiles, chunks_of, convert_chunk, in_order
+from lamella.quantize.tensor import Chunk, SourceFiles, chunks_of, convert_chunk, in_order, prepare
 from lamella.store.files import free_bytes
 from lamella.store.layout import check_variant_name
 from lamella.store.store import ShardWriter, Store, variant_exists
@@ -178,8 +177,7 @@ def _make_shards(
 
     Leaving early, by whatever exception, cancels chunks that have not begun and still flushes finished shards.
     """
-    for target in {conversion.target for job in jobs for conversion in job.conversions}:
-        quantize.prepare(target)
+    prepare(conversion for job in jobs for conversion in job.conversions)
     flushed: dict[int, Future[ShardRef]] = {}
     with SourceFiles() as files, ThreadPoolExecutor(n_threads) as pool, ThreadPoolExecutor(1) as flusher:
         converted = in_order(

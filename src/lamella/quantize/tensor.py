@@ -106,10 +106,16 @@ def chunks_of(conversion: Conversion, n_threads: int) -> Iterator[Chunk]:
 def convert_tensor(conversion: Conversion, *, n_threads: int = 1) -> Iterator[memoryview]:
     """A tensor's stored bytes, in order; shape and errors as ``convert_chunk``."""
     conversion.check_possible()
-    quantize.prepare(conversion.target)
+    prepare([conversion])
     with SourceFiles() as files, ThreadPoolExecutor(n_threads) as pool:
         chunks = chunks_of(conversion, n_threads)
         yield from in_order(pool, lambda chunk: convert_chunk(chunk, files), chunks, in_flight=2 * n_threads)
+
+
+def prepare(conversions: Iterable[Conversion]) -> None:
+    """Build ggml's lookup tables, before threads need them; some take seconds, so only what will be written."""
+    for target in {conversion.target for conversion in conversions if not conversion.copies}:
+        quantize.prepare(target)
 
 
 def convert_chunk(chunk: Chunk, files: SourceFiles) -> memoryview:
