@@ -24,14 +24,13 @@ from lamella.quantize import channel
 RANDOM = np.random.default_rng(0)
 
 
-def write_layers(path: Path, *layers: dict[str, NDArray[np.float32]], dtype: str = "F32") -> ModelFile:
+def write_layers(path: Path, *layers: dict[str, NDArray[np.float32]]) -> ModelFile:
     """A GGUF with the given matrices in each layer; enough to read weights from, not to run."""
-    kind = gguf.GGMLQuantizationType[dtype]
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(len(layers))
     for i, matrices in enumerate(layers):
         for name, values in matrices.items():
-            writer.add_tensor(f"blk.{i}.{name}.weight", gguf.quants.quantize(values, kind), raw_dtype=kind)
+            writer.add_tensor(f"blk.{i}.{name}.weight", values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -53,8 +52,9 @@ def test_outlier_share_of_crafted_layers(tmp_path: Path) -> None:
     spikes[0, :3] = 5  # three far above the mean, and as many far below, which do not count
     spikes[3, :3] = -5
     alike = np.full((4, 32), 2.5, np.float32)
-    model_file = write_layers(tmp_path / "m.gguf", {"attn_q": spikes}, {"attn_q": alike})
-    assert outlier_shares(model_file) == (3 / 128, 0.0)
+    shifted = spikes + np.float32(100)
+    model_file = write_layers(tmp_path / "m.gguf", {"attn_q": spikes}, {"attn_q": alike}, {"attn_q": shifted})
+    assert outlier_shares(model_file) == (3 / 128, 0.0, 3 / 128)
 
 
 def test_mean_and_deviation_are_of_the_layer_not_of_each_matrix(tmp_path: Path) -> None:
@@ -103,10 +103,21 @@ def test_fewer_bits_lose_more(tmp_path: Path, scheme: str) -> None:
 
 
 def test_a_tensor_that_already_has_the_type_loses_nothing(tmp_path: Path) -> None:
-    model_file = write_layers(tmp_path / "m.gguf", {"attn_q": normal(16, 64)}, dtype="Q8_0")
-    found = weight_differences(model_file, "block")
-    assert found["int8"] == (0.0,)
-    assert found["int4"][0] > 0
+    q3 = GGML_TYPES["Q3_K"]
+    stored = encode_rows(normal(16, 256), q3)
+    again = encode_rows(decode_rows(stored, q3, 256), q3)
+    assert not np.array_equal(again, stored)  # rounding twice would lose something
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_block_count(1)
+    kind = gguf.GGMLQuantizationType.Q3_K
+    writer.add_tensor("blk.0.attn_q.weight", stored.reshape(16, -1), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = weight_differences(read_model(tmp_path / "m.gguf"), "block")
+    assert found["int3"] == (0.0,)
+    assert found["int8"][0] > 0
 
 
 def test_a_layer_of_zeros_loses_nothing(tmp_path: Path) -> None:

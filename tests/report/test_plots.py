@@ -12,7 +12,7 @@ from lamella.core.errors import InvalidRequest, StorageFailed
 from lamella.core.model import ModelIdentity
 from lamella.report.plots import DPI, HEIGHT_INCHES, plot_measurement, plot_plan
 
-MODEL = ModelIdentity("llama", "A model of $5 and 50$, \\alpha_{x}", "s", "w")
+MODEL = ModelIdentity("llama", "A model of $5 \\frac and 50$", "s", "w")
 
 
 def scores(n: int, error: float, offset: float = 0.0) -> tuple[LayerScore, ...]:
