@@ -1,0 +1,19 @@
+"""Measured kernel times are plausible; which layout wins is the machine's business, not the test's."""
+
+from __future__ import annotations
+
+from lamella.core.precision import GGML_TYPES
+from lamella.llama import kernels
+
+
+def test_times_are_positive_and_a_batch_costs_less_for_each_token() -> None:
+    times = kernels.measure(GGML_TYPES["Q4_0"], 1)
+    assert 0 < times.mapped_prompt < times.mapped_token * 2
+    if times.has_repacked:
+        assert 0 < times.repacked_prompt < times.repacked_token * 2
+
+
+def test_float_weights_have_no_repacked_layout() -> None:
+    times = kernels.measure(GGML_TYPES["F16"], 1)
+    assert not times.has_repacked
+    assert times.repacked_token == 0

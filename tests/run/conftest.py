@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lamella import api
+from lamella.llama.handles import ContextOptions
+from lamella.run.engine import Engine, EngineOptions
+from lamella.store.store import Store
+from tests.fakes.tiny_model import write_tiny_model
+
+OPTIONS = EngineOptions(ContextOptions(n_ctx=128, n_batch=64, n_threads=1), layout="mapped")
+
+
+@pytest.fixture(scope="session")
+def store_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the variants large (Q8_0), middle (Q5_K) and small (Q4_K)."""
+    folder = tmp_path_factory.mktemp("run")
+    model = write_tiny_model(folder / "tiny.gguf", n_embd=256, n_ff=512)
+    for name, precision in (("large", "int8"), ("middle", "int5"), ("small", "int4")):
+        api.build(model, folder / "store", api.plan(model, "uniform", precision=precision), name)
+    return folder / "store"
+
+
+@pytest.fixture
+def store(store_folder: Path) -> Store:
+    return Store.open(store_folder)
+
+
+@pytest.fixture
+def engine(store: Store) -> Iterator[Engine]:
+    with Engine.open(store, "large", OPTIONS) as opened:
+        yield opened

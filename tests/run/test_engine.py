@@ -1,0 +1,240 @@
+"""Generation and the live switch, on a real (tiny) model in real llama.cpp."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from numpy.typing import NDArray
+
+from lamella.core.errors import InvalidRequest, ShardDamaged, StoreError, UnknownVariant
+from lamella.core.model import TensorSpec
+from lamella.llama import gguf
+from lamella.llama.handles import Context, ContextOptions, Model, SamplingOptions
+from lamella.llama.weights import resident_bytes
+from lamella.run.engine import Engine, EngineOptions
+from lamella.run.layouts import Layout
+from lamella.run.variants import LiveVariants
+from lamella.store.store import Store
+from tests.run.conftest import OPTIONS
+
+GREEDY = SamplingOptions(temperature=0)
+PROMPT = "the quick brown fox jumps over the lazy dog"
+CONTEXT = ContextOptions(n_ctx=128, n_batch=64, n_threads=1)
+
+
+def _ids(engine: Engine, prompt: str | Sequence[int] = PROMPT, n: int = 24) -> list[int]:
+    return [t.id for t in engine.generate(prompt, max_tokens=n, sampling=GREEDY)]
+
+
+def _fresh_logits(paths: Sequence[Path], tokens: Sequence[int], *, repack: bool = False) -> NDArray[np.float32]:
+    with Model.load(paths, repack=repack) as model, Context(model, CONTEXT) as context:
+        context.decode(tokens, 0)
+        return context.logits().copy()
+
+
+def _tensors(store: Store) -> dict[str, TensorSpec]:
+    paths = store.shard_paths(store.variant("large"))
+    return {n: t.spec for p in paths for n, t in gguf.read_tensors(p).items()}
+
+
+@pytest.mark.parametrize("repack", [False, True])
+def test_logits_after_a_switch_equal_those_of_a_fresh_load(store: Store, repack: bool) -> None:
+    """Bit for bit, there and back, for mapped and for repacked weights alike."""
+    paths = {name: store.shard_paths(store.variant(name)) for name in ("large", "small")}
+    layouts = {t: Layout(repack=repack) for t in ("Q8_0", "Q4_K")}
+    with Model.load(paths["large"]) as model, Context(model, CONTEXT) as context:
+        tokens = model.vocabulary.tokenize(PROMPT)
+        live = LiveVariants(store, model, _tensors(store), layouts, n_warm=2, check=False)
+        for name in ("large", "small", "large", "small"):
+            live.switch_to(live.prepare(name).result())
+            context.forget()
+            context.decode(tokens, 0)
+            # stock llama.cpp repacks the head too, which ours does under the same rule: only multiplied weights
+            expected = _fresh_logits(paths[name], tokens, repack=repack)
+            assert np.array_equal(context.logits(), expected), name
+        context.close()
+        live.close()
+
+
+def test_a_switch_changes_every_layer_and_keeps_the_cache(engine: Engine) -> None:
+    generation = engine.generate(PROMPT, max_tokens=12, sampling=GREEDY)
+    for _ in range(5):
+        next(generation)
+    report = engine.switch("small")
+    rest = list(generation)
+    assert (report.before, report.after) == ("large", "small")
+    assert report.n_shards == 3  # the layers; embedding and head are shared
+    assert [t.variant for t in rest] == ["small"] * 7
+    assert generation.stats.n_reused == 0
+    assert generation.stats.n_generated == 12
+
+
+def test_generation_after_a_switch_equals_a_fresh_engine(store: Store, engine: Engine) -> None:
+    for name in ("small", "middle", "large"):
+        engine.switch(name)
+        engine.generate([5, 6], max_tokens=1).text()  # shares no beginning, so nothing of the old variant's cache stays
+        with Engine.open(store, name, OPTIONS) as fresh:
+            assert _ids(engine) == _ids(fresh)
+
+
+def test_a_thousand_random_switches_leave_memory_as_it_was(engine: Engine) -> None:
+    """Resident memory stays within the union of the shards of all variants."""
+    choose = random.Random(0)
+    names = engine.variants
+    tokens = engine.tokenize(PROMPT)
+
+    def switch(n: int) -> int:
+        done = 0
+        while done < n:
+            for _ in engine.generate(tokens, max_tokens=50, sampling=GREEDY):
+                engine.switch(choose.choice(names))
+                done += 1
+                if done == n:
+                    break
+        return int(psutil.Process().memory_info().rss)
+
+    switch(100)
+    before = switch(1)
+    union = engine.store.usage().joint_bytes
+    assert switch(1000) - before <= union
+
+
+def test_the_first_variants_pages_are_not_kept_twice(store: Store) -> None:
+    """llama.cpp's own mapping of the files it loaded is released once the weights point into ours."""
+    with Engine.open(store, "large", OPTIONS) as engine:
+        mapped = _mapped_resident(store.path)
+        engine.generate(PROMPT, max_tokens=2).text()
+        total = sum(s.n_bytes for s in store.variant("large").shards)
+    assert 0 < mapped < 1.6 * total
+
+
+def _mapped_resident(folder: Path) -> int:
+    """Resident bytes of all mappings of files under a folder."""
+    total, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split(" ")[0] and ":" not in line.split(" ")[0]:
+            inside = str(folder.resolve()) in line
+        elif inside and line.startswith("Rss:"):
+            total += int(line.split()[1]) * 1024
+    return total
+
+
+def test_prepare_reads_the_shards_in(store: Store, engine: Engine) -> None:
+    prepared = engine.prepare("small").result()
+    assert all(resident_bytes(store.shard_path(s.id)) >= s.n_bytes for s in prepared.variant.shards)
+
+
+def test_a_warm_variant_costs_no_preparation(engine: Engine) -> None:
+    assert engine.switch("small").prepare_seconds > 0
+    assert engine.switch("large").prepare_seconds == 0
+
+
+def test_the_least_recently_used_variant_is_closed(engine: Engine) -> None:
+    """With n_warm=2, a third variant pushes the first out."""
+    engine.switch("small")
+    engine.switch("middle")
+    assert engine.switch("small").prepare_seconds == 0
+    assert engine.switch("large").prepare_seconds > 0
+
+
+def test_an_unknown_variant_changes_nothing(engine: Engine) -> None:
+    before = _ids(engine)
+    with pytest.raises(UnknownVariant, match=r"large.*middle.*small"):
+        engine.switch("huge")
+    assert engine.variant == "large"
+    assert _ids(engine) == before
+
+
+def test_a_damaged_shard_is_refused_when_asked_to_check_and_nothing_changes(store: Store, tmp_path: Path) -> None:
+    copy = Store.open(Path(shutil.copytree(store.path, tmp_path / "copy", symlinks=True)))
+    shard = next(s for s in copy.variant("small").shards if s.label == "layer 1")
+    path = copy.shard_path(shard.id)
+    data = bytearray(path.read_bytes())
+    data[-7] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+    with Engine.open(copy, "large", replace(OPTIONS, check=True)) as engine:
+        before = _ids(engine)
+        with pytest.raises(ShardDamaged, match=shard.id):
+            engine.switch("small")
+        assert engine.variant == "large"
+        assert _ids(engine) == before
+    with pytest.raises(ShardDamaged, match="layer 1"):
+        Engine.open(copy, "small", replace(OPTIONS, check=True))
+
+
+def test_a_switch_from_another_thread_waits_for_the_token(engine: Engine) -> None:
+    stop = threading.Event()
+
+    def flip() -> None:
+        names = ["small", "large"]
+        while not stop.is_set():
+            engine.switch(names[0])
+            names.reverse()
+
+    thread = threading.Thread(target=flip)
+    thread.start()
+    try:
+        tokens = [t for _ in range(10) for t in engine.generate(PROMPT, max_tokens=50, sampling=GREEDY)]
+    finally:
+        stop.set()
+        thread.join()
+    assert {t.variant for t in tokens} == {"small", "large"}
+
+
+def test_a_shared_beginning_is_not_computed_again(engine: Engine) -> None:
+    first = engine.tokenize(PROMPT)
+    expected = _ids(engine, [*first, 30, 31])
+    engine.generate("something else entirely", max_tokens=1).text()
+    _ids(engine, first)
+    generation = engine.generate([*first, 30, 31], max_tokens=24, sampling=GREEDY)
+    assert [t.id for t in generation] == expected
+    assert generation.stats.n_reused >= len(first)
+
+
+def test_generation_ends_at_its_limits(engine: Engine) -> None:
+    generation = engine.generate(PROMPT, max_tokens=3, sampling=GREEDY)
+    assert len(list(generation)) == 3
+    assert generation.stats.finish_reason == "length"
+    full = engine.generate([1] * 120, max_tokens=500, sampling=GREEDY)
+    made = [t for t in full if t.id >= 0]
+    assert full.stats.finish_reason in ("length", "stop")
+    assert len(made) <= 128 - 120 + 1
+
+
+def test_a_stop_string_ends_the_text(engine: Engine) -> None:
+    text = engine.generate(PROMPT, max_tokens=40, sampling=GREEDY).text()
+    stop = text[3:6]
+    generation = engine.generate(PROMPT, max_tokens=40, sampling=GREEDY, stop=[stop])
+    assert generation.text() == text[: text.index(stop)]
+    assert generation.stats.finish_reason == "stop"
+
+
+@pytest.mark.parametrize(("prompt", "max_tokens"), [([], 5), ([1] * 128, 5), ([1], 0)])
+def test_impossible_generations_are_refused(engine: Engine, prompt: list[int], max_tokens: int) -> None:
+    with pytest.raises(InvalidRequest):
+        engine.generate(prompt, max_tokens=max_tokens)
+
+
+def test_the_largest_variant_is_the_default(store: Store) -> None:
+    with Engine.open(store, None, OPTIONS) as engine:
+        assert engine.variant == "large"
+
+
+def test_an_empty_store_says_how_to_fill_it(store: Store, tmp_path: Path) -> None:
+    empty = Store.create(tmp_path / "empty", store.identity)
+    with pytest.raises(StoreError, match="lamella build"):
+        Engine.open(empty, None, OPTIONS)
+
+
+def test_options_have_ranges() -> None:
+    with pytest.raises(InvalidRequest):
+        EngineOptions(n_warm=0)
