@@ -1,0 +1,328 @@
+"""The command line as people and scripts use it: documents on standard output, sentences on the other, exit codes."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lamella.cli import main
+from tests.fakes.tiny_model import write_tiny_model
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("cli") / "tiny.gguf", n_embd=256, n_ff=512)
+
+
+@pytest.fixture(scope="module")
+def store(model: Path) -> Path:
+    folder = model.with_name("store")
+    assert main(["build", str(model), str(folder), "--precision", "int8,int4", "--json"]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Run a command; gives exit code, standard output, standard error.  Machine measurements go to a fresh folder."""
+    monkeypatch.setenv("LAMELLA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LAMELLA_THREADS", "1")
+    monkeypatch.delenv("LAMELLA_DEVICE", raising=False)
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def _json(result: tuple[int, str, str]) -> Any:
+    code, out, err = result
+    assert code == 0, err
+    return json.loads(out)
+
+
+def test_help_lists_the_commands(run: Run) -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    for command in ("inspect", "devices", "measure", "plan", "build", "store", "run"):
+        assert command in out
+
+
+def test_version(run: Run) -> None:
+    assert run("--version")[1].startswith("lamella 0.")
+
+
+def test_inspect(run: Run, model: Path) -> None:
+    document = _json(run("inspect", model, "--json"))
+    assert document["n_layers"] == 3
+    assert len(document["layers"]) == 3
+    assert document["bytes"] == sum(t["bytes"] for t in document["tensors"])
+    assert "layer 2" in run("inspect", model)[1]
+
+
+def test_devices(run: Run) -> None:
+    document = _json(run("devices", "--json"))
+    assert document["chosen"] in [d["name"] for d in document["devices"]]
+    assert all(0 <= d["free_bytes"] <= d["total_bytes"] for d in document["devices"])
+
+
+def test_the_environment_chooses_the_device(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAMELLA_DEVICE", "TPU9")
+    code, _, err = run("devices")
+    assert code == 2
+    assert "TPU9" in err
+    assert "CPU" in err
+
+
+def test_measure_writes_document_and_plot(run: Run, model: Path, tmp_path: Path) -> None:
+    out, plot = tmp_path / "m.json", tmp_path / "m.png"
+    shown = _json(
+        run("measure", model, "--samples", "2", "--window-tokens", "16", "--out", out, "--plot", plot, "--json")
+    )
+    assert shown["metric"] == "jaccard"
+    assert [x["layer"] for x in shown["layers"]] == [0, 1, 2]
+    assert json.loads(out.read_text())["layers"] == shown["layers"]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_measure_takes_tagged_texts(run: Run, model: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(f"some words about {name} " * 200)
+    found = _json(
+        run("measure", model, "--metric", "cosine", "--samples", "2", "--window-tokens", "16",
+            "--calibration", f"one={tmp_path / 'a'}", "--calibration", f"two={tmp_path / 'b'}", "--json")
+    )  # fmt: skip
+    assert set(found["per_task"]) == {"one", "two"}
+
+
+def test_plan_has_what_scripts_rely_on(run: Run) -> None:
+    document = _json(run("plan", "spec:llama-2-7b", "--policy", "lsaq", "--memory", "6GiB", "--json"))
+    assert document["policy"] == "lsaq"
+    assert document["fits"] is True
+    assert document["bits_per_weight"] > 0
+    assert len(document["layers"]) == 32
+    assert set(document["layers"][0]) >= {"layer", "precision", "bytes"}
+    parts = document["bytes"]
+    assert parts["total"] == parts["weights"] + parts["kv_cache"] + parts["compute"] + parts["reserve"]
+
+
+@pytest.mark.parametrize(
+    ("memory", "fp16", "int8", "int4"),
+    [("16GiB", 32, 0, 0), ("12GiB", 0, 32, 0), ("8GiB", 0, 32, 0), ("6GiB", 0, 22, 10), ("4GiB", 0, 1, 31)],
+)
+def test_lsaq_table_iv(run: Run, memory: str, fp16: int, int8: int, int4: int) -> None:
+    """LSAQ, Table IV (its 6G row prints 0 INT8 layers, which with 10 INT4 layers of 32 can only be 22)."""
+    document = _json(run("plan", "spec:llama-2-7b", "--policy", "lsaq", "--memory", memory, "--json"))
+    precisions = [x["precision"] for x in document["layers"]]
+    assert [precisions.count(p) for p in ("fp16", "int8", "int4")] == [fp16, int8, int4]
+
+
+def test_what_does_not_fit_says_so_in_both_forms(run: Run) -> None:
+    code, out, err = run("plan", "spec:llama-2-7b", "--policy", "lsaq", "--memory", "3GiB", "--json")
+    assert code == 4
+    document = json.loads(out)
+    assert document["fits"] is False
+    assert document["bytes"]["total"] > document["budget_bytes"] == 3 << 30
+    assert "needs 3.88 GiB, 900 MiB more than the budget of 3.00 GiB" in err
+
+
+def test_waiting_for_what_can_never_fit_fails_at_once(run: Run, model: Path) -> None:
+    code, _, err = run("plan", model, "--policy", "lsaq", "--memory", "1MiB", "--wait", "--timeout", "30",
+                       "--measurement", _measured(run, model))  # fmt: skip
+    assert code == 4
+    assert "1.00 MiB" in err
+
+
+def _measured(run: Run, model: Path) -> Path:
+    path = model.with_name("measured.json")
+    if not path.exists():
+        _json(run("measure", model, "--metric", "outlier", "--out", path, "--json"))
+    return path
+
+
+def test_plan_build_and_show_agree(run: Run, model: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "mixed.json"
+    _json(run("plan", model, "--policy", "alpha", "--alpha", "0.4", "--measurement", _measured(run, model),
+              "--out", plan, "--json"))  # fmt: skip
+    folder = tmp_path / "store"
+    built = _json(run("build", model, folder, "--plan", plan, "--json"))["built"][0]
+    assert built["variant"] == "mixed"
+    shown = _json(run("store", "show", folder, "mixed", "--json"))
+    assert shown["plan"]["tensors"] == json.loads(plan.read_text())["tensors"]
+    assert built["bytes"] == shown["bytes"] == sum(s["n_bytes"] for s in shown["shards"])
+
+
+def test_alpha_variants_share_layers(run: Run, model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    built = _json(
+        run("build", model, folder, "--alpha", "0.1,0.5,0.9", "--measurement", _measured(run, model), "--json")
+    )
+    assert [b["variant"] for b in built["built"]] == ["alpha-0.1", "alpha-0.5", "alpha-0.9"]
+    usage = _json(run("store", "du", folder, "--json"))
+    assert usage["joint_bytes"] < usage["sum_of_variants_bytes"]
+    assert [v["name"] for v in usage["variants"]] == ["alpha-0.1", "alpha-0.5", "alpha-0.9"]
+
+
+def test_channel_scheme(run: Run, model: Path, tmp_path: Path) -> None:
+    built = _json(run("build", model, tmp_path / "s", "--precision", "int4", "--scheme", "channel", "--json"))
+    assert built["built"][0]["variant"] == "uniform-int4-channel"
+
+
+def test_store_commands(run: Run, store: Path, tmp_path: Path) -> None:
+    listed = _json(run("store", "ls", store, "--json"))["variants"]
+    assert [v["name"] for v in listed] == ["uniform-int4", "uniform-int8"]
+    assert _json(run("store", "verify", store, "--json"))["ok"] is True
+    for words in (["ls", store], ["show", store, "uniform-int4"], ["verify", store], ["du", store]):
+        code, out, _ = run("store", *words)
+        assert code == 0
+        assert out
+
+
+def test_removed_variants_free_their_space_after_gc(run: Run, model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    _json(run("build", model, folder, "--precision", "int8,int4", "--json"))
+    assert _json(run("store", "rm", folder, "uniform-int4", "--json"))["removed"] == ["uniform-int4"]
+    freed = _json(run("store", "gc", folder, "--json"))
+    assert freed["n_shards"] == 3
+    assert freed["freed_bytes"] > 0
+    assert _json(run("store", "verify", folder, "--json"))["ok"] is True
+
+
+def test_a_flipped_bit_is_named_and_refused(run: Run, model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    _json(run("build", model, folder, "--precision", "int8", "--json"))
+    shown = _json(run("store", "show", folder, "uniform-int8", "--json"))
+    shard = next(s["id"] for s in shown["shards"] if s["label"] == "layer 1")
+    path = next((folder / "shards").rglob(f"{shard}.gguf"))
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 4
+    path.chmod(0o644)
+    path.write_bytes(data)
+    code, out, _ = run("store", "verify", folder)
+    assert code == 6
+    assert shard in out
+    assert "layer 1" in out
+    code, _, err = run("run", folder, "hi", "--check", "--raw", "--context", "64")
+    assert code == 6
+    assert shard in err
+
+
+def test_run_answers_and_switches(run: Run, store: Path) -> None:
+    answer = _json(
+        run("run", f"{store}@uniform-int8", "once upon", "--raw", "--max-tokens", "8", "--temperature", "0",
+            "--context", "64", "--switch-to", "uniform-int4", "--switch-after", "4", "--layout", "mapped", "--json")
+    )  # fmt: skip
+    assert answer["variant"] == "uniform-int4"
+    assert answer["generated_tokens"] == 8
+    assert answer["switches"][0]["shards"] == 3
+    assert answer["switches"][0]["switch_ms"] > 0
+
+
+def test_run_streams_for_people(run: Run, store: Path) -> None:
+    code, out, err = run(
+        "run", store, "once upon", "--raw", "--max-tokens", "8", "--context", "64", "--temperature", "0"
+    )
+    assert code == 0
+    assert out.strip()
+    assert "8 tokens" in err
+
+
+def test_a_chat_obeys_its_commands(run: Run, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        sys, "stdin", io.StringIO("/variants\n/switch nowhere\n/switch uniform-int4\n/help\n/exit\nhi\n")
+    )
+    code, _, err = run("run", f"{store}@uniform-int8", "--context", "64")
+    assert code == 0
+    assert "uniform-int8 (running)" in err
+    assert "no variant" in err
+    assert "uniform-int8 -> uniform-int4" in err
+    assert "/clear" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["plan", "spec:gpt-9"], 2, "llama-2-7b"),
+        (["plan", "spec:llama-2-7b", "--policy", "magic"], 2, "uniform, lsaq, alpha"),
+        (["plan", "spec:llama-2-7b", "--memory", "0"], 2, "more than zero"),
+        (["plan", "spec:llama-2-7b", "--memory", "much"], 2, "no memory size"),
+        (["plan", "spec:llama-2-7b", "--policy", "alpha", "--alpha", "0"], 2, "(0, 1]"),
+        (["plan", "spec:llama-2-7b", "--policy", "alpha", "--alpha", "1.5"], 2, "(0, 1]"),
+        (["plan", "spec:llama-2-7b", "--policy", "uniform", "--precision", "int9"], 2, "int9"),
+        (["plan", "nowhere.gguf"], 3, "does not exist"),
+        (["inspect", "nowhere.gguf"], 3, "does not exist"),
+        (["store", "ls", "nowhere"], 6, "nowhere"),
+        (["run", "nowhere", "hi"], 6, "nowhere"),
+        (["frobnicate"], 2, "frobnicate"),
+        (["plan"], 2, "MODEL"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_a_stable_code(run: Run, arguments: list[str], code: int, says: str) -> None:
+    found, out, err = run(*arguments)
+    assert found == code
+    assert out == ""
+    assert says in err
+    assert len(err.strip().splitlines()) == 1
+    document = json.loads(run(*arguments, "--json")[1])
+    assert document["error"]["exit_code"] == code
+
+
+def test_unknown_variants_list_what_there_is(run: Run, store: Path) -> None:
+    code, _, err = run("run", f"{store}@huge", "hi")
+    assert code == 6
+    assert "uniform-int4" in err
+    code, _, err = run("store", "rm", store, "uniform-int4", "huge")
+    assert code == 6
+    assert len(_json(run("store", "ls", store, "--json"))["variants"]) == 2
+
+
+def test_a_measurement_of_another_model_is_refused(run: Run, model: Path, tmp_path: Path) -> None:
+    other = write_tiny_model(tmp_path / "other.gguf", n_layers=4, n_embd=256, n_ff=512, name="other")
+    code, _, err = run("plan", other, "--policy", "alpha", "--alpha", "0.5", "--measurement", _measured(run, model))
+    assert code == 5
+    assert "is for tiny" in err
+    code, _, err = run("build", other, tmp_path / "s", "--alpha", "0.5", "--measurement", _measured(run, model))
+    assert code == 5
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_file_that_is_no_plan_is_refused(run: Run, model: Path, tmp_path: Path) -> None:
+    for content, says in ((b"{}", "lamella.plan"), (b"\xff", "not JSON"), (b'{"format": "lamella.plan"}', "version")):
+        (tmp_path / "p.json").write_bytes(content)
+        code, _, err = run("build", model, tmp_path / "s", "--plan", tmp_path / "p.json")
+        assert code == 5
+        assert says in err
+
+
+def test_a_file_that_is_no_model_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_text("hello")
+    code, _, err = run("build", tmp_path / "x.gguf", tmp_path / "s", "--precision", "int8")
+    assert code == 3
+    assert "not a GGUF file" in err
+    assert not (tmp_path / "s").exists()
+
+
+def test_two_variants_of_one_name_are_refused_before_work(run: Run, model: Path, tmp_path: Path) -> None:
+    code, _, err = run("build", model, tmp_path / "s", "--precision", "int8,int8")
+    assert code == 2
+    assert "uniform-int8" in err
+    code, _, err = run("build", model, tmp_path / "s", "--precision", "int8,int4", "--name", "x")
+    assert code == 2
+    assert not (tmp_path / "s").exists()
+
+
+def test_importing_the_command_line_loads_no_library() -> None:
+    code = "import sys, lamella.cli; assert 'llama_cpp' not in sys.modules, 'llama_cpp was imported'"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
