@@ -99,6 +99,19 @@ def test_every_kind_of_source_builds_and_runs(tmp_path: Path, source_type: str) 
     assert len(generate(store.first_link("v"))) == 8
 
 
+def test_tensors_of_odd_sizes_are_padded(tmp_path: Path) -> None:
+    """36 rows of 64 weights as Q8_0 are 2448 bytes, no multiple of the alignment; rows of 36 stay F16."""
+    source = read_model(write_tiny_model(tmp_path / "s.gguf", n_ff=36))
+    store = Store.create(tmp_path / "store", source.spec.identity)
+    build_variant(source, make_plan(source.spec, "int8"), store, "v")
+    built = read_model(store.first_link("v")).tensors
+    assert built["blk.0.ffn_gate.weight"].n_bytes % 32 == 16
+    for name, tensor in built.items():
+        expected = encode_rows(values_of(source.tensors[name]), tensor.spec.type)
+        np.testing.assert_array_equal(data_of(tensor), expected)
+    assert len(generate(store.first_link("v"))) == 8
+
+
 def test_variants_share_the_layers_they_agree_on(tiny: ModelFile, store: Store) -> None:
     first = build_variant(tiny, make_plan(tiny.spec, ["int8", "int8", "int4"]), store, "a")
     second = build_variant(tiny, make_plan(tiny.spec, ["int8", "int4", "int4"]), store, "b")
