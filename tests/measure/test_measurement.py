@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tests.fakes.tiny_model import write_tiny_model
 
 from lamella.core.artifacts import Measurement, from_json, to_json
 from lamella.core.errors import InvalidRequest
@@ -19,6 +18,7 @@ from lamella.llama.handles import Context, ContextOptions, Model
 from lamella.measure import METRICS, CalibrationFile, MeasureSettings, measure_model, parse_calibration
 from lamella.measure.calibration import cut_windows, read_texts
 from lamella.measure.rows import read_rows
+from tests.fakes.tiny_model import write_tiny_model
 
 SMALL = MeasureSettings(k=5, samples=3, window_tokens=12)
 PROSE = "The quick brown fox jumps over the lazy dog, and the dog does not mind at all. " * 8

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from tests.fakes.tiny_model import write_tiny_model
 
 from lamella.llama.gguf import read_model
 from lamella.llama.handles import Model, Vocabulary
 from lamella.measure.selftext import MAX_RESTARTS, SIDE_BY_SIDE, draw, hash_samples, write_samples
+from tests.fakes.tiny_model import write_tiny_model
 
 
 @pytest.fixture(scope="module")

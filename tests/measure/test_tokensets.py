@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from tests.fakes.tiny_model import write_tiny_model
 
 from lamella.core.errors import InvalidRequest
 from lamella.llama.gguf import read_model
 from lamella.measure import tokensets
 from lamella.measure.rows import read_rows
 from lamella.measure.tokensets import BestTokens, check_embedding, jaccard_distance, top_tokens
+from tests.fakes.tiny_model import write_tiny_model
 
 
 @given(st.data())
