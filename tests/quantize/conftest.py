@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.fakes.tiny_model import write_tiny_model
 
 from lamella.llama.gguf import ModelFile, read_model
 from lamella.store.store import Store
+from tests.fakes.tiny_model import write_tiny_model
 
 
 @pytest.fixture(scope="session")

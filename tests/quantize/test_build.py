@@ -12,9 +12,6 @@ import llama_cpp
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tests.fakes.disks import make_read_only, small_disk
-from tests.fakes.plans import make_plan
-from tests.fakes.tiny_model import write_tiny_model
 
 from lamella.core.errors import (
     InvalidRequest,
@@ -30,6 +27,9 @@ from lamella.llama.quantize import decode_rows, encode_rows
 from lamella.quantize.build import BuildProgress, BuildStopped, build_variant
 from lamella.quantize.channel import quantize_rows
 from lamella.store.store import Store
+from tests.fakes.disks import make_read_only, small_disk
+from tests.fakes.plans import make_plan
+from tests.fakes.tiny_model import write_tiny_model
 
 PRECISIONS = list(MENU)
 

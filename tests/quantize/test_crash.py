@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.fakes.plans import make_plan
-from tests.fakes.tiny_model import write_tiny_model
 
 from lamella.llama.gguf import ModelFile, read_model
 from lamella.quantize.build import build_variant
 from lamella.store.store import Store
+from tests.fakes.plans import make_plan
+from tests.fakes.tiny_model import write_tiny_model
 
 ROOT = Path(__file__).parents[2]
 N_LAYERS, PAUSE_S = 6, 0.004

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.fakes.plans import make_plan
-from tests.fakes.tiny_model import write_tiny_model
 
 from lamella.core.artifacts import Plan
 from lamella.core.errors import ArtifactError, LamellaError, UnsupportedTensor
 from lamella.core.precision import Scheme
 from lamella.llama.gguf import ModelFile, read_model
 from lamella.quantize.recipe import shard_jobs
+from tests.fakes.plans import make_plan
+from tests.fakes.tiny_model import write_tiny_model
 
 
 def recipe_ids(source: ModelFile, plan: Plan) -> list[str]:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import gguf
 import pytest
-from tests.fakes.plans import make_plan
 
 from lamella.core.artifacts import Variant
 from lamella.core.model import shard_groups
@@ -15,6 +14,7 @@ from lamella.llama.gguf import ModelFile, read_model
 from lamella.quantize.build import build_variant
 from lamella.quantize.shard import shard_header
 from lamella.store.store import Store
+from tests.fakes.plans import make_plan
 
 
 @pytest.fixture

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from tests.store.conftest import MakeVariant, add_shard
 
 from lamella.core.errors import StoreBusy, StoreFormatError, UnknownVariant
 from lamella.store.files import IncomingFile
 from lamella.store.gc import GarbageReport
 from lamella.store.store import Store
+from tests.store.conftest import MakeVariant, add_shard
 
 NOTHING = GarbageReport(0, 0, 0, 0)
 

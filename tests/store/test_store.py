@@ -11,8 +11,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.fakes.disks import make_read_only, small_disk
-from tests.store.conftest import IDENTITY, PLAN, MakeVariant, add_shard
 
 from lamella.core.errors import (
     InvalidRequest,
@@ -24,6 +22,8 @@ from lamella.core.errors import (
     VariantExists,
 )
 from lamella.store.store import Store
+from tests.fakes.disks import make_read_only, small_disk
+from tests.store.conftest import IDENTITY, PLAN, MakeVariant, add_shard
 
 
 def test_an_opened_store_is_the_created_one(store: Store) -> None:

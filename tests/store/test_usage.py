@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from tests.store.conftest import MakeVariant, add_shard
-
 from lamella.store.store import Store
 from lamella.store.usage import Usage, VariantUsage
+from tests.store.conftest import MakeVariant, add_shard
 
 
 def test_an_empty_store_uses_nothing(store: Store) -> None:

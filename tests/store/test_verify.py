@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.store.conftest import MakeVariant, add_shard
 
 from lamella.core.errors import ShardDamaged
 from lamella.store.store import Store
+from tests.store.conftest import MakeVariant, add_shard
 
 
 @pytest.fixture(autouse=True)
