@@ -1,5 +1,87 @@
-"""Lamella: large language models at the precision that memory, load and power allow, changed while they run."""
+"""Lamella: large language models at the precision that memory, load and power allow, changed while they run.
+
+    import lamella
+
+    measurement = lamella.measure("model.gguf", metric="jaccard")
+    plan = lamella.plan("model.gguf", policy="lsaq", memory="6GiB", measurement=measurement)
+    lamella.build("model.gguf", "store", plan, name="six-gib")
+
+    store = lamella.Store.open(Path("store"))
+    with lamella.Engine.open(store, "six-gib") as engine:
+        for token in engine.generate("Once upon a time"):
+            print(token.text, end="")
+            # engine.switch("another-variant") may come between any two tokens
+
+The names below are the public interface; they are loaded on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from lamella.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from lamella.api import build, devices, load, load_spec, measure, open_engine, plan
+    from lamella.core.artifacts import Measurement, Plan, Variant
+    from lamella.core.errors import LamellaError
+    from lamella.llama.handles import ContextOptions, SamplingOptions
+    from lamella.measuring import MeasureSettings
+    from lamella.run.chat import Message
+    from lamella.run.engine import Engine, EngineOptions
+    from lamella.store.store import Store
+
+_WHERE = {
+    "build": "api",
+    "devices": "api",
+    "load": "api",
+    "load_spec": "api",
+    "measure": "api",
+    "open_engine": "api",
+    "plan": "api",
+    "ContextOptions": "llama.handles",
+    "Engine": "run.engine",
+    "EngineOptions": "run.engine",
+    "LamellaError": "core.errors",
+    "MeasureSettings": "measuring",
+    "Measurement": "core.artifacts",
+    "Message": "run.chat",
+    "Plan": "core.artifacts",
+    "SamplingOptions": "llama.handles",
+    "Store": "store.store",
+    "Variant": "core.artifacts",
+}
+
+__all__ = [
+    "ContextOptions",
+    "Engine",
+    "EngineOptions",
+    "LamellaError",
+    "MeasureSettings",
+    "Measurement",
+    "Message",
+    "Plan",
+    "SamplingOptions",
+    "Store",
+    "Variant",
+    "__version__",
+    "build",
+    "devices",
+    "load",
+    "load_spec",
+    "measure",
+    "open_engine",
+    "plan",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name on first use (PEP 562), so that ``import lamella`` stays instant."""
+    if name not in _WHERE:
+        raise AttributeError(f"module 'lamella' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"lamella.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -25,10 +25,10 @@ from lamella.core.precision import Scheme
 from lamella.core.units import format_bytes, parse_bytes
 from lamella.llama.gguf import ModelFile, read_model
 from lamella.llama.handles import ContextOptions, usable_cores
-from lamella.measure import MeasureSettings, measure_model, parse_calibration
-from lamella.plan.policies import make_plan
-from lamella.plan.request import PlanRequest
-from lamella.plan.specs import builtin_spec
+from lamella.measuring import MeasureSettings, measure_model, parse_calibration
+from lamella.planning.policies import make_plan
+from lamella.planning.request import PlanRequest
+from lamella.planning.specs import builtin_spec
 from lamella.quantize.build import BuildReport, OnProgress, build_variant
 from lamella.resources import devices as resource_devices
 from lamella.resources.catalogue import SPEC_PREFIX, model_path

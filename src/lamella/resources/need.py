@@ -9,8 +9,8 @@ from lamella.core.model import ModelSpec
 from lamella.core.units import MIB
 from lamella.llama.handles import ContextOptions
 from lamella.llama.memory import context_memory
-from lamella.plan.memory import compute_bytes_estimate, kv_cache_bytes
-from lamella.plan.request import Overhead
+from lamella.planning.memory import compute_bytes_estimate, kv_cache_bytes
+from lamella.planning.request import Overhead
 
 SMALLEST_RESERVE = 64 * MIB
 RESERVE_SHARE = 0.02
@@ -48,7 +48,7 @@ def file_overhead(
 def spec_overhead(
     spec: ModelSpec, options: ContextOptions, *, budget_bytes: int | None = None, reserve_bytes: int | None = None
 ) -> Overhead:
-    """What running a model of this shape would need, by formula (``lamella.plan.memory``)."""
+    """What running a model of this shape would need, by formula (``lamella.planning.memory``)."""
     n_ctx, n_sequences = options.n_ctx, options.n_sequences
     return Overhead(
         "exact",

@@ -1,0 +1,100 @@
+"""Claim: the engine costs nothing: one sequence runs as fast as in llama-bench on the same file.
+
+    .venv/bin/python -m benchmarks.run_speed [--model smollm2] [--mixes Q4_0,Q8_0,Q4_K_M] [--rounds 5]
+
+llama-bench (its defaults: repacked weights) and ``Engine`` (layout auto) alternate on the shards of the same variant;
+128 generated tokens, and prompts of 512.  Sampling and text are counted for the engine, llama-bench has neither.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+
+from benchmarks import rival
+from benchmarks.common import open_model, plan_like, record, reference_model, spread, table
+from lamella.llama.handles import ContextOptions, SamplingOptions, usable_cores
+from lamella.quantize.build import build_variant
+from lamella.run.engine import Engine, EngineOptions
+from lamella.run.kernel_table import KernelTable
+from lamella.store.store import Store
+
+N_GENERATE, N_PROMPT = 128, 512
+OPTIONS = EngineOptions(ContextOptions(n_ctx=1024), n_warm=1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--mixes", default="Q4_0,Q8_0,Q4_K_M")
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="lamella-speed-") as folder:
+        run(reference_model(args.model), args.model, args.mixes.split(","), args.rounds, Path(folder))
+
+
+def run(source: Path, name: str, mixes: list[str], rounds: int, folder: Path) -> None:
+    reference = open_model(source)
+    store = Store.create(folder / "store", reference.spec.identity)
+    kernels = KernelTable(None, usable_cores())
+    rows: list[list[object]] = [
+        ["mix", "llama-bench tok/s", "Engine tok/s", "ratio", "prompt tok/s", "Engine", "ratio"]
+    ]
+    by_mix: dict[str, dict[str, object]] = {}
+    for mix in mixes:
+        file = folder / f"{mix}.gguf"
+        rival.quantize(source, file, mix, usable_cores())
+        build_variant(reference, plan_like(open_model(file), reference, mix.lower()), store, mix)
+        file.unlink()
+        theirs, ours = compare(store, mix, rounds, kernels)
+        ratios = {p: [o / t for o, t in zip(ours[p], theirs[p], strict=True)] for p in ("generate", "prompt")}
+        row: list[object] = [mix]
+        for phase in ("generate", "prompt"):
+            row += [statistics.median(theirs[phase]), statistics.median(ours[phase]), statistics.median(ratios[phase])]
+        rows.append(row)
+        by_mix[mix] = {
+            phase: {"rival": spread(theirs[phase]), "ours": spread(ours[phase]), "ratio": spread(ratios[phase])}
+            for phase in ("generate", "prompt")
+        }
+    table(rows)
+    generate = [float(str(row[3])) for row in rows[1:]]
+    prompt = [float(str(row[6])) for row in rows[1:]]
+    record(f"run_speed-{name}", {"model": name, "ratio": min(generate), "prompt_ratio": min(prompt), "mixes": by_mix})
+
+
+def compare(
+    store: Store, variant: str, rounds: int, kernels: KernelTable
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Tokens per second by phase: of llama-bench, and of the engine; alternating."""
+    theirs: dict[str, list[float]] = {"generate": [], "prompt": []}
+    ours: dict[str, list[float]] = {"generate": [], "prompt": []}
+    file = store.first_link(variant)
+    with Engine.open(store, variant, OPTIONS, kernels) as engine:
+        engine_round(engine)  # warm up, as llama-bench does
+        for _ in range(rounds):
+            found = rival.bench(file, n_prompt=N_PROMPT, n_generate=N_GENERATE, n_threads=usable_cores())
+            mine = engine_round(engine)
+            for phase in ("generate", "prompt"):
+                theirs[phase].append(found[phase])
+                ours[phase].append(mine[phase])
+    return theirs, ours
+
+
+def engine_round(engine: Engine) -> dict[str, float]:
+    """One generation from a single token, and one prompt; neither finds anything in the cache."""
+    sampling = SamplingOptions(temperature=0)
+    engine.generate([7], max_tokens=1, sampling=sampling).text()
+    writing = engine.generate([100], max_tokens=N_GENERATE, sampling=sampling)
+    writing.text()
+    reading = engine.generate([200 + i for i in range(N_PROMPT)], max_tokens=1, sampling=sampling)
+    reading.text()
+    return {
+        "generate": writing.stats.tokens_per_second,
+        "prompt": reading.stats.prompt_tokens_per_second,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""Model and text in, ``core.artifacts.Measurement`` out: what each layer contributes.
+
+    calibration   FILE or TASK=FILE -> windows of tokens, spread evenly over the text
+    selftext      text that the model writes itself, when no file is given
+    activations   hidden states between layers: one pass a sample feeds every metric that needs them
+    tokensets     hidden states -> top-k token sets, through the embedding matrix (LSAQ eq. 1-3)
+    weights       metrics of the weights alone: outliers, weight difference
+    rows          weight rows as float32, a bounded piece at a time, on all cores
+    scores        values of samples -> mean and standard error, per task and joint
+    progress      how far it has come
+    measurement   the entry: ``measure_model``
+
+    measured = measure_model(read_model(path), ["jaccard"], [parse_calibration("code=code.txt")])
+    measured["jaccard"].importance()
+
+Nothing is written and nothing is printed.  To stop a measurement, raise from ``on_progress`` or press Ctrl-C: the model
+is closed, the threads end with their piece, and nothing stays behind.
+"""
+
+from lamella.measuring.calibration import CalibrationFile, parse_calibration
+from lamella.measuring.measurement import METRICS, MeasureSettings, measure_model
+
+__all__ = ["METRICS", "CalibrationFile", "MeasureSettings", "measure_model", "parse_calibration"]

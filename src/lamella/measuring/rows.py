@@ -1,0 +1,86 @@
+"""Weight rows as float32, a bounded piece at a time, and work on such pieces spread over all cores."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lamella.core.errors import TruncatedModel
+from lamella.llama.gguf import TensorData
+from lamella.llama.handles import usable_cores
+from lamella.llama.quantize import decode_rows
+from lamella.measuring.progress import Count, ignore
+
+PIECE_WEIGHTS = 1 << 20  # 4 MiB of float32; a worker holds a few times that
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some rows of a tensor of a layer."""
+
+    layer: int
+    tensor: TensorData
+    first_row: int
+    n_rows: int
+
+    @property
+    def n_weights(self) -> int:
+        return self.n_rows * self.tensor.spec.row_length
+
+    def read(self) -> NDArray[np.float32]:
+        return read_rows(self.tensor, self.first_row, self.n_rows)
+
+
+def read_rows(tensor: TensorData, first_row: int, n_rows: int) -> NDArray[np.float32]:
+    """Rows of a tensor of a model file, shape (n_rows, row_length).
+
+    Raises:
+        TruncatedModel: the file has become shorter since its header was read.
+    """
+    spec = tensor.spec
+    row_bytes = spec.type.row_bytes(spec.row_length)
+    with tensor.path.open("rb", buffering=0) as file:
+        stored = os.pread(file.fileno(), n_rows * row_bytes, tensor.offset + first_row * row_bytes)
+    if len(stored) != n_rows * row_bytes:
+        raise TruncatedModel(f"{tensor.path} ends inside tensor {spec.name}")
+    return decode_rows(np.frombuffer(stored, np.uint8), spec.type, spec.row_length)
+
+
+def pieces(layer: int, tensors: Iterable[TensorData]) -> Iterator[Piece]:
+    """All rows of a layer's tensors, in pieces of about ``PIECE_WEIGHTS``."""
+    for tensor in tensors:
+        step = max(1, PIECE_WEIGHTS // tensor.spec.row_length)
+        for first in range(0, tensor.spec.n_rows, step):
+            yield Piece(layer, tensor, first, min(step, tensor.spec.n_rows - first))
+
+
+def map_pieces(
+    work: Callable[[Piece], T],
+    todo: Sequence[Piece],
+    *,
+    n_threads: int = 0,
+    on_weights: Count = ignore,
+) -> list[T]:
+    """``work`` of each piece, in order, on ``n_threads`` threads (0: one a core).
+
+    When a piece fails, or on Ctrl-C, pieces not begun are dropped.
+    """
+    results: list[T] = []
+    done = 0
+    executor = ThreadPoolExecutor(n_threads or usable_cores(), "lamella-measure")
+    try:
+        for piece, result in zip(todo, executor.map(work, todo), strict=True):
+            results.append(result)
+            done += piece.n_weights
+            on_weights(done)
+    finally:
+        executor.shutdown(cancel_futures=True)
+    return results

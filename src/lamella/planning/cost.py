@@ -1,0 +1,169 @@
+"""What a choice of precisions costs, and the Plan made of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lamella.core.artifacts import LayerPlan, MemoryNeed, Plan
+from lamella.core.errors import DoesNotFit
+from lamella.core.model import LayerSpec, ModelSpec, TensorSpec
+from lamella.core.precision import GGML_TYPES, Scheme, container, nominal_bits
+from lamella.core.units import format_bytes
+from lamella.planning.request import KEEP, Overhead, PlanRequest
+
+_FP16_BITS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A precision for each layer, and one for the matrices outside the layers.
+
+    Attributes:
+        scores: the importance that led to it, in [0, 1]; None for policies that look at none.
+    """
+
+    layers: tuple[str, ...]
+    outside: str
+    scores: tuple[float, ...] | None = None
+
+
+def realise(
+    spec: ModelSpec, layer_precisions: Sequence[str], scheme: Scheme = "block", outside: str = KEEP
+) -> dict[str, str]:
+    """Tensor name -> ggml type for every tensor of the model.
+
+    The container is chosen for each tensor by its row length (``core.precision.container``).  Tensors that precision
+    decisions do not apply to (norms, biases, routers) keep the type of the model file.
+
+    Raises:
+        UnsupportedTensor: the scheme or the named type has no container for a tensor's rows.
+    """
+    return {t.name: _type_name(t, _precision_of(t, layer_precisions, outside), scheme) for t in spec.tensors}
+
+
+def weight_bytes(spec: ModelSpec, tensors: Mapping[str, str]) -> int:
+    """Bytes of all tensors stored as the mapping says."""
+    return _stored_bytes(spec.tensors, tensors)
+
+
+def bits_per_weight(spec: ModelSpec, tensors: Mapping[str, str]) -> float:
+    """Stored bits over all weights of the model, scales included."""
+    return 8 * weight_bytes(spec, tensors) / spec.n_weights
+
+
+def average_bits(layer_precisions: Sequence[str]) -> float:
+    """Mean of the layers' nominal bits, as LSAQ's tables count."""
+    return math.fsum(nominal_bits(p) for p in layer_precisions) / len(layer_precisions)
+
+
+def layer_bytes(layer: LayerSpec, precision: str, scheme: Scheme, overhead: Overhead) -> int:
+    """Bytes of a layer at a precision, under the accounting."""
+    if overhead.accounting == "nominal":
+        return _nominal_bytes(layer.n_weights, nominal_bits(precision))
+    return sum(t.bytes_as(GGML_TYPES[_type_name(t, precision, scheme)]) for t in layer.tensors)
+
+
+def outside_bytes(spec: ModelSpec, outside: str, scheme: Scheme, overhead: Overhead) -> int:
+    """Bytes of embedding, head and what else is in no layer, under the accounting (nominal: kept means FP16)."""
+    tensors = spec.outside
+    if overhead.accounting == "nominal":
+        bits = _FP16_BITS if outside == KEEP else nominal_bits(outside)
+        return _nominal_bytes(sum(t.n_weights for t in tensors), bits)
+    return sum(t.bytes_as(GGML_TYPES[_type_name(t, outside, scheme)]) for t in tensors)
+
+
+def total_bytes(request: PlanRequest, overhead: Overhead, choice: Choice) -> int:
+    """What a running variant of this choice needs, under the accounting."""
+    return _need(request, overhead, choice)[1].total
+
+
+def build_plan(policy: str, request: PlanRequest, overhead: Overhead, choice: Choice) -> Plan:
+    """The plan of a choice, whether it fits or not.  Settings hold what is needed to make it again."""
+    spec = request.spec
+    tensors = realise(spec, choice.layers, request.scheme, choice.outside)
+    layers, need = _need(request, overhead, choice)
+    return Plan(
+        policy=policy,
+        model=spec.identity,
+        scheme=request.scheme,
+        settings=_settings(request, overhead, choice),
+        layers=tuple(
+            LayerPlan(i, precision, n_bytes, choice.scores[i] if choice.scores else None)
+            for i, (precision, n_bytes) in enumerate(zip(choice.layers, layers, strict=True))
+        ),
+        tensors=tensors,
+        bits_per_weight=bits_per_weight(spec, tensors),
+        average_bits=average_bits(choice.layers),
+        bytes=need,
+        budget_bytes=request.budget_bytes,
+    )
+
+
+def fits(request: PlanRequest, overhead: Overhead, choice: Choice) -> bool:
+    """Whether the choice fits the budget; without a budget everything does."""
+    return request.budget_bytes is None or total_bytes(request, overhead, choice) <= request.budget_bytes
+
+
+def does_not_fit(
+    policy: str, what: str, request: PlanRequest, overhead: Overhead, choice: Choice, advice: str = ""
+) -> DoesNotFit:
+    """The error that says by how much ``choice`` misses the budget, and where its bytes go.
+
+    Args:
+        what: names the choice: ``the smallest plan (all INT4)``.
+        advice: what would fit.
+    """
+    budget = request.budget_bytes or 0
+    plan = build_plan(policy, request, overhead, choice)
+    need = plan.bytes
+    parts = {"weights": need.weights, "KV cache": need.kv_cache, "compute": need.compute, "reserve": need.reserve}
+    listed = ", ".join(f"{name} {format_bytes(n)}" for name, n in parts.items() if n)
+    message = (
+        f"{what} of {request.spec.identity.name} needs {format_bytes(need.total)}, "
+        f"{format_bytes(need.total - budget)} more than the budget of {format_bytes(budget)} ({listed})"
+    )
+    message += f"; {advice}" if advice else ""
+    return DoesNotFit(message, needed_bytes=need.total, budget_bytes=budget, smallest_plan=plan)
+
+
+def _need(request: PlanRequest, overhead: Overhead, choice: Choice) -> tuple[list[int], MemoryNeed]:
+    layers = [
+        layer_bytes(layer, precision, request.scheme, overhead)
+        for layer, precision in zip(request.spec.layers, choice.layers, strict=True)
+    ]
+    weights = sum(layers) + outside_bytes(request.spec, choice.outside, request.scheme, overhead)
+    return layers, MemoryNeed(weights, overhead.kv_cache_bytes, overhead.compute_bytes, overhead.reserve_bytes)
+
+
+def _settings(request: PlanRequest, overhead: Overhead, choice: Choice) -> dict[str, int | float | str]:
+    settings = dict(request.settings)
+    settings["accounting"] = overhead.accounting
+    settings["outside"] = choice.outside
+    settings["importance"] = "prior" if request.importance is None else "measured"
+    if request.precision is not None:
+        settings["precision"] = request.precision
+    if request.alpha is not None:
+        settings["alpha"] = request.alpha
+    return settings
+
+
+def _precision_of(tensor: TensorSpec, layer_precisions: Sequence[str], outside: str) -> str:
+    return outside if tensor.layer is None else layer_precisions[tensor.layer]
+
+
+def _type_name(tensor: TensorSpec, precision: str, scheme: Scheme) -> str:
+    if not tensor.is_matrix:
+        return tensor.type_name
+    if precision == KEEP:
+        return "F16" if tensor.type.bits_per_weight > _FP16_BITS else tensor.type_name
+    return container(precision, tensor.row_length, scheme).name
+
+
+def _stored_bytes(specs: Sequence[TensorSpec], tensors: Mapping[str, str]) -> int:
+    return sum(t.bytes_as(GGML_TYPES[tensors[t.name]]) for t in specs)
+
+
+def _nominal_bytes(n_weights: int, bits: float) -> int:
+    return math.ceil(n_weights * bits / 8)

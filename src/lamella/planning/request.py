@@ -1,0 +1,107 @@
+"""What a policy is asked: model, importance, memory, and the policy's own arguments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lamella.core.errors import InvalidRequest
+from lamella.core.model import ModelSpec
+from lamella.core.precision import MENU, SCHEMES, Scheme, nominal_bits
+from lamella.core.units import GIB
+from lamella.planning import importance
+
+Accounting = Literal["exact", "nominal"]
+KEEP = "keep"
+"""Value of ``outside``: leave embedding and head as they are in the model, at most F16."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """What running needs besides weights, and how weights are counted.
+
+    Attributes:
+        accounting: ``exact`` counts the bytes of the ggml types as stored; ``nominal`` counts as LSAQ does: 2, 1 and
+            0.5 bytes for each weight of an FP16, INT8 and INT4 layer, no scales.
+        kv_cache_bytes, compute_bytes: from ``plan.memory`` or a dry run (``resources.need``).
+        reserve_bytes: left free on purpose.
+    """
+
+    accounting: Accounting = "exact"
+    kv_cache_bytes: int = 0
+    compute_bytes: int = 0
+    reserve_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.kv_cache_bytes, self.compute_bytes, self.reserve_bytes) < 0:
+            raise InvalidRequest(f"memory needs must not be negative: {self}")
+
+    @property
+    def total(self) -> int:
+        return self.kv_cache_bytes + self.compute_bytes + self.reserve_bytes
+
+
+LSAQ_OVERHEAD = Overhead("nominal", reserve_bytes=3 * GIB // 8)
+"""LSAQ's own arithmetic: nominal weights and one reserve of 0.375 GiB for everything else (gives Table IV)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """One question to a policy.
+
+    Attributes:
+        spec: the model.
+        importance: one score per layer, larger is more important; None: the prior (``plan.importance.prior``).
+        scheme: how values are rounded into types.
+        budget_bytes: memory for weights and overhead together; None: no limit.
+        overhead: None: LSAQ's own arithmetic for policy ``lsaq`` on a specification, else exact with no overhead.
+        precision: ``uniform`` only: menu name or ggml type; None: the largest that fits the budget.
+        alpha: ``alpha`` only: aggressiveness in (0, 1]; smaller is more aggressive.
+        outside: precision of embedding and head, or ``keep``; None: the policy's default.
+        settings: recorded in the plan as they are: metric, context, parallel, KV type.
+    """
+
+    spec: ModelSpec
+    importance: tuple[float, ...] | None = None
+    scheme: Scheme = "block"
+    budget_bytes: int | None = None
+    overhead: Overhead | None = None
+    precision: str | None = None
+    alpha: float | None = None
+    outside: str | None = None
+    settings: Mapping[str, int | float | str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.budget_bytes is not None and self.budget_bytes <= 0:
+            raise InvalidRequest(f"a memory budget must be more than zero bytes, not {self.budget_bytes}")
+        if self.scheme not in SCHEMES:
+            raise InvalidRequest(f"unknown scheme '{self.scheme}'; known: {', '.join(SCHEMES)}")
+        if self.alpha is not None and not (math.isfinite(self.alpha) and 0 < self.alpha <= 1):
+            raise InvalidRequest(f"alpha must be in (0, 1], not {self.alpha:g}")
+        for name in (self.precision, self.outside):
+            if name is not None and canonical(name) != KEEP:
+                nominal_bits(name)
+        if self.precision is not None and canonical(self.precision) == KEEP:
+            raise InvalidRequest("precision 'keep' is for embedding and head only")
+        if self.spec.n_layers < 1:
+            raise InvalidRequest(f"{self.spec.identity.name} has no layers to plan for")
+
+    @property
+    def outside_choice(self) -> str | None:
+        """``outside`` as the menu or ggml writes it."""
+        return None if self.outside is None else canonical(self.outside)
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        """Importance of each layer in [0, 1]."""
+        if self.importance is None:
+            return importance.prior(self.spec.n_layers)
+        return importance.normalise(self.importance, self.spec.n_layers)
+
+
+def canonical(precision: str) -> str:
+    """A precision as the menu (``int4``) or ggml (``Q4_K``) writes it, whatever case it was given in."""
+    lower = precision.lower()
+    return lower if lower in MENU or lower == KEEP else precision.upper()
