@@ -14,7 +14,7 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 
-from lamella.core.errors import InvalidRequest, ShardDamaged, StoreError, UnknownVariant
+from lamella.core.errors import EngineFailed, InvalidRequest, ShardDamaged, StoreError, UnknownVariant
 from lamella.core.model import TensorSpec
 from lamella.llama import gguf
 from lamella.llama.handles import Context, ContextOptions, Model, SamplingOptions
@@ -238,3 +238,63 @@ def test_an_empty_store_says_how_to_fill_it(store: Store, tmp_path: Path) -> Non
 def test_options_have_ranges() -> None:
     with pytest.raises(InvalidRequest):
         EngineOptions(n_warm=0)
+
+
+def test_a_closed_engine_refuses_instead_of_reading_freed_memory(store: Store) -> None:
+    engine = Engine.open(store, "large", OPTIONS)
+    generation = engine.generate(PROMPT, max_tokens=5, sampling=GREEDY)
+    next(generation)
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineFailed, match="closed"):
+        next(generation)
+    with pytest.raises(EngineFailed, match="closed"):
+        engine.switch("small")
+
+
+def test_a_new_generation_ends_the_old_one(engine: Engine) -> None:
+    old = engine.generate(PROMPT, max_tokens=5, sampling=GREEDY)
+    next(old)
+    expected = _ids(engine, "another prompt")
+    with pytest.raises(InvalidRequest, match="another generation"):
+        next(old)
+    assert _ids(engine, "another prompt") == expected
+
+
+def test_switches_from_many_threads_never_use_closed_shards(store: Store) -> None:
+    """With one warm variant each switch closes the shards of the one before, while others are waiting for them."""
+    with Engine.open(store, "large", replace(OPTIONS, n_warm=1)) as engine:
+        failures: list[BaseException] = []
+
+        def flip(seed: int) -> None:
+            choose = random.Random(seed)
+            try:
+                for _ in range(60):
+                    engine.switch(choose.choice(engine.variants))
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=flip, args=(i,)) for i in range(3)]
+        for thread in threads:
+            thread.start()
+        while any(t.is_alive() for t in threads):
+            _ids(engine, n=5)
+        for thread in threads:
+            thread.join()
+        assert not failures
+        engine.switch("small")
+        engine.generate([5, 6], max_tokens=1).text()
+        with Engine.open(store, "small", OPTIONS) as fresh:
+            assert _ids(engine) == _ids(fresh)
+
+
+def test_a_failed_preparation_may_be_tried_again(store: Store, tmp_path: Path) -> None:
+    copy = Store.open(Path(shutil.copytree(store.path, tmp_path / "copy", symlinks=True)))
+    shard = next(s for s in copy.variant("small").shards if s.label == "layer 1")
+    path = copy.shard_path(shard.id)
+    hidden = path.rename(path.with_suffix(".away"))
+    with Engine.open(copy, "large", OPTIONS) as engine:
+        with pytest.raises(ShardDamaged, match="layer 1"):
+            engine.switch("small")
+        hidden.rename(path)
+        assert engine.switch("small").after == "small"

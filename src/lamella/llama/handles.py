@@ -81,13 +81,24 @@ class _Handle:
     """A C address with an owner."""
 
     def __init__(self, address: Any, free: Callable[[Any], object]) -> None:
-        self.address = address
+        self._address = address
         self._free = free
+
+    @property
+    def address(self) -> Any:
+        """The C object.
+
+        Raises:
+            EngineFailed: it was freed; C code would read freed memory.
+        """
+        if not self._address:
+            raise EngineFailed(f"this {type(self).__name__.lower()} was closed")
+        return self._address
 
     def close(self) -> None:
         """Free the C object; later calls do nothing."""
-        if self.address:
-            address, self.address = self.address, None
+        if self._address:
+            address, self._address = self._address, None
             self._free(address)
 
     def __enter__(self) -> Self:
@@ -407,11 +418,14 @@ class Sampler(_Handle):
             llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params()), llama.llama_sampler_free
         )
         self._llama = llama
+        self._is_argmax = options.temperature == 0 and options.repeat_penalty == 1
         for sampler in _chain(llama, options, vocabulary):
             llama.llama_sampler_chain_add(self.address, sampler)
 
     def sample(self, context: Context, index: int = -1) -> int:
         """Draw a token from the logits at ``index`` of the last batch, and remember it for penalties."""
+        if self._is_argmax:  # a sampler chain would first copy the whole vocabulary into a list of candidates
+            return int(context.logits(index).argmax())
         return int(self._llama.llama_sampler_sample(self.address, context.address, index))
 
 

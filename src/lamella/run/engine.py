@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Self
 
 from lamella.core.artifacts import Variant
-from lamella.core.errors import InvalidRequest, StoreError
+from lamella.core.errors import EngineFailed, InvalidRequest, StoreError
 from lamella.llama import chat_template, gguf
 from lamella.llama.handles import Context, ContextOptions, Model, Sampler, SamplingOptions, usable_cores
 from lamella.llama.weights import WeightState
@@ -77,6 +77,8 @@ class Engine:
         self._model, self._context, self._live = model, context, live
         self._between_tokens = threading.RLock()
         self._cached_tokens: list[int] = []
+        self._generating: Progress | None = None
+        self._is_open = True
 
     @classmethod
     def open(
@@ -138,6 +140,7 @@ class Engine:
         Raises:
             UnknownVariant: at once.  What else fails (a damaged shard) is raised by ``switch`` and by the future.
         """
+        self._check_open()
         return self._live.prepare(variant)
 
     def switch(self, variant: str) -> SwitchReport:
@@ -149,9 +152,12 @@ class Engine:
         Raises:
             UnknownVariant, ShardDamaged: nothing has changed.
         """
-        prepared = self._live.prepare(variant).result()
-        with self._between_tokens:
-            return self._live.switch_to(prepared)
+        while True:
+            prepared = self.prepare(variant).result()
+            with self._between_tokens:
+                self._check_open()
+                if self._live.is_ready(prepared):
+                    return self._live.switch_to(prepared)
 
     def generate(
         self,
@@ -207,10 +213,16 @@ class Engine:
         return self._model.vocabulary.tokenize(text)
 
     def close(self) -> None:
-        """Free everything; later calls do nothing."""
-        self._context.close()
-        self._model.close()
+        """Free everything; later calls do nothing.  A generation that was not finished cannot go on."""
+        with self._between_tokens:
+            self._is_open = False
+            self._context.close()
+            self._model.close()
         self._live.close()
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise EngineFailed("the engine was closed")
 
     def __enter__(self) -> Self:
         return self
@@ -236,18 +248,24 @@ class Engine:
         vocabulary, stream = self._model.vocabulary, TextStream(stop)
         with Sampler(sampling, vocabulary) as sampler:
             start = time.perf_counter()
+            self._generating = progress
             progress.n_reused = self._read_prompt(prompt)
             progress.prompt_seconds = time.perf_counter() - start
             token = -1
             while progress.finish_reason is None:
                 start = time.perf_counter()
+                if self._generating is not progress:
+                    raise InvalidRequest("another generation was started; this one cannot go on")
                 token, variant = self._next_token(token, sampler)
                 seconds = time.perf_counter() - start
                 if vocabulary.ends_generation(token):
                     progress.finish_reason = "stop"
                     break
+                if progress.n_generated:
+                    progress.token_seconds += seconds
+                else:
+                    progress.prompt_seconds += seconds
                 progress.n_generated += 1
-                progress.token_seconds += seconds
                 text = stream.feed(vocabulary.piece(token))
                 progress.finish_reason = self._finish_reason(stream, progress, max_tokens)
                 yield Token(token, text, variant, seconds)
@@ -257,6 +275,7 @@ class Engine:
     def _next_token(self, last: int, sampler: Sampler) -> tuple[int, str]:
         """Run the last token through the model (none yet: the prompt's logits are there) and draw the next."""
         with self._between_tokens:
+            self._check_open()
             if last >= 0:
                 self._decode([last], self._running.token)
             return sampler.sample(self._context), self.variant
@@ -270,6 +289,7 @@ class Engine:
     def _read_prompt(self, prompt: Sequence[int]) -> int:
         """Run the part of the prompt that the KV cache does not hold; returns how many tokens it held."""
         with self._between_tokens:
+            self._check_open()
             n_reused = min(_shared_prefix(self._cached_tokens, prompt), len(prompt) - 1)
             self._context.forget(start=n_reused)
             del self._cached_tokens[n_reused:]

@@ -33,9 +33,9 @@ class GenerationStats:
     Attributes:
         n_prompt: tokens of the prompt.
         n_reused: of those, found in the KV cache of the generation before.
-        prompt_seconds: for the rest of the prompt.
+        prompt_seconds: until the first token: the rest of the prompt, and drawing the token from its logits.
         n_generated: tokens written.
-        token_seconds: for all of them together, the caller's own time excluded.
+        token_seconds: for all tokens after the first, the caller's own time excluded.
         finish_reason: ``stop`` (end of text or a stop string), ``length``, or None while it runs or was abandoned.
     """
 
@@ -52,7 +52,8 @@ class GenerationStats:
 
     @property
     def tokens_per_second(self) -> float:
-        return self.n_generated / self.token_seconds if self.token_seconds else 0.0
+        """Of the tokens after the first, each of which took a pass through the model."""
+        return (self.n_generated - 1) / self.token_seconds if self.token_seconds else 0.0
 
 
 @dataclass(slots=True)

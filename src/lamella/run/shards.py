@@ -24,8 +24,8 @@ class ShardStates:
 class ShardPool:
     """Owns every shard that the engine has open.
 
-    Not for several threads at once; the engine hands it to its one background thread while a switch is prepared and
-    takes it back before anything else is done with it.
+    Only one thread may open or close shards at a time: the background thread while a variant is being prepared, the
+    engine's otherwise (``LiveVariants`` sees to that).
     """
 
     def __init__(self, layouts: Mapping[str, Layout], repackable: frozenset[str]) -> None:
@@ -73,12 +73,12 @@ class ShardPool:
     @property
     def mapped_bytes(self) -> int:
         """Size of all mapped shards: the most page cache they can take."""
-        return sum(s.n_bytes for s in self._mapped.values())
+        return sum(s.n_bytes for s in list(self._mapped.values()))  # a copy: the background thread may be adding
 
     @property
     def repacked_bytes(self) -> int:
         """Private memory of the repacked copies."""
-        return sum(s.n_bytes for s in self._repacked.values())
+        return sum(s.n_bytes for s in list(self._repacked.values()))
 
     def close(self) -> None:
         with contextlib.ExitStack() as stack:

@@ -93,7 +93,7 @@ class LiveVariants:
         self._store, self._tensors, self._n_warm, self._check = store, tensors, n_warm, check
         self._weights = locate_weights(model)
         self._pool = ShardPool(layouts, frozenset(n for n, w in self._weights.items() if w.is_only_multiplied))
-        self._pool_lock = threading.Lock()
+        self._lock = threading.Lock()  # of _warm and _pending; the pool is the background thread's while one is pending
         self._now = {n: read_state(w.addresses[0]) for n, w in self._weights.items()}
         self._as_loaded = dict(self._now)
         self._pointed: Mapping[str, WeightState] = self._now
@@ -107,24 +107,30 @@ class LiveVariants:
         """Private memory of repacked weights; everything else is shared page cache."""
         return self._pool.repacked_bytes
 
-    def is_warm(self, name: str) -> bool:
-        return name in self._warm
-
     def prepare(self, name: str) -> Future[PreparedVariant]:
         """Get a variant into memory in the background.
 
         Raises:
             UnknownVariant: at once.  What else fails is raised by the future; asking again tries again.
         """
-        pending = self._pending.get(name)
-        if pending is not None and not (pending.done() and pending.exception()):
-            return pending
-        if name in self._warm:
-            done: Future[PreparedVariant] = Future()
-            done.set_result(self._warm[name])
-            return done
-        self._pending[name] = self._background.submit(self._prepare, self._store.variant(name))
-        return self._pending[name]
+        variant = self._store.variant(name)
+        with self._lock:
+            self._forget_failures()
+            if name in self._warm:
+                done: Future[PreparedVariant] = Future()
+                done.set_result(self._warm[name])
+                return done
+            if name not in self._pending:
+                self._pending[name] = self._background.submit(self._prepare, variant)
+            return self._pending[name]
+
+    def is_ready(self, prepared: PreparedVariant) -> bool:
+        """Whether its shards are still open: a switch in another thread may have pushed it out."""
+        with self._lock:
+            name = prepared.variant.name
+            pending = self._pending.get(name)
+            is_pending = pending is not None and pending.done() and pending.result() is prepared
+            return is_pending or self._warm.get(name) is prepared
 
     def _prepare(self, variant: Variant) -> PreparedVariant:
         start = time.perf_counter()
@@ -134,8 +140,7 @@ class LiveVariants:
             if self._check:
                 self._store.check(variant)
             for shard, path in zip(variant.shards, self._store.shard_paths(variant), strict=True):
-                with self._pool_lock:
-                    states = self._pool.open(shard.id, path, self._tensors)
+                states = self._pool.open(shard.id, path, self._tensors)
                 prompt.update(states.prompt)
                 token.update(states.token)
         missing = [n for n in self._weights if n not in token]
@@ -146,7 +151,7 @@ class LiveVariants:
     def switch_to(self, prepared: PreparedVariant) -> SwitchReport:
         """Run at this variant from the next decode on."""
         before, name = self.current, prepared.variant.name
-        was_warm = self.is_warm(name)
+        was_warm = name in self._warm
         start = time.perf_counter()
         n_weights = self.use(prepared.token)
         seconds = time.perf_counter() - start
@@ -182,15 +187,20 @@ class LiveVariants:
         return moved
 
     def _remember(self, prepared: PreparedVariant) -> None:
-        name = prepared.variant.name
-        self._pending.pop(name, None)
-        self._warm[name] = prepared
-        self._warm.move_to_end(name)
-        while len(self._warm) > self._n_warm:
-            self._warm.popitem(last=False)
-        if not self._pending:  # one that is being prepared may have opened shards that only it needs
-            with self._pool_lock:
+        with self._lock:
+            self._forget_failures()
+            name = prepared.variant.name
+            self._pending.pop(name, None)
+            self._warm[name] = prepared
+            self._warm.move_to_end(name)
+            while len(self._warm) > self._n_warm:
+                self._warm.popitem(last=False)
+            if not self._pending:  # one that is being prepared may have opened shards that only it needs
                 self._pool.keep_only(s.id for p in self._warm.values() for s in p.variant.shards)
+
+    def _forget_failures(self) -> None:
+        for name in [n for n, f in self._pending.items() if f.done() and f.exception()]:
+            del self._pending[name]
 
     def _release_loader_pages(self) -> None:
         """llama.cpp mapped the first variant to load it; the weights now point into mappings of our own."""
