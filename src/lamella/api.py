@@ -14,7 +14,7 @@ nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from lamella.core.precision import Scheme
 from lamella.core.units import format_bytes, parse_bytes
 from lamella.llama.gguf import ModelFile, read_model
 from lamella.llama.handles import ContextOptions, usable_cores
+from lamella.llama.kernels import KernelTimes
 from lamella.measuring import MeasureSettings, measure_model, parse_calibration
 from lamella.planning.policies import make_plan
 from lamella.planning.request import PlanRequest
@@ -223,9 +224,24 @@ def open_engine(
         StoreError, EngineFailed: see ``Engine.open``.
     """
     options = options or EngineOptions()
-    file = cache_folder / "kernels.json" if cache_folder else None
-    kernels = KernelTable(file, options.context.n_threads or usable_cores())
+    kernels = _kernel_table(options.context.n_threads, cache_folder)
     return Engine.open(Store.open(Path(store)), variant, options, kernels)
+
+
+def kernel_times(
+    type_names: Iterable[str], n_threads: int = 0, *, cache_folder: Path | None = None
+) -> dict[str, KernelTimes]:
+    """How fast this machine multiplies by weights of each ggml type, mapped and repacked.
+
+    Args:
+        n_threads: 0 for all cores that this process may use.
+        cache_folder: as ``open_engine``.
+    """
+    return _kernel_table(n_threads, cache_folder).times(type_names)
+
+
+def _kernel_table(n_threads: int, cache_folder: Path | None) -> KernelTable:
+    return KernelTable(cache_folder / "kernels.json" if cache_folder else None, n_threads or usable_cores())
 
 
 def default_name(plan: Plan) -> str:

@@ -5,11 +5,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from lamella.cli.main import main
 
 __all__ = ["main"]
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -56,18 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = app(args=arguments, standalone_mode=False)
     except TyperException as error:
         return _report("UsageError", error.format_message(), InvalidRequest.exit_code, as_json)
-    except typer.Abort:
-        return INTERRUPTED_EXIT_CODE
     except LamellaError as error:
-        if getattr(error, "was_reported", False):
-            return error.exit_code
         return _report(type(error).__name__, str(error), error.exit_code, as_json)
-    except KeyboardInterrupt:
-        return _report("Interrupted", "interrupted", INTERRUPTED_EXIT_CODE, as_json)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader went away: nothing is left to say
-        return 0
-    return result if isinstance(result, int) else 0
+    code = result if isinstance(result, int) else 0
+    if code == INTERRUPTED_EXIT_CODE:  # typer's answer to Ctrl-C
+        return _report("Interrupted", "interrupted; what was finished stays", code, as_json)
+    return code
 
 
 def _report(kind: str, message: str, exit_code: int, as_json: bool) -> int:

@@ -23,6 +23,7 @@ from lamella.llama import api, gguf, library
 from lamella.llama.handles import ContextOptions, Model, tensor_at
 
 _MADV_POPULATE_READ = 22  # Linux 5.14: fault pages in, without touching them one by one
+_MADV_HUGEPAGE = 14  # Linux: fewer entries in the translation cache for weights that are read for every token
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +148,7 @@ class MappedShard:
 
         Releases the interpreter lock; meant for a background thread.
         """
-        libc = ct.CDLL(None, use_errno=True)
-        address, length = ct.c_void_p(self._start), ct.c_size_t(self.n_bytes)
-        if libc.madvise(address, length, _MADV_POPULATE_READ) != 0:
+        if not _advise(self._start, self.n_bytes, _MADV_POPULATE_READ):
             int(self._bytes[:: mmap.PAGESIZE].sum())  # older kernels and other systems: touch each page
 
     def close(self) -> None:
@@ -162,7 +161,7 @@ class MappedShard:
 
 
 class RepackedShard:
-    """Copies of a mapped shard's matrices in the layout that ggml's CPU kernels multiply fastest.  Owns its buffers.
+    """Copies of a mapped shard's matrices in the layout that ggml's CPU kernels multiply fastest.  Owns their buffer.
 
     Weights enter such a layout only by ``ggml_backend_tensor_alloc`` and ``ggml_backend_tensor_set``, which convert
     them; that is done on shadow tensors while the model runs, and a switch then copies the shadows' fields.
@@ -172,43 +171,66 @@ class RepackedShard:
         n_bytes: size of the copies.
     """
 
-    def __init__(self, shard: MappedShard, names: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Convert the named matrices; those without a repacked layout on this machine are left out."""
+    def __init__(self, shard: MappedShard, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Convert the matrices named in ``shapes``; those without a repacked layout on this machine are left out.
+
+        Raises:
+            EngineFailed: there is no memory for the copies.
+        """
         lib = library.load()
         self._base = lib.base
-        self._buffers: list[Any] = []
+        self._buffer: Any = None
         self.states: dict[str, WeightState] = {}
         self.n_bytes = 0
         buffer_type = repack_buffer_type(lib)
-        if buffer_type is None:
+        if buffer_type is None or not shapes:
             return
-        for name in names:
-            self._convert(name, shard.states[name], shapes[name], buffer_type)
+        shadows = {name: _shadow(name, shard.states[name], shape) for name, shape in shapes.items()}
+        sizes = {name: self._aligned_size(buffer_type, shadow) for name, shadow in shadows.items()}
+        self._buffer = self._base.ggml_backend_buft_alloc_buffer(buffer_type, sum(sizes.values()))
+        if not self._buffer:
+            raise EngineFailed(f"no memory for repacked copies of {sum(sizes.values())} bytes")
+        self._base.ggml_backend_buffer_set_usage(self._buffer, api.BUFFER_USAGE_WEIGHTS)
+        start = int(self._base.ggml_backend_buffer_get_base(self._buffer))
+        _advise(start, sum(sizes.values()), _MADV_HUGEPAGE)
+        for name, shadow in shadows.items():
+            if self._convert(name, shadow, shard.states[name], start + self.n_bytes):
+                self.n_bytes += sizes[name]
 
-    def _convert(self, name: str, source: WeightState, shape: tuple[int, ...], buffer_type: int) -> None:
-        shadow = api.Tensor(type=source.type_code, name=name.encode()[:63])
-        shadow.ne[:] = [*shape, 1, 1, 1][: api.MAX_DIMS]
-        shadow.nb[:] = source.strides
+    def _aligned_size(self, buffer_type: int, shadow: Any) -> int:
+        n_bytes: int = self._base.ggml_backend_buft_get_alloc_size(buffer_type, ct.addressof(shadow))
+        alignment: int = self._base.ggml_backend_buft_get_alignment(buffer_type)
+        return -(-n_bytes // alignment) * alignment
+
+    def _convert(self, name: str, shadow: Any, source: WeightState, target: int) -> bool:
         address = ct.addressof(shadow)
-        n_bytes = self._base.ggml_backend_buft_get_alloc_size(buffer_type, address)
-        buffer = self._base.ggml_backend_buft_alloc_buffer(buffer_type, n_bytes)
-        if not buffer:
-            raise EngineFailed(f"no memory for a repacked copy of {name} ({n_bytes} bytes)")
-        start = self._base.ggml_backend_buffer_get_base(buffer)
-        code = self._base.ggml_backend_tensor_alloc(buffer, address, start)
+        code = self._base.ggml_backend_tensor_alloc(self._buffer, address, target)
         if code != 0 or not shadow.extra:  # no repacked layout for this type and shape on this machine
-            self._base.ggml_backend_buffer_free(buffer)
-            return
-        self._base.ggml_backend_buffer_set_usage(buffer, api.BUFFER_USAGE_WEIGHTS)
+            return False
         self._base.ggml_backend_tensor_set(address, source.data, 0, self._base.ggml_nbytes(address))
-        self._buffers.append(buffer)
-        self.n_bytes += n_bytes
-        self.states[name] = WeightState(source.type_code, source.strides, buffer, shadow.data, shadow.extra)
+        self.states[name] = WeightState(source.type_code, source.strides, self._buffer, shadow.data, shadow.extra)
+        return True
 
     def close(self) -> None:
         """Free the copies.  No weight may point here any more."""
-        while self._buffers:
-            self._base.ggml_backend_buffer_free(self._buffers.pop())
+        if self._buffer:
+            self._base.ggml_backend_buffer_free(self._buffer)
+            self._buffer = None
+
+
+def _shadow(name: str, state: WeightState, shape: tuple[int, ...]) -> Any:
+    """A tensor of our own with a weight's type and shape and no memory yet."""
+    shadow = api.Tensor(type=state.type_code, name=name.encode()[:63])
+    shadow.ne[:] = [*shape, 1, 1, 1][: api.MAX_DIMS]
+    shadow.nb[:] = state.strides
+    return shadow
+
+
+def _advise(start: int, n_bytes: int, advice: int) -> bool:
+    """``madvise`` on the whole pages inside a range; whether the kernel took the advice."""
+    page = mmap.PAGESIZE
+    first, last = -(-start // page) * page, (start + n_bytes) // page * page
+    return last <= first or ct.CDLL(None).madvise(ct.c_void_p(first), ct.c_size_t(last - first), advice) == 0
 
 
 def repack_buffer_type(lib: library.Library) -> int | None:
@@ -235,12 +257,8 @@ def release_pages(states: Iterable[tuple[WeightState, int]]) -> None:
     Args:
         states: (where the weight was, its size in bytes).
     """
-    libc = ct.CDLL(None)
-    page = mmap.PAGESIZE
     for state, n_bytes in states:
-        first, last = -(-state.data // page) * page, (state.data + n_bytes) // page * page
-        if last > first:
-            libc.madvise(ct.c_void_p(first), ct.c_size_t(last - first), mmap.MADV_DONTNEED)
+        _advise(state.data, n_bytes, mmap.MADV_DONTNEED)
 
 
 def strides(ggml_type: GgmlType, shape: tuple[int, ...]) -> tuple[int, int, int, int]:

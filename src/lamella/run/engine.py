@@ -22,6 +22,9 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lamella.core.artifacts import Variant
 from lamella.core.errors import EngineFailed, InvalidRequest, StoreError
 from lamella.llama import chat_template, gguf
@@ -211,6 +214,19 @@ class Engine:
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text, with what the model wants at the start."""
         return self._model.vocabulary.tokenize(text)
+
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Logits after the last of ``tokens``, computed from nothing: shape (vocabulary,).
+
+        Ends a generation that was not finished; the KV cache holds ``tokens`` afterwards.
+        """
+        with self._between_tokens:
+            self._check_open()
+            self._generating = None
+            self._context.forget()
+            self._cached_tokens.clear()
+            self._decode(tokens, self._running.token)
+            return self._context.logits().copy()
 
     def close(self) -> None:
         """Free everything; later calls do nothing.  A generation that was not finished cannot go on."""

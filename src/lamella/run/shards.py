@@ -52,7 +52,7 @@ class ShardPool:
         to_repack = [n for n, s in mapped.states.items() if self._layout(n, s, tensors).repack]
         if to_repack and shard_id not in self._repacked:
             shapes = {n: tensors[n].shape for n in to_repack}
-            self._repacked[shard_id] = RepackedShard(mapped, to_repack, shapes)
+            self._repacked[shard_id] = RepackedShard(mapped, shapes)
         copies = self._repacked[shard_id].states if shard_id in self._repacked else {}
         stay = {n for n in copies if self._layout(n, mapped.states[n], tensors).prompt_from_mapped}
         if len(copies) < len(mapped.states) or stay:
