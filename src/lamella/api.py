@@ -42,7 +42,6 @@ from lamella.store.files import storage_errors
 from lamella.store.store import Store
 
 DEFAULT_CONTEXT = 4096
-NEEDS_IMPORTANCE = ("lsaq", "alpha")
 
 OnMeasure = Callable[[int, int, str], None]
 
@@ -109,15 +108,10 @@ class Budget:
     Attributes:
         limit_bytes: what the user allows; None for what the device has free.
         device: name of the device to look at; None for the one with most free memory.
-        is_implied: nobody asked for a limit; policies that need none then plan without one.
     """
 
     limit_bytes: int | None = None
     device: str | None = None
-
-    @property
-    def is_implied(self) -> bool:
-        return self.limit_bytes is None
 
     def now(self) -> int:
         """Bytes that may be used at this moment."""
@@ -157,7 +151,7 @@ def plan(
         context: tokens for each sequence that memory is kept for; None: up to 4096 (for a specification: LSAQ's
             own arithmetic, whose reserve covers it).
         measurement: importance of the layers; None: ``jaccard`` on text that the model writes, or for a
-            specification the prior of ``plan.importance``.
+            specification the prior of ``planning.importance``.
         wait: wait until memory is free instead of failing (LSAQ's pause).
 
     Raises:
@@ -173,12 +167,13 @@ def plan(
         return make_plan(policy, replace(needs(base, budget_bytes), budget_bytes=budget_bytes))
 
     needs_limit = policy == "lsaq" or (policy == "uniform" and precision is None)
-    if budget.is_implied and not needs_limit:
+    limit = budget.limit_bytes
+    if limit is None and not needs_limit:
         return try_plan(None)
     if not wait:
-        return try_plan(budget.limit_bytes if budget.limit_bytes is not None else budget.now())
-    if budget.limit_bytes is not None:
-        try_plan(budget.limit_bytes)  # what does not fit the limit itself is not worth waiting for
+        return try_plan(budget.now() if limit is None else limit)
+    if limit is not None:
+        try_plan(limit)  # what does not fit the limit itself is not worth waiting for
     return wait_until_fits(try_plan, budget.now, timeout_seconds=timeout_seconds, on_wait=on_wait)
 
 
@@ -317,11 +312,16 @@ def _base_request(
     request = PlanRequest(load_spec(model), scheme=scheme, alpha=alpha, precision=precision, outside=outside)
     if measurement is not None:
         check_same_structure(measurement, request.spec.identity, "the measurement")
-    elif policy in NEEDS_IMPORTANCE and not str(model).startswith(SPEC_PREFIX):
+    elif needs_measuring(model, policy):
         measurement = measure(model, on_progress=on_progress)
     if measurement is None:
         return request
     return replace(request, importance=measurement.importance(), settings={"metric": measurement.metric})
+
+
+def needs_measuring(model: str | Path, policy: str) -> bool:
+    """Whether a policy wants to know the layers' importance, and there are weights to measure it on."""
+    return policy in ("lsaq", "alpha") and not str(model).startswith(SPEC_PREFIX)
 
 
 def _needs(

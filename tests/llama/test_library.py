@@ -33,7 +33,18 @@ def _swapped(first: str, second: str) -> type[ct.Structure]:
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [("ne", "nb"), ("data", "view_src"), ("name", "op_params"), ("type", "flags"), ("name", "extra")],
+    [
+        ("ne", "nb"),
+        ("data", "view_src"),
+        ("name", "op_params"),
+        ("type", "flags"),
+        ("name", "extra"),
+        ("buffer", "extra"),
+        ("buffer", "data"),
+        ("op", "flags"),
+        ("src", "op_params"),
+        ("view_src", "view_offs"),
+    ],
 )
 def test_a_struct_with_two_fields_exchanged_is_refused(first: str, second: str) -> None:
     with pytest.raises(LayoutMismatch, match="live switch"):

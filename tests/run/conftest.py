@@ -24,6 +24,16 @@ def store_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "store"
 
 
+@pytest.fixture(scope="session")
+def tied_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As above, of a model whose head is its embedding; large and small differ in every shard, embedding included."""
+    folder = tmp_path_factory.mktemp("tied")
+    model = write_tiny_model(folder / "tiny.gguf", n_embd=256, n_ff=512, tied=True)
+    for name, precision, outside in (("large", "int8", "fp16"), ("small", "int4", "int4")):
+        api.build(model, folder / "store", api.plan(model, "uniform", precision=precision, outside=outside), name)
+    return folder / "store"
+
+
 @pytest.fixture
 def store(store_folder: Path) -> Store:
     return Store.open(store_folder)

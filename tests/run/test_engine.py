@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import shutil
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +19,12 @@ from lamella.core.errors import EngineFailed, InvalidRequest, ShardDamaged, Stor
 from lamella.core.model import TensorSpec
 from lamella.llama import gguf
 from lamella.llama.handles import Context, ContextOptions, Model, SamplingOptions
-from lamella.llama.weights import resident_bytes
-from lamella.run.engine import Engine, EngineOptions
-from lamella.run.layouts import Layout
+from lamella.llama.kernels import KernelTimes
+from lamella.llama.weights import WeightState, resident_bytes, write_state
+from lamella.run import variants
+from lamella.run.engine import LONG_PROMPT_TOKENS, Engine, EngineOptions
+from lamella.run.kernel_table import KernelTable
+from lamella.run.layouts import Layout, LayoutPolicy
 from lamella.run.variants import LiveVariants
 from lamella.store.store import Store
 from tests.run.conftest import OPTIONS
@@ -46,21 +50,34 @@ def _tensors(store: Store) -> dict[str, TensorSpec]:
 
 
 @pytest.mark.parametrize("repack", [False, True])
-def test_logits_after_a_switch_equal_those_of_a_fresh_load(store: Store, repack: bool) -> None:
-    """Bit for bit, there and back, for mapped and for repacked weights alike."""
+@pytest.mark.parametrize("folder", ["store_folder", "tied_folder"])
+def test_logits_after_a_switch_equal_those_of_a_fresh_load(
+    folder: str, repack: bool, request: pytest.FixtureRequest
+) -> None:
+    """Bit for bit, there and back, for mapped and repacked weights, a head of its own and a tied one.
+
+    In a fresh context, and in the one that has lived through the switches.
+    """
+    store = Store.open(request.getfixturevalue(folder))
     paths = {name: store.shard_paths(store.variant(name)) for name in ("large", "small")}
     layouts = {t: Layout(repack=repack) for t in ("Q8_0", "Q4_K")}
-    with Model.load(paths["large"]) as model, Context(model, CONTEXT) as context:
+    with Model.load(paths["large"]) as model, Context(model, CONTEXT) as old:
         tokens = model.vocabulary.tokenize(PROMPT)
         live = LiveVariants(store, model, _tensors(store), layouts, n_warm=2, check=False)
         for name in ("large", "small", "large", "small"):
             live.switch_to(live.prepare(name).result())
-            context.forget()
-            context.decode(tokens, 0)
-            # stock llama.cpp repacks the head too, which ours does under the same rule: only multiplied weights
-            expected = _fresh_logits(paths[name], tokens, repack=repack)
-            assert np.array_equal(context.logits(), expected), name
-        context.close()
+            # stock llama.cpp repacks a tied head's second copy, which ours, being one tensor, cannot
+            expected = _fresh_logits(paths[name], tokens, repack=repack and folder == "store_folder")
+            old.forget()
+            old.decode(tokens, 0)
+            with Context(model, CONTEXT) as fresh:
+                fresh.decode(tokens, 0)
+                if repack and folder == "tied_folder":
+                    np.testing.assert_allclose(fresh.logits(), expected, atol=0.2)
+                else:
+                    assert np.array_equal(fresh.logits(), expected), name
+                assert np.array_equal(old.logits(), fresh.logits()), name
+        old.close()
         live.close()
 
 
@@ -85,26 +102,53 @@ def test_generation_after_a_switch_equals_a_fresh_engine(store: Store, engine: E
             assert _ids(engine) == _ids(fresh)
 
 
-def test_a_thousand_random_switches_leave_memory_as_it_was(engine: Engine) -> None:
-    """Resident memory stays within the union of the shards of all variants."""
+@pytest.mark.parametrize(("layout", "n_warm"), [("mapped", 2), ("repacked", 1)])
+def test_a_thousand_random_switches_leave_memory_as_it_was(store: Store, layout: LayoutPolicy, n_warm: int) -> None:
+    """Resident memory stays as it is after the first hundred; with n_warm=1 each switch frees and makes copies."""
     choose = random.Random(0)
-    names = engine.variants
-    tokens = engine.tokenize(PROMPT)
+    with Engine.open(store, "large", replace(OPTIONS, layout=layout, n_warm=n_warm)) as engine:
+        tokens = engine.tokenize(PROMPT)
 
-    def switch(n: int) -> int:
-        done = 0
-        while done < n:
-            for _ in engine.generate(tokens, max_tokens=50, sampling=GREEDY):
-                engine.switch(choose.choice(names))
-                done += 1
-                if done == n:
-                    break
-        return int(psutil.Process().memory_info().rss)
+        def switch(n: int) -> int:
+            done = 0
+            while done < n:
+                for _ in engine.generate(tokens, max_tokens=50, sampling=GREEDY):
+                    engine.switch(choose.choice(engine.variants))
+                    done += 1
+                    if done == n:
+                        break
+            for name in engine.variants:  # the same variants warm at each look
+                engine.switch(name)
+            return int(psutil.Process().memory_info().rss)
 
-    switch(100)
-    before = switch(1)
-    union = engine.store.usage().joint_bytes
-    assert switch(1000) - before <= union
+        before = switch(100)
+        assert switch(1000) - before < 1 << 20
+
+
+def test_prompts_may_be_read_with_mapped_and_tokens_written_with_repacked_weights(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layout auto, on a machine where each wins in one phase."""
+    times = KernelTimes(1.0, 0.5, repacked_token=0.5, repacked_prompt=1.0, has_repacked=True)
+    monkeypatch.setattr(KernelTable, "times", lambda _, names: dict.fromkeys(names, times))
+    used: list[int] = []
+    plain_use = LiveVariants.use
+
+    def use(self: LiveVariants, states: Mapping[str, WeightState]) -> int:
+        used.append(plain_use(self, states))
+        return used[-1]
+
+    monkeypatch.setattr(LiveVariants, "use", use)
+    with Engine.open(store, "small", replace(OPTIONS, layout="auto")) as engine:
+        assert engine.repacked_bytes > 0
+        used.clear()
+        list(engine.generate([5, 6], max_tokens=3, sampling=GREEDY))
+        assert set(used) == {0}  # a short prompt is not worth two flips
+        used.clear()
+        list(engine.generate([7] * LONG_PROMPT_TOKENS, max_tokens=3, sampling=GREEDY))
+        flips = [n for n in used if n]
+        assert len(flips) == 2  # to the mapped weights for the prompt, and back
+        assert flips[0] == flips[1] > 0
 
 
 def test_the_first_variants_pages_are_not_kept_twice(store: Store) -> None:
@@ -171,7 +215,7 @@ def test_a_damaged_shard_is_refused_when_asked_to_check_and_nothing_changes(stor
         Engine.open(copy, "small", replace(OPTIONS, check=True))
 
 
-def test_a_switch_from_another_thread_waits_for_the_token(engine: Engine) -> None:
+def test_a_switch_from_another_thread_waits_for_the_token(store: Store, engine: Engine) -> None:
     stop = threading.Event()
 
     def flip() -> None:
@@ -188,6 +232,9 @@ def test_a_switch_from_another_thread_waits_for_the_token(engine: Engine) -> Non
         stop.set()
         thread.join()
     assert {t.variant for t in tokens} == {"small", "large"}
+    engine.switch("middle")
+    with Engine.open(store, "middle", OPTIONS) as fresh:
+        assert np.array_equal(engine.logits(engine.tokenize(PROMPT)), fresh.logits(fresh.tokenize(PROMPT)))
 
 
 def test_a_shared_beginning_is_not_computed_again(engine: Engine) -> None:
@@ -248,8 +295,67 @@ def test_a_closed_engine_refuses_instead_of_reading_freed_memory(store: Store) -
     engine.close()
     with pytest.raises(EngineFailed, match="closed"):
         next(generation)
-    with pytest.raises(EngineFailed, match="closed"):
-        engine.switch("small")
+    for use in (
+        lambda: engine.switch("small"),
+        lambda: engine.prepare("small"),
+        lambda: engine.tokenize("x"),
+        lambda: engine.generate("x"),
+        lambda: engine.logits([1]),
+    ):
+        with pytest.raises(EngineFailed, match="closed"):
+            use()
+
+
+def test_closing_while_others_switch_ends_in_our_own_error(store: Store) -> None:
+    engine = Engine.open(store, "large", replace(OPTIONS, n_warm=1, check=True))
+    errors: list[BaseException] = []
+
+    def flip() -> None:
+        try:
+            while True:
+                for name in ("small", "middle"):
+                    engine.switch(name)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=flip) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.1)
+    engine.close()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert [type(e) for e in errors] == [EngineFailed, EngineFailed]
+
+
+def test_variants_prepared_and_never_used_do_not_pile_up(store: Store) -> None:
+    with Engine.open(store, "large", replace(OPTIONS, n_warm=1)) as engine:
+        engine.prepare("small").result()
+        engine.prepare("middle").result()
+        engine.switch("large")
+        report = engine.switch("large")
+        sizes = {n: sum(s.n_bytes for s in store.variant(n).shards) for n in ("large", "middle", "small")}
+        assert report.mapped_bytes < sum(sizes.values()) - sizes["small"] / 2
+
+
+def test_an_interrupt_during_a_switch_is_mended_by_the_next(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Engine.open(store, "large", OPTIONS) as engine, Engine.open(store, "large", OPTIONS) as fresh:
+        tokens = engine.tokenize(PROMPT)
+        written = 0
+
+        def interrupted(address: int, state: WeightState) -> None:
+            nonlocal written
+            written += 1
+            if written == 10:
+                raise KeyboardInterrupt
+            write_state(address, state)
+
+        monkeypatch.setattr(variants, "write_state", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.switch("small")
+        monkeypatch.setattr(variants, "write_state", write_state)
+        assert engine.variant == "large"
+        assert np.array_equal(engine.logits(tokens), fresh.logits(tokens))
 
 
 def test_a_new_generation_ends_the_old_one(engine: Engine) -> None:

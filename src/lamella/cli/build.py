@@ -17,6 +17,7 @@ from lamella.core.artifacts import Measurement, Plan
 from lamella.core.errors import InvalidRequest
 from lamella.core.precision import Scheme
 from lamella.core.units import format_bytes, format_seconds
+from lamella.measuring import MeasureSettings
 from lamella.quantize.build import BuildProgress, BuildReport
 from lamella.store.store import Store
 
@@ -44,10 +45,14 @@ def build(
     May be interrupted: what is finished stays, and the same command goes on from there.
     """
     config = Config.from_environment(os.environ)
+    if not memory and (context is not None or parallel != 1):
+        raise InvalidRequest("--context and --parallel belong to --memory: they say what to keep memory for")
+    if plan and scheme != "block" and not (alpha or precision or memory):
+        raise InvalidRequest("--scheme is part of a plan file; make the plan with: lamella plan --scheme " + scheme)
     given = api.read_measurement(measurement) if measurement else None
     if given is None and (alpha or memory):
         with progress("measuring importance", quiet=json) as update:
-            given = api.measure(model, on_progress=update)
+            given = api.measure(model, settings=MeasureSettings(n_threads=config.n_threads), on_progress=update)
     plans = [api.read_plan(path) for path in plan or ()]
     plans += _plans(model, alpha, precision, memory, given, context, parallel, scheme)
     names = _names(plans, plan or (), name)

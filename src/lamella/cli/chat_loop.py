@@ -6,6 +6,7 @@ import queue
 import sys
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 
 from lamella.cli.describe import describe_stats, describe_switch
 from lamella.cli.output import note, stderr
@@ -13,6 +14,7 @@ from lamella.core.errors import LamellaError
 from lamella.llama.handles import SamplingOptions
 from lamella.run.chat import Message
 from lamella.run.engine import Engine
+from lamella.run.variants import PreparedVariant
 
 HELP = """/switch NAME   run at another variant from the next token on, also while an answer is being written
 /variants      what can be switched to
@@ -35,7 +37,7 @@ class ChatLoop:
         self._engine, self._opening = engine, list(opening)
         self._sampling, self._max_tokens, self._stop = sampling, max_tokens, stop
         self._messages = list(opening)
-        self._wanted: str | None = None
+        self._wanted: tuple[str, Future[PreparedVariant]] | None = None
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._held: list[str] = []
 
@@ -69,11 +71,12 @@ class ChatLoop:
             return None
 
     def _answer(self, text: str) -> None:
-        self._messages.append(Message("user", text))
+        messages = self._messages  # /clear during the answer puts another list in its place
+        messages.append(Message("user", text))
         answer: list[str] = []
         try:
             generation = self._engine.chat(
-                self._messages, max_tokens=self._max_tokens, sampling=self._sampling, stop=self._stop
+                messages, max_tokens=self._max_tokens, sampling=self._sampling, stop=self._stop
             )
             for token in generation:
                 answer.append(token.text)
@@ -88,9 +91,9 @@ class ChatLoop:
         except LamellaError as error:
             note(f"\n[{error}]")
         if answer:
-            self._messages.append(Message("assistant", "".join(answer)))
+            messages.append(Message("assistant", "".join(answer)))
         else:
-            self._messages.pop()  # nothing was answered: the question may be asked again
+            messages.pop()  # nothing was answered: the question may be asked again
 
     def _obey_what_came_in(self) -> None:
         """Commands typed while an answer is written act at once; other lines wait for their turn."""
@@ -117,21 +120,17 @@ class ChatLoop:
 
     def _want(self, variant: str) -> None:
         try:
-            self._engine.prepare(variant)
+            self._wanted = (variant, self._engine.prepare(variant))
         except LamellaError as error:
             note(f"\n[{error}]")
-        else:
-            self._wanted = variant
 
     def _switch_if_wanted(self, *, wait: bool) -> None:
         """Switch as soon as the wanted variant is in memory; while answering, go on at the old one until then."""
-        if self._wanted is None:
+        if self._wanted is None or not (wait or self._wanted[1].done()):
             return
-        prepared = self._engine.prepare(self._wanted)
-        if not wait and not prepared.done():
-            return
-        wanted, self._wanted = self._wanted, None
+        (variant, preparing), self._wanted = self._wanted, None
         try:
-            note(f"\n[{describe_switch(self._engine.switch(wanted))}]")
+            preparing.result()
+            note(f"\n[{describe_switch(self._engine.switch(variant))}]")
         except LamellaError as error:
             note(f"\n[{error}; still at {self._engine.variant}]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -58,6 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _report("UsageError", error.format_message(), InvalidRequest.exit_code, as_json)
     except LamellaError as error:
         return _report(type(error).__name__, str(error), error.exit_code, as_json)
+    except Exception as error:  # a fault of ours: one sentence for people, the traceback for whoever mends it
+        if os.environ.get("LAMELLA_DEBUG"):
+            raise
+        message = f"{type(error).__name__}: {error} (a fault in Lamella; LAMELLA_DEBUG=1 shows where)"
+        return _report("InternalError", message, LamellaError.exit_code, as_json)
     code = result if isinstance(result, int) else 0
     if code == INTERRUPTED_EXIT_CODE:  # typer's answer to Ctrl-C
         return _report("Interrupted", "interrupted; what was finished stays", code, as_json)

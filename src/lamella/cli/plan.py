@@ -16,6 +16,7 @@ from lamella.core.artifacts import Plan, to_plain
 from lamella.core.errors import DoesNotFit
 from lamella.core.precision import Scheme
 from lamella.core.units import format_bytes, format_seconds
+from lamella.measuring import MeasureSettings
 from lamella.planning.policies import POLICIES
 from lamella.report.plots import plot_plan
 from lamella.resources.waiting import Waiting
@@ -60,14 +61,18 @@ def plan(
     """
     config = Config.from_environment(os.environ)
     given = api.read_measurement(measurement) if measurement else None
-    try:
+    if given is None and api.needs_measuring(model, policy):
         with progress("measuring importance", quiet=json) as update:
-            made = api.plan(
-                model, policy, memory=memory, alpha=alpha, precision=precision, outside=outside, scheme=scheme,
-                context=context, parallel=parallel, kv_type=kv_type, measurement=given,
-                device=device or config.device, wait=wait, timeout_seconds=timeout,
-                on_wait=_say_waiting, on_progress=update,
-            )  # fmt: skip
+            settings = MeasureSettings(n_threads=config.n_threads)
+            given = api.measure(model, settings=settings, on_progress=update)
+    if memory is None:
+        _say_device(device or config.device)
+    try:
+        made = api.plan(
+            model, policy, memory=memory, alpha=alpha, precision=precision, outside=outside, scheme=scheme,
+            context=context, parallel=parallel, kv_type=kv_type, measurement=given,
+            device=device or config.device, wait=wait, timeout_seconds=timeout, on_wait=_say_waiting,
+        )  # fmt: skip
     except DoesNotFit as error:
         if json:
             print_json({**to_plain(error.smallest_plan), "error": _error(error)})
@@ -91,7 +96,8 @@ def show_plan(plan: Plan) -> None:
     counts = Counter(x.precision for x in plan.layers)
     chosen = ", ".join(f"{n} {name.upper()}" for name, n in counts.most_common())
     say(f"{plan.model.name}: {plan.policy}, {chosen}")
-    say(f"{plan.average_bits:g} average bits, {plan.bits_per_weight:.2f} bits per weight as stored")
+    accounting = " (nominal bytes, as LSAQ counts)" if plan.settings.get("accounting") == "nominal" else ""
+    say(f"{plan.average_bits:g} average bits, {plan.bits_per_weight:.2f} bits per weight as stored{accounting}")
     shown = table(">layer", "precision", ">bytes", "importance")
     for layer in plan.layers:
         score = bar(layer.importance) if layer.importance is not None else ""
@@ -105,6 +111,12 @@ def show_plan(plan: Plan) -> None:
     )  # fmt: skip
     budget = f" of {format_bytes(plan.budget_bytes)}" if plan.budget_bytes is not None else ""
     say(f"needs {format_bytes(need.total)}{budget}: {parts}")
+
+
+def _say_device(wanted: str | None) -> None:
+    chosen = api.devices(wanted)[1]
+    if chosen.kind != "cpu":
+        note(f"planning for the memory of {chosen.name}; lamella run computes on the CPU so far (--device CPU)")
 
 
 def _say_waiting(waiting: Waiting) -> None:

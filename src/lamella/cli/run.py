@@ -57,8 +57,11 @@ def run(
         check=check,
     )
     sampling = SamplingOptions(temperature, top_k, top_p, min_p, repeat_penalty, seed)
-    if json and prompt is None:
-        raise InvalidRequest("--json needs a PROMPT: a chat has no single answer")
+    if prompt is None and (json or switch_to):
+        option = "--json" if json else "--switch-to"
+        raise InvalidRequest(f"{option} needs a PROMPT; in a chat there is no single answer, and /switch NAME switches")
+    if switch_after < 1:
+        raise InvalidRequest(f"--switch-after must be at least 1, not {switch_after}")
     opening = [Message("system", system)] if system else []
     with api.open_engine(folder, variant, options, cache_folder=config.cache_folder) as engine:
         if prompt is None:
@@ -95,11 +98,12 @@ def _answer(
     switches: list[dict[str, Any]] = []
     for token in generation:
         text.append(token.text)
-        token_ms.append(token.seconds * 1e3)
+        if token.id >= 0:  # the last may be text that was held back, and no token
+            token_ms.append(token.seconds * 1e3)
         if not quiet:
             sys.stdout.write(token.text)
             sys.stdout.flush()
-        if switch_to is not None and len(token_ms) == switch_after:
+        if switch_to is not None and not switches and len(token_ms) >= switch_after:
             report = engine.switch(switch_to)
             switches.append({"after_tokens": len(token_ms), **_switch_fields(report)})
             if not quiet:
@@ -110,6 +114,8 @@ def _answer(
         note(describe_stats(stats, engine.variant))
         if switches and len(token_ms) > switch_after:
             note(describe_times(token_ms, switch_after))
+    if switch_to is not None and not switches:
+        note(f"no switch: the answer ended after {len(token_ms)} tokens, --switch-after is {switch_after}")
     return {
         "variant": engine.variant,
         "text": "".join(text),

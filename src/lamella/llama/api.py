@@ -110,6 +110,7 @@ BASE_FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
     "ggml_backend_tensor_alloc": (INT, (POINTER, POINTER, POINTER)),
     "ggml_backend_tensor_set": (None, (POINTER, POINTER, SIZE, SIZE)),
     "ggml_backend_tensor_get": (None, (POINTER, POINTER, SIZE, SIZE)),
+    "ggml_view_tensor": (POINTER, (POINTER, POINTER)),
     "ggml_mul_mat": (POINTER, (POINTER, POINTER, POINTER)),
     "ggml_new_graph": (POINTER, (POINTER,)),
     "ggml_build_forward_expand": (None, (POINTER, POINTER)),

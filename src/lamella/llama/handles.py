@@ -123,7 +123,7 @@ class Model(_Handle):
 
     def __init__(self, address: Any) -> None:
         super().__init__(address, library.load().llama.llama_model_free)
-        self.vocabulary = Vocabulary(address)
+        self.vocabulary = Vocabulary(self)
 
     @classmethod
     def load(
@@ -132,6 +132,7 @@ class Model(_Handle):
         """Load a model from one file or from all parts of a split one, in order (``llama_model_load_from_splits``).
 
         Args:
+            n_gpu_layers: layers for the GPUs; 0 keeps everything on the CPU, long prompts too.
             repack: let llama.cpp copy weights into CPU-specific layouts (``use_extra_bufts``); such weights cannot
                 be switched to mapped shards.
             without_weights: read the header only and simulate allocations, for a dry run (``no_alloc``).
@@ -142,6 +143,9 @@ class Model(_Handle):
         lib = library.load()
         params = lib.llama.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
+        no_devices = (ct.c_void_p * 1)(None)
+        if n_gpu_layers == 0:  # else llama.cpp may still send large batches to a GPU (op_offload)
+            params.devices = ct.cast(no_devices, ct.c_void_p)
         params.use_extra_bufts = repack
         params.no_alloc = without_weights
         params.load_mode = LOAD_WITHOUT_MMAP if without_weights else LOAD_MMAP
@@ -172,15 +176,23 @@ class Model(_Handle):
 
 
 class Vocabulary:
-    """The tokenizer of a model; valid as long as the model is open."""
+    """The tokenizer of a model.
 
-    def __init__(self, model: Any) -> None:
+    Raises:
+        EngineFailed: from every method, once the model was closed.
+    """
+
+    def __init__(self, model: Model) -> None:
         self._llama = library.load().llama
-        self._address = self._llama.llama_model_get_vocab(model)
+        self._model = model
         self.n_tokens: int = self._llama.llama_vocab_n_tokens(self._address)
         self.bos: int = self._llama.llama_vocab_bos(self._address)
         self.eos: int = self._llama.llama_vocab_eos(self._address)
         self._piece = ct.create_string_buffer(64)
+
+    @property
+    def _address(self) -> Any:
+        return self._llama.llama_model_get_vocab(self._model.address)
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Token ids of ``text``.
@@ -190,21 +202,22 @@ class Vocabulary:
             parse_special: recognise control tokens written in the text.
         """
         data = text.encode()
-        tokens = (self._llama.llama_token * (len(data) + 8))()
-        n = self._llama.llama_tokenize(self._address, data, len(data), tokens, len(tokens), add_special, parse_special)
-        if n < 0:
-            tokens = (self._llama.llama_token * -n)()
-            n = self._llama.llama_tokenize(
-                self._address, data, len(data), tokens, len(tokens), add_special, parse_special
-            )
-        return list(tokens[:n])
+        address = self._address
+        n = len(data) + 8
+        while True:
+            tokens = (self._llama.llama_token * n)()
+            n = self._llama.llama_tokenize(address, data, len(data), tokens, n, add_special, parse_special)
+            if n >= 0:
+                return list(tokens[:n])
+            n = -n  # so many are needed
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """The bytes of one token: possibly a part of a UTF-8 character, empty for control tokens."""
-        n = self._llama.llama_token_to_piece(self._address, token, self._piece, len(self._piece), 0, special)
+        address = self._address
+        n = self._llama.llama_token_to_piece(address, token, self._piece, len(self._piece), 0, special)
         if n < 0:
             self._piece = ct.create_string_buffer(-n)
-            n = self._llama.llama_token_to_piece(self._address, token, self._piece, len(self._piece), 0, special)
+            n = self._llama.llama_token_to_piece(address, token, self._piece, len(self._piece), 0, special)
         return self._piece.raw[:n]
 
     def text(self, tokens: Sequence[int], *, special: bool = False) -> str:
@@ -312,9 +325,14 @@ class Context(_Handle):
             raise EngineFailed(f"no logits at index {index} of the last batch")
         return np.ctypeslib.as_array(pointer, (self.model.vocabulary.n_tokens,))
 
-    def forget(self, sequence: int = 0, start: int = 0) -> None:
-        """Drop a sequence's KV cache from position ``start`` on."""
-        self._llama.llama_memory_seq_rm(self._llama.llama_get_memory(self.address), sequence, start, -1)
+    def forget(self, sequence: int = 0, start: int = 0) -> bool:
+        """Drop a sequence's KV cache from position ``start`` on.
+
+        Returns:
+            False if the model cannot drop a part (recurrent state has no positions); nothing was dropped then.
+        """
+        memory = self._llama.llama_get_memory(self.address)
+        return bool(self._llama.llama_memory_seq_rm(memory, sequence, start, -1))
 
     def _watch(self, wants: Callable[[str], bool], observe: Observer) -> Any:
         base = library.load().base

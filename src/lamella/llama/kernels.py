@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lamella.core.errors import EngineFailed
-from lamella.core.precision import GgmlType
+from lamella.core.precision import GGML_TYPES, GgmlType
 from lamella.llama import api, library, quantize
 from lamella.llama.weights import repack_buffer_type
 
@@ -96,10 +96,12 @@ def _products(ggml_type: GgmlType, n_threads: int, *, repacked: bool = False) ->
         return
     matrix_bytes = ggml_type.row_bytes(ROW_LENGTH) * N_ROWS
     n_matrices = max(PROMPT_MATRICES, TOKEN_WEIGHT_BYTES // matrix_bytes)
+    weights = base.ggml_backend_buft_alloc_buffer(buffer_type, matrix_bytes * n_matrices)
+    if not weights:
+        raise EngineFailed(f"no memory to time {ggml_type.name}: {matrix_bytes * n_matrices} bytes are needed")
     backend = base.ggml_backend_dev_init(device, None)
     _set_threads(lib, device, backend, n_threads)
     context = base.ggml_init(api.InitParams(1 << 22, None, True))
-    weights = base.ggml_backend_buft_alloc_buffer(buffer_type, matrix_bytes * n_matrices)
     scratch = None
     try:
         matrices = _fill(lib, context, weights, ggml_type, n_matrices)
@@ -107,10 +109,15 @@ def _products(ggml_type: GgmlType, n_threads: int, *, repacked: bool = False) ->
             yield None
             return
         token, prompt = (
-            _graph(base, context, matrices[:n], t) for n, t in ((None, 1), (PROMPT_MATRICES, PROMPT_TOKENS))
+            _graph(base, context, matrices, 1),
+            _graph(base, context, matrices[:PROMPT_MATRICES], PROMPT_TOKENS),
         )
         scratch = base.ggml_backend_alloc_ctx_tensors(context, backend)
-        products = _Products(base, backend, token, prompt, n_matrices)
+        if not scratch:
+            raise EngineFailed(f"no memory to time {ggml_type.name}")
+        for graph in (token, prompt):
+            _fill_activations(base, graph)
+        products = _Products(base, backend, token.address, prompt.address, n_matrices)
         products.token(), products.prompt()  # warm up
         yield products
     finally:
@@ -139,12 +146,25 @@ def _fill(lib: library.Library, context: int, weights: int, ggml_type: GgmlType,
     return matrices
 
 
-def _graph(base: Any, context: int, matrices: list[int], n_tokens: int) -> int:
+@dataclass(frozen=True, slots=True)
+class _Graph:
+    address: int
+    activations: int
+    n_tokens: int
+
+
+def _graph(base: Any, context: int, matrices: list[int], n_tokens: int) -> _Graph:
     graph = base.ggml_new_graph(context)
-    activations = base.ggml_new_tensor(context, 0, 2, (ct.c_int64 * 2)(ROW_LENGTH, n_tokens))
+    activations = base.ggml_new_tensor(context, GGML_TYPES["F32"].code, 2, (ct.c_int64 * 2)(ROW_LENGTH, n_tokens))
     for matrix in matrices:
         base.ggml_build_forward_expand(graph, base.ggml_mul_mat(context, matrix, activations))
-    return int(graph)
+    return _Graph(int(graph), activations, n_tokens)
+
+
+def _fill_activations(base: Any, graph: _Graph) -> None:
+    """Numbers as in a model: what lies in fresh memory could be slow denormals."""
+    values = np.random.default_rng(1).standard_normal((graph.n_tokens, ROW_LENGTH), np.float32)
+    base.ggml_backend_tensor_set(graph.activations, values.ctypes.data, 0, values.nbytes)
 
 
 def _set_threads(lib: library.Library, device: int, backend: int, n_threads: int) -> None:

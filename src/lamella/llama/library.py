@@ -97,8 +97,8 @@ def supports_rpc() -> bool:
 def check_tensor_layout(library: Library, layout: type[ct.Structure] = api.Tensor) -> None:
     """Prove that ``layout`` is the loaded library's ``ggml_tensor``.
 
-    A tensor is made and named through the API and read through the struct; then type, strides, data and name are
-    written through the struct and read back through the API.
+    Tensors are made, named, allocated, viewed and multiplied through the API and read through the struct; then type,
+    strides, data and name are written through the struct and read back through the API.
 
     Raises:
         LayoutMismatch: any value differs; says which.
@@ -108,6 +108,8 @@ def check_tensor_layout(library: Library, layout: type[ct.Structure] = api.Tenso
     expected_size = base.ggml_tensor_overhead() - OBJECT_BYTES
     _expect("size", ct.sizeof(layout), expected_size)
     context = base.ggml_init(api.InitParams(1 << 16, None, True))
+    device = library.ggml.ggml_backend_dev_by_type(DEVICE_TYPE_CPU)
+    buffer = base.ggml_backend_buft_alloc_buffer(base.ggml_backend_dev_buffer_type(device), 4096)
     try:
         address = base.ggml_new_tensor(context, q8_0, 3, (ct.c_int64 * 4)(64, 5, 3, 1))
         base.ggml_set_name(address, b"layout.probe")
@@ -117,6 +119,10 @@ def check_tensor_layout(library: Library, layout: type[ct.Structure] = api.Tenso
         _expect("nb", tuple(tensor.nb), (34, 68, 340, 1020))
         _expect("name", tensor.name, b"layout.probe")
         _expect("pointers", (tensor.buffer, tensor.data, tensor.view_src, tensor.extra), (None,) * 4)
+        start = base.ggml_backend_buffer_get_base(buffer)
+        _expect("allocation", base.ggml_backend_tensor_alloc(buffer, address, start), 0)
+        _expect("buffer and data", (tensor.buffer, tensor.data), (buffer, start))
+        _check_node_layout(base, context, address, layout)
         probe = (ct.c_char * 32)()
         tensor.type, tensor.data, tensor.name = q4_0, ct.addressof(probe), b"layout.written"
         tensor.nb[0], tensor.nb[1], tensor.nb[2], tensor.nb[3] = 18, 36, 180, 540
@@ -124,7 +130,18 @@ def check_tensor_layout(library: Library, layout: type[ct.Structure] = api.Tenso
         _expect("written data", base.ggml_get_data(address), ct.addressof(probe))
         _expect("written name", base.ggml_get_name(address), b"layout.written")
     finally:
+        base.ggml_backend_buffer_free(buffer)
         base.ggml_free(context)
+
+
+def _check_node_layout(base: Any, context: int, weight: int, layout: type[ct.Structure]) -> None:
+    """The fields by which weights are found: operation and sources of a node, and the source of a view."""
+    view: Any = ct.cast(base.ggml_view_tensor(context, weight), ct.POINTER(layout)).contents
+    _expect("view source", view.view_src, weight)
+    vector = base.ggml_new_tensor(context, GGML_TYPES["F32"].code, 3, (ct.c_int64 * 4)(64, 2, 3, 1))
+    product: Any = ct.cast(base.ggml_mul_mat(context, weight, vector), ct.POINTER(layout)).contents
+    _expect("operation", base.ggml_op_name(product.op), b"MUL_MAT")
+    _expect("sources", tuple(product.src)[:3], (weight, vector, None))
 
 
 OBJECT_BYTES = 32  # sizeof(struct ggml_object), which ggml_tensor_overhead() counts in

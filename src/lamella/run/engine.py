@@ -17,7 +17,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -142,21 +142,25 @@ class Engine:
 
         Raises:
             UnknownVariant: at once.  What else fails (a damaged shard) is raised by ``switch`` and by the future.
+            EngineFailed: the engine was closed.
         """
-        self._check_open()
         return self._live.prepare(variant)
 
     def switch(self, variant: str) -> SwitchReport:
         """Run at another variant from the next token on; the KV cache stays.
 
-        Waits until the variant is prepared (``prepare`` it earlier to make this a millisecond) and for a token that
-        another thread is computing.
+        Waits until the variant is prepared (``prepare`` it earlier to make this a millisecond) and for the token, or
+        the prompt, that another thread is computing.
 
         Raises:
             UnknownVariant, ShardDamaged: nothing has changed.
+            EngineFailed: the engine was closed.
         """
         while True:
-            prepared = self.prepare(variant).result()
+            try:
+                prepared = self.prepare(variant).result()
+            except CancelledError:
+                raise EngineFailed("the engine was closed") from None
             with self._between_tokens:
                 self._check_open()
                 if self._live.is_ready(prepared):
@@ -172,8 +176,8 @@ class Engine:
     ) -> Generation:
         """Continue a prompt; tokens come as they are asked for.
 
-        What the prompt shares with the previous generation is taken from the KV cache.  Starting a generation ends an
-        earlier one that was not finished.
+        What the prompt shares with the previous generation is taken from the KV cache.  The first token of a generation
+        ends an earlier one that was not finished.
 
         Args:
             prompt: text, or token ids as they are.
@@ -234,7 +238,7 @@ class Engine:
             self._is_open = False
             self._context.close()
             self._model.close()
-        self._live.close()
+            self._live.close()
 
     def _check_open(self) -> None:
         if not self._is_open:
@@ -306,9 +310,7 @@ class Engine:
         """Run the part of the prompt that the KV cache does not hold; returns how many tokens it held."""
         with self._between_tokens:
             self._check_open()
-            n_reused = min(_shared_prefix(self._cached_tokens, prompt), len(prompt) - 1)
-            self._context.forget(start=n_reused)
-            del self._cached_tokens[n_reused:]
+            n_reused = self._drop_cache_after(min(_shared_prefix(self._cached_tokens, prompt), len(prompt) - 1))
             rest = prompt[n_reused:]
             is_long = len(rest) >= LONG_PROMPT_TOKENS
             self._decode(rest, self._running.prompt if is_long else self._running.token)
@@ -321,9 +323,17 @@ class Engine:
         try:
             self._context.decode(tokens, start)
         except BaseException:
-            self._context.forget(start=start)
+            self._drop_cache_after(start)
             raise
         self._cached_tokens.extend(tokens)
+
+    def _drop_cache_after(self, n_tokens: int) -> int:
+        """Keep the cache of the first tokens; of none where the model has no positions to cut at.  Returns how many."""
+        if not self._context.forget(start=n_tokens):
+            self._context.forget()
+            n_tokens = 0
+        del self._cached_tokens[n_tokens:]
+        return n_tokens
 
 
 def largest_variant(store: Store) -> Variant:

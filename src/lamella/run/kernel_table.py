@@ -36,7 +36,7 @@ class KernelTable:
     def times(self, type_names: Iterable[str]) -> dict[str, KernelTimes]:
         """Times of the given types; half a second for each that was never measured."""
         if self._times is None:
-            self._times = self._read()
+            self._times = self._read().get(self._machine, {})
         wanted = [n for n in sorted(set(type_names)) if GGML_TYPES[n].writable]
         new = [n for n in wanted if n not in self._times]
         for name in new:
@@ -49,19 +49,19 @@ class KernelTable:
     def _machine(self) -> str:
         return f"{FORMAT_VERSION}|{processor_name()}|{self._n_threads} threads|{library.installed_version()}"
 
-    def _read(self) -> dict[str, KernelTimes]:
+    def _read(self) -> dict[str, dict[str, KernelTimes]]:
+        """By machine and thread count, then by type."""
         if self._file is None:
             return {}
         try:
-            document = msgspec.json.decode(self._file.read_bytes(), type=dict[str, dict[str, KernelTimes]])
+            return msgspec.json.decode(self._file.read_bytes(), type=dict[str, dict[str, KernelTimes]])
         except (OSError, msgspec.DecodeError):
             return {}
-        return document.get(self._machine, {})
 
     def _write(self) -> None:
-        if self._file is None:
+        if self._file is None or self._times is None:
             return
-        document = msgspec.json.encode({self._machine: self._times}, order="sorted")
+        document = msgspec.json.encode({**self._read(), self._machine: self._times}, order="sorted")
         with contextlib.suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
             temporary = self._file.with_suffix(f".{os.getpid()}")

@@ -1,6 +1,6 @@
 """The variants of a running model: which one computes, which ones are warm, and the change from one to another.
 
-    live = LiveVariants(store, model, layouts, n_warm=2)
+    live = LiveVariants(store, model, tensors, layouts, n_warm=2, check=False)
     live.switch_to(live.prepare("small").result())      # between two decodes
 
 A switch points every weight whose state differs at the other variant's memory.  Nothing is copied and the KV cache is
@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from lamella.core.artifacts import Variant
-from lamella.core.errors import StoreError
+from lamella.core.errors import EngineFailed, StoreError
 from lamella.core.model import TensorSpec
 from lamella.llama.handles import Model
 from lamella.llama.weights import WeightState, locate_weights, read_state, release_pages, write_state
@@ -100,6 +100,7 @@ class LiveVariants:
         self._warm: OrderedDict[str, PreparedVariant] = OrderedDict()
         self._pending: dict[str, Future[PreparedVariant]] = {}
         self._background = ThreadPoolExecutor(1, "lamella-prepare")
+        self._is_closed = False
         self.current: PreparedVariant | None = None
 
     @property
@@ -112,9 +113,12 @@ class LiveVariants:
 
         Raises:
             UnknownVariant: at once.  What else fails is raised by the future; asking again tries again.
+            EngineFailed: ``close`` was called.
         """
         variant = self._store.variant(name)
         with self._lock:
+            if self._is_closed:
+                raise EngineFailed("the engine was closed")
             self._forget_failures()
             if name in self._warm:
                 done: Future[PreparedVariant] = Future()
@@ -129,7 +133,9 @@ class LiveVariants:
         with self._lock:
             name = prepared.variant.name
             pending = self._pending.get(name)
-            is_pending = pending is not None and pending.done() and pending.result() is prepared
+            is_pending = (
+                pending is not None and pending.done() and not pending.cancelled() and pending.result() is prepared
+            )
             return is_pending or self._warm.get(name) is prepared
 
     def _prepare(self, variant: Variant) -> PreparedVariant:
@@ -176,9 +182,11 @@ class LiveVariants:
         if states is self._pointed:
             return 0
         moved = 0
+        self._pointed = {}  # an interrupt in the middle leaves no state that passes for complete
         for name, weight in self._weights.items():
             state = states[name]
-            if state != self._now[name]:
+            if state != self._now.get(name):
+                self._now.pop(name, None)
                 for address in weight.addresses:
                     write_state(address, state)
                 self._now[name] = state
@@ -195,11 +203,19 @@ class LiveVariants:
             self._warm.move_to_end(name)
             while len(self._warm) > self._n_warm:
                 self._warm.popitem(last=False)
-            if not self._pending:  # one that is being prepared may have opened shards that only it needs
-                self._pool.keep_only(s.id for p in self._warm.values() for s in p.variant.shards)
+            self._drop_old_preparations()
+            if all(f.done() for f in self._pending.values()):  # else the background thread is opening shards
+                ready = [*self._warm.values(), *(f.result() for f in self._pending.values())]
+                self._pool.keep_only(s.id for p in ready for s in p.variant.shards)
+
+    def _drop_old_preparations(self) -> None:
+        """Of variants that were prepared and never switched to, the newest stays ready."""
+        done = [n for n, f in self._pending.items() if f.done()]
+        for name in done[:-1]:
+            del self._pending[name]
 
     def _forget_failures(self) -> None:
-        for name in [n for n, f in self._pending.items() if f.done() and f.exception()]:
+        for name in [n for n, f in self._pending.items() if f.done() and (f.cancelled() or f.exception())]:
             del self._pending[name]
 
     def _release_loader_pages(self) -> None:
@@ -210,5 +226,7 @@ class LiveVariants:
 
     def close(self) -> None:
         """Close all shards.  The model must not decode any more."""
+        with self._lock:
+            self._is_closed = True
         self._background.shutdown(wait=True, cancel_futures=True)
         self._pool.close()
