@@ -22,7 +22,7 @@ from lamella.resources.catalogue import model_path
 pytestmark = pytest.mark.slow
 CONTEXT = lamella.ContextOptions(n_ctx=256, n_batch=128)
 GREEDY = lamella.SamplingOptions(temperature=0)
-QUESTION = [lamella.Message("user", "What is the capital of France?")]
+QUESTION = [lamella.Message("user", "What color is the sky?")]
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +43,13 @@ def store(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> lamella.St
     return lamella.Store.open(folder)
 
 
-def test_it_knows_the_capital_of_france_before_and_after_a_switch(store: lamella.Store) -> None:
+def test_it_knows_the_color_of_the_sky_before_and_after_a_switch(store: lamella.Store) -> None:
     with lamella.Engine.open(store, "large", lamella.EngineOptions(CONTEXT)) as engine:
-        assert "Paris" in engine.chat(QUESTION, max_tokens=24, sampling=GREEDY).text()
+        assert "blue" in engine.chat(QUESTION, max_tokens=24, sampling=GREEDY).text()
         generation = engine.chat(QUESTION, max_tokens=24, sampling=GREEDY)
         first = next(generation).text
         report = engine.switch("small")
-        assert "Paris" in first + "".join(t.text for t in generation)
+        assert "blue" in first + "".join(t.text for t in generation)
         assert report.n_shards > 0
 
 
@@ -71,9 +71,9 @@ def test_logits_after_the_switch_are_those_of_a_fresh_load(store: lamella.Store,
 def test_stock_llama_cpp_opens_the_variant(store: lamella.Store) -> None:
     opened = llama_cpp.Llama(str(store.first_link("small")), n_ctx=128, verbose=False)
     try:
-        answer = opened.create_chat_completion([{"role": "user", "content": "What is the capital of France?"}],
+        answer = opened.create_chat_completion([{"role": "user", "content": "What color is the sky?"}],
                                                max_tokens=24, temperature=0)  # fmt: skip
-        assert "Paris" in answer["choices"][0]["message"]["content"]
+        assert "blue" in answer["choices"][0]["message"]["content"]
     finally:
         opened.close()
 
@@ -92,7 +92,7 @@ def test_ctrl_c_during_a_build_is_taken_up_again(smollm2: Path, tmp_path: Path) 
     command = [
         sys.executable,
         "-m",
-        "lamella.cli",
+        "lamella",
         "build",
         str(smollm2),
         str(tmp_path / "store"),
