@@ -61,9 +61,10 @@ def show(store: StoreArgument, variant: VariantArgument, json: JsonFlag = False)
 
 @app.command()
 def verify(store: StoreArgument, json: JsonFlag = False) -> None:
-    """Hash every shard and compare with its name; exit code 6 if one is damaged."""
+    """Hash every shard and compare with its name; exit code 6 if one, or a variant, is damaged."""
     opened = Store.open(store)
-    total = sum(shard.n_bytes for shard in {s.id: s for v in opened.variants() for s in v.shards}.values())
+    readable, _ = opened.readable_variants()
+    total = sum(shard.n_bytes for shard in {s.id: s for v in readable for s in v.shards}.values())
     done = 0
     with progress("verifying", quiet=json) as update:
 
@@ -81,6 +82,8 @@ def verify(store: StoreArgument, json: JsonFlag = False) -> None:
             say(f"damaged: shard {damaged.id} ({damaged.label}; used by {users}): {damaged.reason}")
         for link in report.broken_links:
             say(f"broken link: {link}")
+        for reason in report.unreadable_variants:
+            say(f"unreadable variant {reason}")
         say(f"{report.n_shards} shards, {format_bytes(report.n_bytes)}: {'all good' if report.ok else 'NOT good'}")
     if not report.ok:
         raise typer.Exit(ShardDamaged.exit_code)
@@ -95,7 +98,7 @@ def remove(
     """Remove variants; their shards stay until gc."""
     opened = Store.open(store)
     for name in variants:
-        opened.variant(name)  # all of them exist, or nothing is removed
+        opened.check_variant_exists(name)  # all of them exist, or nothing is removed
     for name in variants:
         opened.remove(name)
     if json:
