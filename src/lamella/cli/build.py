@@ -20,6 +20,7 @@ from lamella.core.units import format_bytes, format_seconds
 from lamella.measuring import MeasureSettings
 from lamella.quantize.build import BuildProgress, BuildReport
 from lamella.store.store import Store
+from lamella.store.usage import Usage
 
 
 def build(
@@ -68,15 +69,13 @@ def build(
             )
     usage = Store.open(store).usage()
     if json:
-        print_json(
-            {
-                "store": str(store),
-                "built": [_document(r) for r in reports],
-                "joint_bytes": usage.joint_bytes,
-                "sum_of_variants_bytes": usage.sum_of_variants_bytes,
-            }
-        )
-        return
+        joint = {"joint_bytes": usage.joint_bytes, "sum_of_variants_bytes": usage.sum_of_variants_bytes}
+        print_json({"store": str(store), "built": [_document(r) for r in reports], **joint})
+    else:
+        _show(store, reports, usage)
+
+
+def _show(store: Path, reports: Sequence[BuildReport], usage: Usage) -> None:
     shown = table("variant", ">size", ">bits/weight", ">shards", ">reused", ">written", ">time")
     for r in reports:
         shown.add_row(

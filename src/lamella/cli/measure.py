@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 
 from lamella import api
+from lamella.cli.deliver import deliver
 from lamella.cli.inspect import ModelArgument
-from lamella.cli.output import JsonFlag, bar, note, print_json, progress, say, stdout, table
+from lamella.cli.output import JsonFlag, bar, progress, say, stdout, table
 from lamella.config import Config
-from lamella.core.artifacts import Measurement, to_plain
+from lamella.core.artifacts import Measurement
 from lamella.core.precision import Scheme
 from lamella.measuring import METRICS, MeasureSettings
 from lamella.report.plots import plot_measurement
@@ -47,16 +48,7 @@ def measure(
     )
     with progress(f"measuring {metric}", quiet=json) as update:
         found = api.measure(model, metric, calibration=calibration or (), settings=settings, on_progress=update)
-    if out:
-        api.write_artifact(found, out)
-        note(f"wrote {out}")
-    if plot:
-        plot_measurement(found, plot)
-        note(f"drew {plot}")
-    if json:
-        print_json(to_plain(found))
-    else:
-        show_measurement(found)
+    deliver(found, out=out, plot=plot, draw=plot_measurement, show=show_measurement, json=json)
 
 
 def show_measurement(measurement: Measurement) -> None:

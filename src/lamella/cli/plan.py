@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from lamella import api
+from lamella.cli.deliver import deliver
 from lamella.cli.output import JsonFlag, bar, note, print_json, progress, say, stdout, table
 from lamella.config import Config
 from lamella.core.artifacts import Plan, to_plain
@@ -79,16 +80,7 @@ def plan(
             note(f"lamella: {error}")
             raise typer.Exit(error.exit_code) from None
         raise
-    if out:
-        api.write_artifact(made, out)
-        note(f"wrote {out}")
-    if plot:
-        plot_plan(made, plot)
-        note(f"drew {plot}")
-    if json:
-        print_json(to_plain(made))
-    else:
-        show_plan(made)
+    deliver(made, out=out, plot=plot, draw=plot_plan, show=show_plan, json=json)
 
 
 def show_plan(plan: Plan) -> None:
