@@ -79,7 +79,9 @@ def test_gc_and_rm_are_refused_at_once_while_somebody_builds_or_loads(store: Sto
 def test_gc_deletes_nothing_when_a_variant_cannot_be_read(store: Store, make_variant: MakeVariant) -> None:
     make_variant("v", b"a")
     (store.path / "variants/v/variant.json").write_text("{")
-    with pytest.raises(StoreFormatError):
+    make_variant("w", b"b")
+    with pytest.raises(StoreFormatError, match=rf"nothing was deleted.*what v needs.*store rm {store.path} v"):
         store.collect_garbage()
+    assert store.verify().n_shards == 2
     store.remove("v")  # a damaged variant can still be removed
     assert store.collect_garbage().n_shards == 1

@@ -25,6 +25,7 @@ from lamella.core.artifacts import Plan, ShardRef, Variant, from_json, to_json
 from lamella.core.errors import (
     ArtifactError,
     ShardDamaged,
+    StorageFailed,
     StoreError,
     StoreFormatError,
     UnknownVariant,
@@ -163,38 +164,52 @@ class Store:
 
     # reading
 
+    def variant_names(self) -> list[str]:
+        """Names of all variants, sorted, be they readable or not."""
+        with storage_errors(self._layout.variants, "read"):
+            return self._layout.variant_names()
+
     def variants(self) -> tuple[Variant, ...]:
-        """All variants, by name.
+        """All variants, by name; use ``readable_variants`` where a damaged one must not be in the way.
 
         Raises:
-            StoreFormatError: a variant's document is damaged or of a newer format.
+            StoreFormatError: a variant's document is damaged or of a newer format; names it and the cure.
         """
-        with storage_errors(self._layout.variants, "read"):
-            names = self._layout.variant_names()
-        return tuple(self.variant(name) for name in names)
+        return tuple(self.variant(name) for name in self.variant_names())
+
+    def readable_variants(self) -> tuple[tuple[Variant, ...], dict[str, str]]:
+        """The variants that can be read, and of each other one (name -> reason) why it cannot."""
+        readable, reasons = [], {}
+        for name in self.variant_names():
+            try:
+                readable.append(self.variant(name))
+            except (StoreFormatError, StorageFailed) as error:
+                reasons[name] = str(error)
+        return tuple(readable), reasons
+
+    def check_variant_exists(self, name: str) -> None:
+        """Refuse a name that no variant has; whether that variant can be read is another question.
+
+        Raises:
+            UnknownVariant: there is none; lists those there are.
+        """
+        if not self._layout.variant(name).is_dir():
+            raise self._unknown(name)
 
     def variant(self, name: str) -> Variant:
         """The variant of that name.
 
         Raises:
             UnknownVariant: there is none; lists those there are.
-            StoreFormatError: its document is damaged or of a newer format.
+            StoreFormatError: its document is damaged or of a newer format; names it and the cure.
         """
-        path = self._layout.variant_document(name)
-        with storage_errors(path, "read"):
-            try:
-                data = path.read_bytes()
-            except FileNotFoundError:
-                raise self._unknown(name) from None
+        self.check_variant_exists(name)
         try:
-            variant = from_json(Variant, data, str(path))
-        except ArtifactError as error:
-            raise StoreFormatError(str(error)) from None
-        if variant.name != name or not variant.shards:
-            raise StoreFormatError(f"{path} describes the variant {variant.name!r} of {len(variant.shards)} shards")
-        for shard in variant.shards:
-            check_sha256(shard.id, f"{path}: shard id")
-        return variant
+            return self._read_variant(name)
+        except (ArtifactError, StoreFormatError) as error:
+            raise StoreFormatError(
+                f"{error}; to do without this variant, run: lamella store rm {self.path} {name}"
+            ) from None
 
     def shard_path(self, shard_id: str) -> Path:
         """Where that shard stands, or would stand."""
@@ -226,18 +241,17 @@ class Store:
         damage = verify.find_damage({s.id: self._layout.shard(s.id) for s in variant.shards}, on_progress)
         for shard in variant.shards:
             if shard.id in damage:
-                users = verify.users_of(shard.id, self.variants())
+                users = verify.users_of(shard.id, self.readable_variants()[0])
                 raise ShardDamaged(verify.describe(shard, users, damage[shard.id]))
 
     def verify(self, on_progress: verify.OnProgress | None = None) -> verify.VerifyReport:
         """Hash every shard of the store, on all cores.
 
         Raises:
-            StorageFailed: a file cannot be read.
-            StoreFormatError: a variant's document is damaged.
+            StorageFailed: a shard cannot be read.
         """
         with self.shared_lock():
-            return verify.verify(self._layout, self.variants(), on_progress)
+            return verify.verify(self._layout, *self.readable_variants(), on_progress)
 
     def usage(self) -> Usage:
         """What the variants take together and alone."""
@@ -298,15 +312,14 @@ class Store:
     # removing
 
     def remove(self, name: str) -> None:
-        """Remove a variant.  Its shards stay until ``collect_garbage``.
+        """Remove a variant, readable or not.  Its shards stay until ``collect_garbage``.
 
         Raises:
             UnknownVariant: there is none of that name.
             StoreBusy: a builder or loader holds the store.
         """
         with self.exclusive_lock(), storage_errors(self._layout.variant(name), "remove"):
-            if not self._layout.variant(name).is_dir():
-                raise self._unknown(name)
+            self.check_variant_exists(name)
             with incoming_folder(self._layout.incoming) as folder:
                 self._layout.variant(name).rename(folder / name)  # at once; what remains of a crash is rubbish
                 sync_folder(self._layout.variants)
@@ -316,14 +329,37 @@ class Store:
 
         Raises:
             StoreBusy: a builder or loader holds the store.
-            StoreFormatError: a variant's document cannot be read, so what it needs is not known.
+            StoreFormatError: a variant cannot be read, so what it needs is not known; names the cure.
         """
         with self.exclusive_lock():
+            self._refuse_unreadable()
             needed = {shard.id for variant in self.variants() for shard in variant.shards}
             made = {recipe_id: self._read_recipe(recipe_id) for recipe_id, _ in self._layout.recipe_files()}
             return gc.collect(self._layout, needed, {i: shard.id if shard else None for i, shard in made.items()})
 
     # details
+
+    def _read_variant(self, name: str) -> Variant:
+        path = self._layout.variant_document(name)
+        with storage_errors(path, "read"):
+            try:
+                data = path.read_bytes()
+            except FileNotFoundError:
+                raise StoreFormatError(f"{path} is missing") from None
+        variant = from_json(Variant, data, str(path))
+        if variant.name != name or not variant.shards:
+            raise StoreFormatError(f"{path} describes the variant {variant.name!r} of {len(variant.shards)} shards")
+        for shard in variant.shards:
+            check_sha256(shard.id, f"{path}: shard id")
+        return variant
+
+    def _refuse_unreadable(self) -> None:
+        _, reasons = self.readable_variants()
+        if reasons:
+            raise StoreFormatError(
+                f"nothing was deleted, because it is not known what {', '.join(reasons)} needs: "
+                + "; ".join(reasons.values())
+            )
 
     def _unknown(self, name: str) -> UnknownVariant:
         there = ", ".join(self._layout.variant_names()) or "none"

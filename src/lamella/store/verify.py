@@ -47,20 +47,31 @@ class VerifyReport:
         damaged: shards with other contents than their name says, or missing.
         broken_links: links in variant folders that do not lead to the variant's shard, as ``NAME/LINK``; stock
             llama.cpp would fail on them, Lamella does not use them.
+        unreadable_variants: variants whose document cannot be read, as ``NAME: reason``; which shards they need is
+            not known.
     """
 
     n_shards: int
     n_bytes: int
     damaged: tuple[DamagedShard, ...]
     broken_links: tuple[str, ...]
+    unreadable_variants: tuple[str, ...]
 
     @property
     def ok(self) -> bool:
-        return not self.damaged and not self.broken_links
+        return not self.damaged and not self.broken_links and not self.unreadable_variants
 
 
-def verify(layout: Layout, variants: Sequence[Variant], on_progress: OnProgress | None = None) -> VerifyReport:
+def verify(
+    layout: Layout,
+    variants: Sequence[Variant],
+    unreadable: Mapping[str, str],
+    on_progress: OnProgress | None = None,
+) -> VerifyReport:
     """Hash every shard of the store and compare; check that every variant's shards and links are there.
+
+    Args:
+        unreadable: name -> reason, of the variants that cannot be read.
 
     Raises:
         StorageFailed: a shard cannot be read.
@@ -73,7 +84,8 @@ def verify(layout: Layout, variants: Sequence[Variant], on_progress: OnProgress 
         for i, reason in sorted(reasons.items())
     )
     n_bytes = sum(path.stat().st_size for path in wanted.values() if path.exists())
-    return VerifyReport(len(wanted), n_bytes, damaged, _broken_links(layout, variants))
+    reported = tuple(f"{name}: {reason}" for name, reason in unreadable.items())
+    return VerifyReport(len(wanted), n_bytes, damaged, _broken_links(layout, variants), reported)
 
 
 def find_damage(shards: Mapping[str, Path], on_progress: OnProgress | None = None) -> dict[str, str]:
