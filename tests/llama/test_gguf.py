@@ -102,3 +102,35 @@ def test_a_split_model_is_read_from_any_part(tiny: Path, tmp_path: Path) -> None
     links[1].unlink()
     with pytest.raises(ModelError, match=r"1 are missing: eight-00002-of-00006\.gguf"):
         read_model(links[0])
+
+
+@pytest.mark.parametrize("block_count", [0, 2])
+def test_a_tensor_beyond_the_last_layer_is_named(tiny: Path, tmp_path: Path, block_count: int) -> None:
+    data = bytearray(tiny.read_bytes())
+    at = data.index(b"llama.block_count") + len(b"llama.block_count") + 4  # after the type
+    data[at : at + 4] = struct.pack("<I", block_count)
+    path = tmp_path / "deep.gguf"
+    path.write_bytes(data)
+    with pytest.raises(ModelError, match=rf"tensor blk\.{block_count}\.\S+ is .* {block_count} layers.*block_count"):
+        read_model(path)
+
+
+def test_a_block_count_that_is_no_count_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "text.gguf"
+    writer = reference.GGUFWriter(path, "llama")
+    writer.add_string("llama.block_count", "many")
+    writer.add_tensor("blk.0.attn_q.weight", np.zeros((32, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ModelError, match=r"block_count is 'many'"):
+        read_model(path)
+
+
+@pytest.mark.parametrize(("name", "what"), [(b"llama.context_length", "key"), (b"blk.1.ffn_up.weight", "tensor name")])
+def test_names_that_are_not_utf8_are_refused(tiny: Path, tmp_path: Path, name: bytes, what: str) -> None:
+    path = tmp_path / "odd.gguf"
+    path.write_bytes(tiny.read_bytes().replace(name, b"\xff" + name[1:]))
+    with pytest.raises(NotGguf, match=rf"odd\.gguf.*{what} .* is not UTF-8"):
+        read_model(path)

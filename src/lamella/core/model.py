@@ -126,7 +126,7 @@ class ModelSpec:
         by_layer: dict[int, list[TensorSpec]] = {i: [] for i in range(self.n_layers)}
         for tensor in self.tensors:
             if tensor.layer is not None:
-                by_layer.setdefault(tensor.layer, []).append(tensor)
+                by_layer[tensor.layer].append(tensor)
         return tuple(LayerSpec(i, tuple(ts)) for i, ts in sorted(by_layer.items()))
 
     @property

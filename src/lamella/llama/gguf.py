@@ -65,8 +65,9 @@ class ModelFile:
 class Header:
     """An open ``gguf_context``.  Owns it; use as a context manager or call ``close()``."""
 
-    def __init__(self, address: int) -> None:
+    def __init__(self, address: int, path: Path | None = None) -> None:
         self._base = library.load().base
+        self._path = path
         self.address = address
 
     @classmethod
@@ -83,7 +84,7 @@ class Header:
         address = base.gguf_init_from_file(os.fsencode(path), api.GgufInitParams(True, None))
         if not address:
             raise NotGguf(f"{path}: the GGUF header is damaged or cut off ({log.complaints()})")
-        return cls(address)
+        return cls(address, path)
 
     @classmethod
     def empty(cls) -> Header:
@@ -101,8 +102,13 @@ class Header:
             self.address = 0
 
     def keys(self) -> Iterator[tuple[int, str]]:
+        """Number and name of every key.
+
+        Raises:
+            NotGguf: a name is not UTF-8.
+        """
         for i in range(self._base.gguf_get_n_kv(self.address)):
-            yield i, self._base.gguf_get_key(self.address, i).decode()
+            yield i, self._name(self._base.gguf_get_key(self.address, i), "key")
 
     def scalar(self, key_id: int) -> Scalar | None:
         """The value, or None for arrays."""
@@ -134,13 +140,14 @@ class Header:
         """Every tensor of the file, checked to lie inside it.
 
         Raises:
+            NotGguf: a name is not UTF-8.
             TruncatedModel: the file ends before a tensor does.
             UnsupportedTensor: a type that this version does not know.
         """
         base, address = self._base, self.address
         data_offset, file_bytes = base.gguf_get_data_offset(address), path.stat().st_size
         for i in range(base.gguf_get_n_tensors(address)):
-            name = base.gguf_get_tensor_name(address, i).decode()
+            name = self._name(base.gguf_get_tensor_name(address, i), "tensor name")
             code = base.gguf_get_tensor_type(address, i)
             if code not in GGML_TYPES_BY_CODE:
                 raise UnsupportedTensor(f"{path}: tensor {name} has ggml type {code}, which Lamella cannot read")
@@ -154,6 +161,12 @@ class Header:
                     f"{path} is cut off: tensor {name} ends at byte {offset + n_bytes}, the file has {file_bytes} bytes"
                 )
             yield TensorData(TensorSpec(name, tuple(ne), GGML_TYPES_BY_CODE[code].name), path, offset, n_bytes)
+
+    def _name(self, data: bytes, what: str) -> str:
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            raise NotGguf(f"{self._path}: the GGUF header is damaged: {what} {data!r} is not UTF-8") from None
 
     def copy_metadata_from(self, other: Header) -> None:
         """Take over all key-value pairs that do not describe types or splits."""
@@ -233,10 +246,9 @@ def read_model(path: Path) -> ModelFile:
         architecture, str(metadata.get("general.name", path.stem)), structure, _weights_hash(tensors.values())
     )
     hyper = {k.removeprefix(f"{architecture}."): v for k, v in metadata.items() if k.startswith(f"{architecture}.")}
-    n_layers = int(hyper.get("block_count", 0))
-    return ModelFile(
-        paths, ModelSpec(identity, n_layers, tuple(t.spec for t in tensors.values()), hyper), tensors, metadata
-    )
+    specs = tuple(t.spec for t in tensors.values())
+    n_layers = _layer_count(path, architecture, hyper.get("block_count", 0), specs)
+    return ModelFile(paths, ModelSpec(identity, n_layers, specs, hyper), tensors, metadata)
 
 
 def read_tensors(path: Path) -> dict[str, TensorData]:
@@ -263,6 +275,19 @@ def split_paths(path: Path, n_split: int) -> tuple[Path, ...]:
     if missing:
         raise ModelError(f"{path} is one of {n_split} parts, and {len(missing)} are missing: {', '.join(missing[:3])}")
     return paths
+
+
+def _layer_count(path: Path, architecture: str, block_count: Scalar, tensors: Iterable[TensorSpec]) -> int:
+    """``block_count``, if it is a count and every tensor's layer is below it."""
+    if type(block_count) is not int or block_count < 0:
+        raise ModelError(f"{path}: {architecture}.block_count is {block_count!r}, which is no number of layers")
+    for tensor in tensors:
+        if tensor.layer is not None and tensor.layer >= block_count:
+            raise ModelError(
+                f"{path}: tensor {tensor.name} is of layer {tensor.layer}, "
+                f"but the model has {block_count} layers ({architecture}.block_count)"
+            )
+    return block_count
 
 
 def _structure_hash(header: Header, architecture: str, tensors: Iterable[TensorSpec]) -> str:
