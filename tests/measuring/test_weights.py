@@ -8,17 +8,14 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from lamella.core.errors import InvalidWeights, LamellaError
-from lamella.core.precision import GGML_TYPES
+from lamella.core.errors import InvalidWeights, LamellaError, StorageFailed, TruncatedModel
+from lamella.core.precision import GGML_TYPES, container
 from lamella.llama.gguf import ModelFile, read_model
 from lamella.llama.quantize import decode_rows, encode_rows
 from lamella.measuring import rows
-from lamella.measuring.weights import PRECISIONS, outlier_shares, round_by_channel, weight_differences
+from lamella.measuring.weights import PRECISIONS, outlier_shares, weight_differences
 from lamella.quantize import channel
 
 RANDOM = np.random.default_rng(0)
@@ -163,14 +160,38 @@ def test_a_stop_leaves_no_thread_at_work(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(read) < 512
 
 
-finite_rows = arrays(
-    np.float32,
-    st.tuples(st.integers(1, 4), st.just(32)),
-    elements=st.floats(-1e3, 1e3, width=32, allow_subnormal=False),
-)
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_what_channel_rounding_loses_is_what_a_build_would_lose(tmp_path: Path, name: str) -> None:
+    weights = normal(14, 256) * np.float32(10.0) ** np.arange(-9, 5, dtype=np.float32)[:, None]
+    model_file = write_layers(tmp_path / "m.gguf", {"attn_q": weights})
+    built = container(name, 256, "channel")
+    back = decode_rows(channel.encode_rows(weights, name, built), built, 256)
+    expected = np.linalg.norm(weights - back) / np.linalg.norm(weights)
+    # the largest rows outweigh all others, so each row is looked at alone too
+    assert weight_differences(model_file, "channel")[name] == pytest.approx((expected,), rel=1e-5)
+    for i, row in enumerate(weights):
+        alone = write_layers(tmp_path / f"{i}.gguf", {"attn_q": row[None].repeat(2, axis=0)})
+        expected = np.linalg.norm(row - back[i]) / np.linalg.norm(row)
+        assert weight_differences(alone, "channel")[name] == pytest.approx((expected,), rel=1e-5)
 
 
-@given(finite_rows, st.sampled_from([2, 3, 4, 5, 6, 8]))
-def test_channel_rounding_is_what_a_build_stores(weights: NDArray[np.float32], bits: int) -> None:
-    levels, scales = channel.quantize_rows(weights, bits)
-    assert np.array_equal(round_by_channel(weights, bits), levels * scales.astype(np.float32)[:, None])
+def test_a_scale_that_fp16_cannot_hold_is_refused_as_a_build_would(tmp_path: Path) -> None:
+    weights = normal(64, 256)
+    weights[3, 4] = 1e8
+    model_file = write_layers(tmp_path / "m.gguf", {"attn_q": weights})
+    with pytest.raises(InvalidWeights, match=r"blk\.0\.attn_q\.weight.*fp16 cannot hold"):
+        weight_differences(model_file, "channel")
+
+
+@pytest.mark.parametrize("metric", [outlier_shares, lambda m: weight_differences(m, "block")])
+def test_a_file_that_is_gone_or_shorter_is_refused_by_name(
+    tmp_path: Path, metric: Callable[[ModelFile], object]
+) -> None:
+    model_file = write_layers(tmp_path / "m.gguf", {"attn_q": normal(64, 32)})
+    path = model_file.paths[0]
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(TruncatedModel, match=r"m\.gguf became shorter.*blk\.0\.attn_q"):
+        metric(model_file)
+    path.unlink()
+    with pytest.raises(StorageFailed, match=r"m\.gguf: No such file"):
+        metric(model_file)

@@ -24,8 +24,8 @@ from lamella.core.errors import (
 from lamella.core.precision import GGML_TYPES, MENU, Scheme
 from lamella.llama.gguf import ModelFile, TensorData, read_model
 from lamella.llama.quantize import decode_rows, encode_rows
+from lamella.llama.rounding import quantize_rows
 from lamella.quantize.build import BuildProgress, BuildStopped, build_variant
-from lamella.quantize.channel import quantize_rows
 from lamella.store.store import Store
 from tests.fakes.disks import make_read_only, small_disk
 from tests.fakes.plans import make_plan

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from lamella.core.errors import InvalidWeights, UnsupportedTensor
 from lamella.core.precision import GGML_TYPES, MENU
 from lamella.llama.quantize import decode_rows
-from lamella.quantize.channel import encode_rows, quantize_rows
+from lamella.llama.rounding import quantize_rows
+from lamella.quantize.channel import encode_rows
 
 CONTAINERS = [(p.name, c) for p in MENU.values() if p.name != "fp16" for c in p.channel]
 every_container = pytest.mark.parametrize(("precision", "container"), CONTAINERS)

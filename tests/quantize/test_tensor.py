@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lamella.core.errors import InvalidWeights, TruncatedModel, UnsupportedTensor
+from lamella.core.errors import InvalidWeights, StorageFailed, TruncatedModel, UnsupportedTensor
 from lamella.core.model import TensorSpec
 from lamella.core.precision import GGML_TYPES
 from lamella.llama.gguf import TensorData
 from lamella.llama.quantize import encode_rows
 from lamella.quantize import channel, tensor
-from lamella.quantize.tensor import Conversion, chunk_weights, chunks_of, convert_tensor, in_order
+from lamella.quantize.tensor import Conversion, SourceFiles, chunk_weights, chunks_of, convert_chunk, in_order
 
 NAME = "blk.0.ffn_up.weight"
 
@@ -31,7 +31,12 @@ def stored(path: Path, values: NDArray[np.float32], type_name: str = "F32", offs
 
 
 def converted(conversion: Conversion, n_threads: int = 2) -> bytes:
-    return b"".join(convert_tensor(conversion, n_threads=n_threads))
+    """A tensor's stored bytes, made of the parts that a build is made of."""
+    conversion.check_possible()
+    tensor.prepare([conversion])
+    with SourceFiles() as files, ThreadPoolExecutor(n_threads) as pool:
+        chunks = chunks_of(conversion, n_threads)
+        return b"".join(in_order(pool, lambda chunk: convert_chunk(chunk, files), chunks, in_flight=2 * n_threads))
 
 
 @pytest.fixture
@@ -112,6 +117,9 @@ def test_a_source_that_became_shorter_is_refused(tmp_path: Path, values: NDArray
     source = stored(tmp_path / "t", values)
     source.path.write_bytes(source.path.read_bytes()[:-1])
     with pytest.raises(TruncatedModel, match=NAME):
+        converted(Conversion(source, GGML_TYPES["Q8_0"], None))
+    source.path.unlink()
+    with pytest.raises(StorageFailed, match="No such file"):
         converted(Conversion(source, GGML_TYPES["Q8_0"], None))
 
 

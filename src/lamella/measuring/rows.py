@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,10 +10,11 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lamella.core.errors import TruncatedModel
+from lamella.core.errors import StorageFailed
 from lamella.llama.gguf import TensorData
 from lamella.llama.handles import usable_cores
 from lamella.llama.quantize import decode_rows
+from lamella.llama.rows import read_stored_rows
 from lamella.measuring.progress import Count, ignore
 
 PIECE_WEIGHTS = 1 << 20  # 4 MiB of float32; a worker holds a few times that
@@ -44,14 +44,15 @@ def read_rows(tensor: TensorData, first_row: int, n_rows: int) -> NDArray[np.flo
 
     Raises:
         TruncatedModel: the file has become shorter since its header was read.
+        StorageFailed: it cannot be read.
     """
-    spec = tensor.spec
-    row_bytes = spec.type.row_bytes(spec.row_length)
-    with tensor.path.open("rb", buffering=0) as file:
-        stored = os.pread(file.fileno(), n_rows * row_bytes, tensor.offset + first_row * row_bytes)
-    if len(stored) != n_rows * row_bytes:
-        raise TruncatedModel(f"{tensor.path} ends inside tensor {spec.name}")
-    return decode_rows(np.frombuffer(stored, np.uint8), spec.type, spec.row_length)
+    try:
+        file = tensor.path.open("rb", buffering=0)
+    except OSError as error:
+        raise StorageFailed(f"cannot read {tensor.path}: {error.strerror}") from error
+    with file:
+        stored = read_stored_rows(file.fileno(), tensor, first_row, n_rows)
+    return decode_rows(stored, tensor.spec.type, tensor.spec.row_length)
 
 
 def pieces(layer: int, tensors: Iterable[TensorData]) -> Iterator[Piece]:

@@ -16,6 +16,7 @@ from lamella.core.errors import InvalidWeights, UnsupportedTensor
 from lamella.core.precision import MENU, GgmlType, Scheme, container
 from lamella.llama.gguf import ModelFile, TensorData
 from lamella.llama.quantize import decode_rows, encode_rows, prepare
+from lamella.llama.rounding import quantize_rows
 from lamella.measuring.progress import Count, ignore, shifted
 from lamella.measuring.rows import Piece, map_pieces, pieces
 
@@ -81,7 +82,7 @@ def weight_differences(
         Precision -> one value a layer.
 
     Raises:
-        InvalidWeights: a tensor holds NaN or infinity.
+        InvalidWeights: a tensor holds NaN or infinity, or values that no build could store; names the tensor.
         UnsupportedTensor: the scheme fits no precision of the menu to this model.
     """
     todo = layer_pieces(model_file)
@@ -113,19 +114,6 @@ def layer_pieces(model_file: ModelFile) -> list[Piece]:
     return todo
 
 
-def round_by_channel(rows: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
-    """LSAQ's per-channel rounding (eq. 4): each row to round(w / s) s with s = max|w| / (2^(bits-1) - 1) in fp16.
-
-    The same arithmetic as ``quantize.channel``, which packs the integers; here only their values matter.
-    """
-    largest = np.float32(2 ** (bits - 1) - 1)
-    with np.errstate(over="ignore"):
-        scales = (np.abs(rows).max(axis=1) / largest).astype(np.float16).astype(np.float32)
-    divisors = np.where(scales == 0, np.float32(np.inf), scales)  # such rows become zero
-    rounded: NDArray[np.float32] = np.clip(np.rint(rows / divisors[:, None]), -largest, largest) * scales[:, None]
-    return rounded
-
-
 def _moments_of(piece: Piece) -> _Moments:
     weights = piece.read()
     total = float(weights.sum(dtype=np.float64))
@@ -139,7 +127,7 @@ def _errors_of(piece: Piece, names: Sequence[str], scheme: Scheme) -> tuple[floa
     square = _sum_of_squares(weights)
     _check_finite(square, piece.tensor)
     if scheme == "channel":
-        return square, [_sum_of_squares(weights - round_by_channel(weights, MENU[name].bits)) for name in names]
+        return square, [_lost_by_channel(weights, MENU[name].bits, piece.tensor) for name in names]
     by_type: dict[GgmlType, float] = {piece.tensor.spec.type: 0.0}
     lost = []
     for name in names:
@@ -149,6 +137,14 @@ def _errors_of(piece: Piece, names: Sequence[str], scheme: Scheme) -> tuple[floa
             by_type[ggml_type] = _sum_of_squares(weights - back)
         lost.append(by_type[ggml_type])
     return square, lost
+
+
+def _lost_by_channel(weights: NDArray[np.float32], bits: int, tensor: TensorData) -> float:
+    try:
+        levels, scales = quantize_rows(weights, bits)
+    except InvalidWeights as error:
+        raise InvalidWeights(f"tensor {tensor.spec.name} of {tensor.path} {error}") from None
+    return _sum_of_squares(weights - levels * scales.astype(np.float32)[:, None])
 
 
 def _possible(todo: Sequence[Piece], scheme: Scheme) -> list[str]:

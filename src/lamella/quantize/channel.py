@@ -2,12 +2,8 @@
 
     encode_rows(weights, "int4", GGML_TYPES["Q4_0"])
 
-Row i of a weight matrix gets one scale s = max|W_i| / (2^(n-1) - 1) and the integers round(W_i / s).  ggml has no type
-with one scale a row, but its block types become one when every block of a row carries the same scale: reading back
-gives exactly q * s.  s is rounded to fp16 first, because that is what the blocks hold; W is divided by the rounded s.
-
-Below 6.1e-5 fp16 scales lose precision (denormals): W / s may then exceed the range and is clipped to it, and where s
-rounds to zero (max|W_i| < 3e-8 (2^(n-1) - 1)) the whole row becomes zero.  Ties round to even, as ``nearbyint`` does.
+``llama.rounding`` gives each row of a weight matrix one scale and integers.  ggml has no type with one scale a row, but
+its block types become one when every block of a row carries the same scale: reading back gives exactly q * s.
 """
 
 from __future__ import annotations
@@ -17,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lamella.core.errors import InvalidWeights, UnsupportedTensor
+from lamella.core.errors import UnsupportedTensor
 from lamella.core.precision import MENU, GgmlType
+from lamella.llama.rounding import quantize_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Levels = NDArray[np.int8]
-    Scales = NDArray[np.float16]
+    from lamella.llama.rounding import Levels, Scales
+
     Bytes = NDArray[np.uint8]
 
 
@@ -53,31 +50,6 @@ def encode_rows(rows: NDArray[np.float32], precision: str, container: GgmlType) 
     packed = _PACKERS[container.name](blocks, block_scales)
     assert packed.size == container.row_bytes(row_length) * n_rows, "a packer and the type table disagree"
     return packed.reshape(-1)
-
-
-def quantize_rows(rows: NDArray[np.float32], bits: int) -> tuple[Levels, Scales]:
-    """LSAQ eq. 4.
-
-    Returns:
-        levels of shape (rows, row_length) in [-(2^(bits-1) - 1), 2^(bits-1) - 1], and one scale a row.
-
-    Raises:
-        InvalidWeights: NaN, infinity, or a row whose scale fp16 cannot hold.
-    """
-    largest = 2 ** (bits - 1) - 1
-    peaks = np.maximum(rows.max(axis=1), -rows.min(axis=1))
-    if not np.isfinite(peaks).all():  # max and min carry NaN and infinity through
-        raise InvalidWeights("holds NaN or infinity")
-    with np.errstate(over="ignore"):
-        scales = (peaks / np.float32(largest)).astype(np.float16)
-    if np.isinf(scales).any():
-        raise InvalidWeights(f"has a row with weights up to {peaks.max():g}, whose int{bits} scale fp16 cannot hold")
-    divisors = scales.astype(np.float32)
-    divisors[divisors == 0] = np.inf  # such rows become zero
-    quotients = rows / divisors[:, None]
-    np.rint(quotients, out=quotients)
-    np.clip(quotients, -largest, largest, out=quotients)
-    return quotients.astype(np.int8), scales
 
 
 # One packer a container: (levels of shape (blocks, block_weights), one scale a block) -> bytes of shape (blocks,

@@ -1,8 +1,10 @@
 """One tensor in row chunks: read, convert, check.
 
     conversion = Conversion(source_tensor, GGML_TYPES["Q4_K"], None)
-    for data in convert_tensor(conversion):
-        file.write(data)
+    prepare([conversion])
+    with SourceFiles() as files:
+        for chunk in chunks_of(conversion, n_threads=1):
+            file.write(convert_chunk(chunk, files))
 
 A chunk is a few hundred thousand weights, so a tensor of any size passes through a few MiB, chunks convert on all
 cores (reading, ggml and numpy release the interpreter lock), and they come out in order.
@@ -20,10 +22,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from lamella.core.errors import InvalidWeights, StorageFailed, TruncatedModel, UnsupportedTensor
+from lamella.core.errors import InvalidWeights, StorageFailed, UnsupportedTensor
 from lamella.core.precision import GgmlType
 from lamella.llama import quantize
 from lamella.llama.gguf import TensorData
+from lamella.llama.rows import read_stored_rows
 from lamella.quantize import channel
 
 if TYPE_CHECKING:
@@ -103,15 +106,6 @@ def chunks_of(conversion: Conversion, n_threads: int) -> Iterator[Chunk]:
         yield Chunk(conversion, first, min(step, spec.n_rows - first))
 
 
-def convert_tensor(conversion: Conversion, *, n_threads: int = 1) -> Iterator[memoryview]:
-    """A tensor's stored bytes, in order; shape and errors as ``convert_chunk``."""
-    conversion.check_possible()
-    prepare([conversion])
-    with SourceFiles() as files, ThreadPoolExecutor(n_threads) as pool:
-        chunks = chunks_of(conversion, n_threads)
-        yield from in_order(pool, lambda chunk: convert_chunk(chunk, files), chunks, in_flight=2 * n_threads)
-
-
 def prepare(conversions: Iterable[Conversion]) -> None:
     """Build ggml's lookup tables, before threads need them; some take seconds, so only what will be written."""
     for target in {conversion.target for conversion in conversions if not conversion.copies}:
@@ -165,19 +159,14 @@ class SourceFiles:
 
     def read_rows(self, chunk: Chunk) -> NDArray[np.uint8]:
         source = chunk.conversion.source
-        row_bytes = source.spec.type.row_bytes(source.spec.row_length)
-        wanted = chunk.n_rows * row_bytes
-        try:
-            data = os.pread(self._fd(source.path), wanted, source.offset + chunk.first_row * row_bytes)
-        except OSError as error:
-            raise StorageFailed(f"cannot read {source.path}: {error.strerror}") from error
-        if len(data) != wanted:
-            raise TruncatedModel(f"{source.path} became shorter: tensor {source.spec.name} is cut off")
-        return np.frombuffer(data, np.uint8)
+        return read_stored_rows(self._fd(source.path), source, chunk.first_row, chunk.n_rows)
 
     def _fd(self, path: Path) -> int:
         if path not in self._fds:
-            opened = os.open(path, os.O_RDONLY)
+            try:
+                opened = os.open(path, os.O_RDONLY)
+            except OSError as error:
+                raise StorageFailed(f"cannot read {path}: {error.strerror}") from error
             if self._fds.setdefault(path, opened) != opened:  # another thread was faster
                 os.close(opened)
         return self._fds[path]
