@@ -15,14 +15,11 @@ def test_reserve_is_a_share_of_the_budget_and_at_least_64_mib() -> None:
 
 def test_a_specification_with_a_context_is_counted_exactly() -> None:
     spec = builtin_spec("llama-2-7b")
-    overhead = spec_overhead(spec, ContextOptions(n_ctx=4096), budget_bytes=8 * GIB)
+    overhead = spec_overhead(spec, ContextOptions(n_ctx=4096))
     assert overhead.accounting == "exact"
     assert overhead.kv_cache_bytes == 2 * GIB
+    assert overhead.reserve_bytes == 64 * MIB  # replaced when the budget is known
     plan = make_plan("lsaq", PlanRequest(spec, budget_bytes=8 * GIB, overhead=overhead))
     assert plan.bytes.kv_cache == 2 * GIB
     assert plan.fits
     assert {layer.precision for layer in plan.layers} == {"int8", "int4"}
-
-
-def test_a_given_reserve_is_kept() -> None:
-    assert spec_overhead(builtin_spec("llama-3-8b"), ContextOptions(), reserve_bytes=0).reserve_bytes == 0

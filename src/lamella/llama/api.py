@@ -10,7 +10,7 @@ import ctypes as ct
 
 MAX_DIMS = 4
 BUFFER_USAGE_WEIGHTS = 1  # enum ggml_backend_buffer_usage
-GGUF_TYPE_ARRAY, GGUF_TYPE_STRING = 9, 8  # enum gguf_type
+GGUF_TYPE_STRING = 8  # enum gguf_type
 
 POINTER, SIZE, INT, INT64 = ct.c_void_p, ct.c_size_t, ct.c_int, ct.c_int64
 CHARS = ct.c_char_p
@@ -78,7 +78,6 @@ BASE_FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
     "ggml_op_name": (CHARS, (INT,)),
     "ggml_get_data": (POINTER, (POINTER,)),
     "ggml_nbytes": (SIZE, (POINTER,)),
-    "ggml_nelements": (INT64, (POINTER,)),
     "ggml_type_name": (CHARS, (INT,)),
     "ggml_type_size": (SIZE, (INT,)),
     "ggml_blck_size": (INT64, (INT,)),
@@ -121,7 +120,6 @@ BASE_FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
     "gguf_init_empty": (POINTER, ()),
     "gguf_init_from_file": (POINTER, (CHARS, GgufInitParams)),
     "gguf_free": (None, (POINTER,)),
-    "gguf_get_alignment": (SIZE, (POINTER,)),
     "gguf_get_data_offset": (SIZE, (POINTER,)),
     "gguf_get_n_kv": (INT64, (POINTER,)),
     "gguf_find_key": (INT64, (POINTER, CHARS)),
@@ -134,7 +132,6 @@ BASE_FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
     "gguf_get_val_data": (POINTER, (POINTER, INT64)),
     "gguf_get_val_str": (CHARS, (POINTER, INT64)),
     "gguf_get_n_tensors": (INT64, (POINTER,)),
-    "gguf_find_tensor": (INT64, (POINTER, CHARS)),
     "gguf_get_tensor_offset": (SIZE, (POINTER, INT64)),
     "gguf_get_tensor_name": (CHARS, (POINTER, INT64)),
     "gguf_get_tensor_ne": (ct.POINTER(INT64), (POINTER, INT64)),
@@ -157,6 +154,4 @@ GGML_FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
     "ggml_backend_dev_count": (SIZE, ()),
     "ggml_backend_dev_get": (POINTER, (SIZE,)),
     "ggml_backend_dev_by_type": (POINTER, (INT,)),
-    "ggml_backend_dev_by_name": (POINTER, (CHARS,)),
-    "ggml_backend_register": (None, (POINTER,)),
 }

@@ -25,7 +25,7 @@ class Overhead:
     Attributes:
         accounting: ``exact`` counts the bytes of the ggml types as stored; ``nominal`` counts as LSAQ does: 2, 1 and
             0.5 bytes for each weight of an FP16, INT8 and INT4 layer, no scales.
-        kv_cache_bytes, compute_bytes: from ``plan.memory`` or a dry run (``resources.need``).
+        kv_cache_bytes, compute_bytes: from ``planning.memory`` or a dry run (``resources.need``).
         reserve_bytes: left free on purpose.
     """
 
@@ -53,7 +53,7 @@ class PlanRequest:
 
     Attributes:
         spec: the model.
-        importance: one score per layer, larger is more important; None: the prior (``plan.importance.prior``).
+        importance: one score per layer, larger is more important; None: the prior (``planning.importance.prior``).
         scheme: how values are rounded into types.
         budget_bytes: memory for weights and overhead together; None: no limit.
         overhead: None: LSAQ's own arithmetic for policy ``lsaq`` on a specification, else exact with no overhead.

@@ -27,32 +27,22 @@ def default_reserve(budget_bytes: int | None) -> int:
     return max(SMALLEST_RESERVE, int((budget_bytes or 0) * RESERVE_SHARE))
 
 
-def file_overhead(
-    paths: Sequence[Path],
-    options: ContextOptions,
-    *,
-    n_gpu_layers: int = 0,
-    budget_bytes: int | None = None,
-    reserve_bytes: int | None = None,
-) -> Overhead:
-    """What running a model file needs, from llama.cpp's own dry run.
+def file_overhead(paths: Sequence[Path], options: ContextOptions) -> Overhead:
+    """What running a model file needs, from llama.cpp's own dry run; its reserve is that of no budget.
 
     Raises:
         EngineFailed: llama.cpp cannot run the model with these options.
     """
-    memory = context_memory(paths, options, n_gpu_layers=n_gpu_layers)
-    reserve = default_reserve(budget_bytes) if reserve_bytes is None else reserve_bytes
-    return Overhead("exact", memory.kv_bytes, memory.compute_bytes + memory.output_bytes, reserve)
+    memory = context_memory(paths, options)
+    return Overhead("exact", memory.kv_bytes, memory.compute_bytes + memory.output_bytes, default_reserve(None))
 
 
-def spec_overhead(
-    spec: ModelSpec, options: ContextOptions, *, budget_bytes: int | None = None, reserve_bytes: int | None = None
-) -> Overhead:
-    """What running a model of this shape would need, by formula (``lamella.planning.memory``)."""
+def spec_overhead(spec: ModelSpec, options: ContextOptions) -> Overhead:
+    """What running a model of this shape would need, by formula (``lamella.planning.memory``); reserve as above."""
     n_ctx, n_sequences = options.n_ctx, options.n_sequences
     return Overhead(
         "exact",
         kv_cache_bytes(spec, n_ctx, n_sequences, options.kv_type),
         compute_bytes_estimate(spec, n_ctx, n_sequences, options.kv_type, options.n_batch, options.n_outputs),
-        default_reserve(budget_bytes) if reserve_bytes is None else reserve_bytes,
+        default_reserve(None),
     )
