@@ -161,10 +161,6 @@ class Model(_Handle):
         return int(library.load().llama.llama_model_n_layer(self.address))
 
     @property
-    def n_embedding(self) -> int:
-        return int(library.load().llama.llama_model_n_embd(self.address))
-
-    @property
     def trained_context(self) -> int:
         return int(library.load().llama.llama_model_n_ctx_train(self.address))
 
