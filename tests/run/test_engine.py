@@ -404,3 +404,14 @@ def test_a_failed_preparation_may_be_tried_again(store: Store, tmp_path: Path) -
             engine.switch("small")
         hidden.rename(path)
         assert engine.switch("small").after == "small"
+
+
+def test_an_unreadable_variant_does_not_keep_the_others_from_running(store: Store, tmp_path: Path) -> None:
+    copy = Store.open(Path(shutil.copytree(store.path, tmp_path / "copy", symlinks=True)))
+    document = copy.path / "variants" / "middle" / "variant.json"
+    document.chmod(0o644)
+    document.write_text("{")
+    with Engine.open(copy, None, replace(OPTIONS, layout="auto")) as engine:
+        assert engine.variant == "large"
+        assert engine.variants == ("large", "small")
+        assert engine.switch("small").after == "small"

@@ -130,7 +130,7 @@ class Engine:
     @property
     def variants(self) -> tuple[str, ...]:
         """What can be switched to."""
-        return tuple(v.name for v in self.store.variants())
+        return tuple(v.name for v in self.store.readable_variants()[0])
 
     @property
     def repacked_bytes(self) -> int:
@@ -342,7 +342,7 @@ def largest_variant(store: Store) -> Variant:
     Raises:
         StoreError: the store has none.
     """
-    variants = store.variants()
+    variants, _ = store.readable_variants()
     if not variants:
         raise StoreError(f"{store.path} holds no variant yet; build one with: lamella build MODEL {store.path}")
     return max(variants, key=lambda v: v.n_bytes)
@@ -353,7 +353,8 @@ def _layouts(store: Store, options: EngineOptions, kernels: KernelTable | None) 
     if options.layout == "mapped":
         return {}
     kernels = kernels or KernelTable(None, options.context.n_threads or usable_cores())
-    types = {t for v in store.variants() for n, t in v.plan.tensors.items() if n.startswith("blk.")}
+    variants, _ = store.readable_variants()
+    types = {t for v in variants for n, t in v.plan.tensors.items() if n.startswith("blk.")}
     return choose(options.layout, kernels.times(types - {"F32"}))
 
 
