@@ -91,9 +91,17 @@ class _Handle:
         Raises:
             EngineFailed: it was freed; C code would read freed memory.
         """
+        self.check_open()
+        return self._address
+
+    def check_open(self) -> None:
+        """Refuse the use of a closed handle.
+
+        Raises:
+            EngineFailed: it was closed.
+        """
         if not self._address:
             raise EngineFailed(f"this {type(self).__name__.lower()} was closed")
-        return self._address
 
     def close(self) -> None:
         """Free the C object; later calls do nothing."""
@@ -174,6 +182,9 @@ class Model(_Handle):
 class Vocabulary:
     """The tokenizer of a model.
 
+    Pieces are remembered: between two tokens the weights have pushed everything else out of the processor's caches,
+    and each call into C then costs tens of microseconds.
+
     Raises:
         EngineFailed: from every method, once the model was closed.
     """
@@ -181,14 +192,13 @@ class Vocabulary:
     def __init__(self, model: Model) -> None:
         self._llama = library.load().llama
         self._model = model
+        self._address = self._llama.llama_model_get_vocab(model.address)
         self.n_tokens: int = self._llama.llama_vocab_n_tokens(self._address)
         self.bos: int = self._llama.llama_vocab_bos(self._address)
         self.eos: int = self._llama.llama_vocab_eos(self._address)
-        self._piece = ct.create_string_buffer(64)
-
-    @property
-    def _address(self) -> Any:
-        return self._llama.llama_model_get_vocab(self._model.address)
+        self._buffer = ct.create_string_buffer(64)
+        self._pieces: dict[tuple[int, bool], bytes] = {}
+        self._ends: dict[int, bool] = {}
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Token ids of ``text``.
@@ -197,30 +207,40 @@ class Vocabulary:
             add_special: add what the model wants at the start (and end), such as BOS.
             parse_special: recognise control tokens written in the text.
         """
+        self._model.check_open()
         data = text.encode()
-        address = self._address
         n = len(data) + 8
         while True:
             tokens = (self._llama.llama_token * n)()
-            n = self._llama.llama_tokenize(address, data, len(data), tokens, n, add_special, parse_special)
+            n = self._llama.llama_tokenize(self._address, data, len(data), tokens, n, add_special, parse_special)
             if n >= 0:
                 return list(tokens[:n])
             n = -n  # so many are needed
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """The bytes of one token: possibly a part of a UTF-8 character, empty for control tokens."""
-        address = self._address
-        n = self._llama.llama_token_to_piece(address, token, self._piece, len(self._piece), 0, special)
+        found = self._pieces.get((token, special))
+        if found is None:
+            found = self._pieces[token, special] = self._read_piece(token, special)
+        return found
+
+    def _read_piece(self, token: int, special: bool) -> bytes:
+        self._model.check_open()
+        n = self._llama.llama_token_to_piece(self._address, token, self._buffer, len(self._buffer), 0, special)
         if n < 0:
-            self._piece = ct.create_string_buffer(-n)
-            n = self._llama.llama_token_to_piece(address, token, self._piece, len(self._piece), 0, special)
-        return self._piece.raw[:n]
+            self._buffer = ct.create_string_buffer(-n)
+            n = self._llama.llama_token_to_piece(self._address, token, self._buffer, len(self._buffer), 0, special)
+        return self._buffer.raw[:n]
 
     def text(self, tokens: Sequence[int], *, special: bool = False) -> str:
         return b"".join(self.piece(t, special=special) for t in tokens).decode("utf-8", "replace")
 
     def ends_generation(self, token: int) -> bool:
-        return bool(self._llama.llama_vocab_is_eog(self._address, token))
+        found = self._ends.get(token)
+        if found is None:
+            self._model.check_open()
+            found = self._ends[token] = bool(self._llama.llama_vocab_is_eog(self._address, token))
+        return found
 
 
 class Context(_Handle):
@@ -261,6 +281,8 @@ class Context(_Handle):
         super().__init__(address, lib.llama.llama_free)
         self.n_batch = min(options.n_batch, options.n_ctx * options.n_sequences)
         self._batch = _Batch(lib.llama, self.n_batch)
+        self._logits_at = library.function("llama_get_logits_ith", ct.c_void_p, ct.c_void_p, ct.c_int32)
+        self._logits_views: dict[int, NDArray[np.float32]] = {}
 
     def close(self) -> None:
         super().close()
@@ -316,10 +338,14 @@ class Context(_Handle):
         Args:
             index: position in the last batch, or -1 for its last token.
         """
-        pointer = self._llama.llama_get_logits_ith(self.address, index)
-        if not pointer:
+        address = self._logits_at(self.address, index)
+        if not address:
             raise EngineFailed(f"no logits at index {index} of the last batch")
-        return np.ctypeslib.as_array(pointer, (self.model.vocabulary.n_tokens,))
+        view = self._logits_views.get(address)
+        if view is None:  # llama.cpp reuses few addresses; making an array of one costs more than the call
+            pointer = ct.cast(address, ct.POINTER(ct.c_float))
+            view = self._logits_views[address] = np.ctypeslib.as_array(pointer, (self.model.vocabulary.n_tokens,))
+        return view
 
     def forget(self, sequence: int = 0, start: int = 0) -> bool:
         """Drop a sequence's KV cache from position ``start`` on.
@@ -362,9 +388,16 @@ class _Batch:
         self._capacity = capacity
         self._sequence = -1
         self._open = True
+        self._first = [ct.cast(p, ct.POINTER(ct.c_int32)) for p in (self.struct.token, self.struct.pos)]
+        self._first_output = ct.cast(self.struct.logits, ct.POINTER(ct.c_int8))
 
     def fill(self, tokens: Sequence[int], start: int, sequence: int, n_outputs: int) -> None:
         n = len(tokens)
+        if n == 1 and sequence == self._sequence:  # each token of a generation comes this way
+            self._first[0][0], self._first[1][0] = tokens[0], start
+            self._first_output[0] = min(n_outputs, 1)
+            self.struct.n_tokens = 1
+            return
         self._tokens[:n] = tokens
         self._positions[:n] = range(start, start + n)
         self._outputs[:n] = 0

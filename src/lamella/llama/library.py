@@ -77,6 +77,12 @@ def load() -> Library:
     return library
 
 
+def function(name: str, result: object, *arguments: object) -> Any:
+    """A function of libllama with types of our own, where llama-cpp-python's cost more than the call."""
+    prototype = ct.CFUNCTYPE(result, *arguments)  # type: ignore[arg-type]
+    return prototype((name, load().llama._lib))
+
+
 def installed_version() -> str:
     """Version of the installed llama-cpp-python.
 

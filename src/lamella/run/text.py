@@ -23,6 +23,8 @@ class TextStream:
         """The text that became certain with these bytes.  After a stop string ``stopped`` is set and all is empty."""
         if self.stopped:
             return ""
+        if not self._stop:
+            return self._decode(data)
         text = self._held + self._decode(data)
         ends = [at for s in self._stop if (at := text.find(s)) >= 0]
         if ends:
