@@ -143,6 +143,7 @@ BASE_FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
     "gguf_set_val_i32": (None, (POINTER, CHARS, ct.c_int32)),
     "gguf_set_val_f32": (None, (POINTER, CHARS, ct.c_float)),
     "gguf_set_val_str": (None, (POINTER, CHARS, CHARS)),
+    "gguf_set_arr_str": (None, (POINTER, CHARS, ct.POINTER(CHARS), SIZE)),
     "gguf_set_kv": (None, (POINTER, POINTER)),
     "gguf_add_tensor": (None, (POINTER, POINTER)),
     "gguf_get_meta_size": (SIZE, (POINTER,)),
