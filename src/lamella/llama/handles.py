@@ -53,7 +53,7 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class ProductObserver:
-    """Sees the inputs of weights, before or after the product is computed.
+    """Sees the inputs of weights, each when its product was computed.
 
     Attributes:
         wants: whether the products of a weight are of interest, by its name.
