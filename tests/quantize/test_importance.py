@@ -18,7 +18,7 @@ from lamella.llama.imatrix import serialise_imatrix
 from lamella.llama.quantize import encode_rows
 from lamella.quantize.build import IMPORTANCE_SETTING, build_variant
 from lamella.quantize.recipe import IGNORE_IMPORTANCE, shard_jobs
-from lamella.quantize.tensor import Conversion, convert_tensor
+from lamella.quantize.tensor import Conversion, SourceFiles, chunks_of, convert_chunk, prepare
 from lamella.store.store import Store
 from tests.fakes.matrices import make_matrix
 from tests.fakes.plans import make_plan
@@ -52,7 +52,9 @@ def test_each_expert_is_rounded_under_its_own_importance(tmp_path: Path) -> None
     spec = TensorSpec("blk.0.ffn_up_exps.weight", (256, 8, 3), "F32")
     q4 = GGML_TYPES["Q4_K"]
     conversion = Conversion(TensorData(spec, tmp_path / "t", 0, spec.n_bytes), q4, None, importance)
-    found = b"".join(convert_tensor(conversion, n_threads=2))
+    prepare([conversion])
+    with SourceFiles() as files:
+        found = b"".join(convert_chunk(chunk, files) for chunk in chunks_of(conversion, n_threads=2))
     expected = [encode_rows(rows[8 * i : 8 * i + 8].copy(), q4, importance[i].copy()).tobytes() for i in range(3)]
     assert found == b"".join(expected)
 

@@ -10,7 +10,7 @@ import ctypes as ct
 
 MAX_DIMS = 4
 BUFFER_USAGE_WEIGHTS = 1  # enum ggml_backend_buffer_usage
-GGUF_TYPE_STRING = 8  # enum gguf_type
+GGUF_TYPE_ARRAY, GGUF_TYPE_STRING = 9, 8  # enum gguf_type
 
 POINTER, SIZE, INT, INT64 = ct.c_void_p, ct.c_size_t, ct.c_int, ct.c_int64
 CHARS = ct.c_char_p
