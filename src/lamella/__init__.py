@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 from lamella.version import __version__
 
 if TYPE_CHECKING:
-    from lamella.api import build, devices, load, load_spec, measure, open_engine, plan
+    from lamella.api import build, devices, gather_importance, load, load_spec, measure, open_engine, plan
     from lamella.core.artifacts import Measurement, Plan, Variant
     from lamella.core.errors import LamellaError
     from lamella.llama.handles import ContextOptions, SamplingOptions
-    from lamella.measuring import MeasureSettings
+    from lamella.measuring import ImportanceSettings, MeasureSettings
     from lamella.run.chat import Message
     from lamella.run.engine import Engine, EngineOptions
     from lamella.store.store import Store
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "build": "api",
     "devices": "api",
+    "gather_importance": "api",
     "load": "api",
     "load_spec": "api",
     "measure": "api",
@@ -43,6 +44,7 @@ _WHERE = {
     "ContextOptions": "llama.handles",
     "Engine": "run.engine",
     "EngineOptions": "run.engine",
+    "ImportanceSettings": "measuring",
     "LamellaError": "core.errors",
     "MeasureSettings": "measuring",
     "Measurement": "core.artifacts",
@@ -57,6 +59,7 @@ __all__ = [
     "ContextOptions",
     "Engine",
     "EngineOptions",
+    "ImportanceSettings",
     "LamellaError",
     "MeasureSettings",
     "Measurement",
@@ -68,6 +71,7 @@ __all__ = [
     "__version__",
     "build",
     "devices",
+    "gather_importance",
     "load",
     "load_spec",
     "measure",

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lamella import measuring
 from lamella.core.artifacts import Measurement, Plan, check_same_structure, from_json, to_json
 from lamella.core.errors import ArtifactError, InvalidRequest
 from lamella.core.model import ModelSpec
@@ -25,8 +26,9 @@ from lamella.core.precision import Scheme
 from lamella.core.units import format_bytes, parse_bytes
 from lamella.llama.gguf import ModelFile, read_model
 from lamella.llama.handles import ContextOptions, usable_cores
+from lamella.llama.imatrix import ImportanceMatrix, read_imatrix, serialise_imatrix
 from lamella.llama.kernels import KernelTimes
-from lamella.measuring import MeasureSettings, measure_model, parse_calibration
+from lamella.measuring import ImportanceSettings, MeasureSettings, measure_model, parse_calibration
 from lamella.planning.policies import make_plan
 from lamella.planning.request import PlanRequest
 from lamella.planning.specs import builtin_spec
@@ -99,6 +101,26 @@ def measure(
     """
     files = [parse_calibration(text) for text in calibration]
     return measure_model(load(model), [metric], files, settings, on_progress)[metric]
+
+
+def gather_importance(
+    model: str | Path,
+    calibration: Sequence[str],
+    *,
+    settings: ImportanceSettings | None = None,
+    on_progress: OnMeasure = _silent,
+) -> ImportanceMatrix:
+    """Mean squared activation of each weight column: what rounding weighs its errors by.
+
+    Args:
+        calibration: text files, each ``FILE`` or ``TASK=FILE``.
+
+    Raises:
+        InvalidRequest: text missing or too short.
+        ModelError: the model cannot be used.
+    """
+    files = [parse_calibration(text) for text in calibration]
+    return measuring.gather_importance(load(model), files, settings, on_progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +205,7 @@ def build(
     plan: Plan,
     name: str | None = None,
     *,
+    importance: ImportanceMatrix | None = None,
     n_threads: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> BuildReport:
@@ -191,15 +214,24 @@ def build(
     Args:
         store: folder; made if it does not exist.
         name: of the variant; None: after the plan (``default_name``).
+        importance: what ggml's rounding weighs columns by (``gather_importance``, ``read_importance``).
 
     Raises:
-        ArtifactError: the plan is for another model.
+        ArtifactError: plan or importance matrix are for another model.
         StoreError, StorageFailed, ModelError: see ``lamella.quantize.build.build_variant``.
     """
     source = load(model)
     check_same_structure(plan, source.spec.identity, "the plan")
     opened = Store.create(Path(store), source.spec.identity)
-    return build_variant(source, plan, opened, name or default_name(plan), n_threads=n_threads, on_progress=on_progress)
+    return build_variant(
+        source,
+        plan,
+        opened,
+        name or default_name(plan),
+        importance=importance,
+        n_threads=n_threads,
+        on_progress=on_progress,
+    )
 
 
 def open_engine(
@@ -275,7 +307,28 @@ def write_artifact(artifact: Measurement | Plan, path: Path) -> None:
     Raises:
         StorageFailed: the file system refused.
     """
-    data = to_json(artifact)
+    _write_whole(to_json(artifact), path)
+
+
+def read_importance(path: Path) -> ImportanceMatrix:
+    """Read an importance matrix, of Lamella or of llama-imatrix.
+
+    Raises:
+        ArtifactError: it cannot be read, or is none.
+    """
+    return read_imatrix(path)
+
+
+def write_importance(matrix: ImportanceMatrix, path: Path) -> None:
+    """Write an importance matrix as llama-imatrix does, whole or not at all.
+
+    Raises:
+        StorageFailed: the file system refused.
+    """
+    _write_whole(serialise_imatrix(matrix), path)
+
+
+def _write_whole(data: bytes, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.part")
     with storage_errors(path, "writing", len(data)):
         try:

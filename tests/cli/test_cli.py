@@ -55,7 +55,7 @@ def _json(result: tuple[int, str, str]) -> Any:
 def test_help_lists_the_commands(run: Run) -> None:
     code, out, _ = run("--help")
     assert code == 0
-    for command in ("inspect", "devices", "measure", "plan", "build", "store", "run"):
+    for command in ("inspect", "devices", "measure", "imatrix", "plan", "build", "store", "run"):
         assert command in out
 
 
@@ -326,3 +326,16 @@ def test_importing_the_command_line_loads_no_library() -> None:
     code = "import sys, lamella.cli; assert 'llama_cpp' not in sys.modules, 'llama_cpp was imported'"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_importance_matrix_is_gathered_and_built_with(run: Run, model: Path, tmp_path: Path) -> None:
+    text, out, store = tmp_path / "text.txt", tmp_path / "m.gguf", tmp_path / "store"
+    text.write_text("All happy families are alike; each unhappy family is unhappy in its own way. " * 5)
+    gathered = _json(run("imatrix", model, "--calibration", text, "--window-tokens", 64, "--out", out, "--json"))
+    assert (gathered["tensors"], gathered["window_tokens"]) == (21, 64)
+    built = _json(run("build", model, store, "--precision", "IQ2_XXS", "--imatrix", out, "--json"))
+    assert [b["variant"] for b in built["built"]] == ["uniform-IQ2_XXS"]
+    code, _, err = run("build", model, tmp_path / "other", "--precision", "IQ2_XXS")
+    assert (code, "importance matrix" in err) == (3, True)
+    code, _, err = run("build", model, store, "--precision", "int4", "--imatrix", text)
+    assert (code, "no importance matrix" in err) == (5, True)

@@ -38,6 +38,10 @@ def build(
     scheme: Annotated[
         Scheme, typer.Option(help="How weights are rounded: ggml's blocks, or one scale a row.")
     ] = "block",
+    imatrix: Annotated[
+        Path | None,
+        typer.Option(help="Importance matrix that rounding weighs columns by: of lamella or llama-imatrix."),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the variant, if there is only one.")] = None,
     json: JsonFlag = False,
 ) -> None:
@@ -50,6 +54,7 @@ def build(
         raise InvalidRequest("--context and --parallel belong to --memory: they say what to keep memory for")
     if plan and scheme != "block" and not (alpha or precision or memory):
         raise InvalidRequest("--scheme is part of a plan file; make the plan with: lamella plan --scheme " + scheme)
+    importance = api.read_importance(imatrix) if imatrix else None
     given = api.read_measurement(measurement) if measurement else None
     if given is None and (alpha or memory):
         with progress("measuring importance", quiet=json) as update:
@@ -65,7 +70,15 @@ def build(
                 update(at.weights_done, at.weights_total, f"{at.label}, {at.n_done}/{at.n_shards} shards")
 
             reports.append(
-                api.build(model, store, made, variant_name, n_threads=config.n_threads or None, on_progress=show)
+                api.build(
+                    model,
+                    store,
+                    made,
+                    variant_name,
+                    importance=importance,
+                    n_threads=config.n_threads or None,
+                    on_progress=show,
+                )
             )
     usage = Store.open(store).usage()
     if json:

@@ -25,7 +25,8 @@ class GgmlType:
         code: the value of ``enum ggml_type``.
         block_weights: weights in one block; rows must be a multiple of it.
         block_bytes: bytes of one block.
-        writable: whether ``ggml_quantize_chunk`` writes it without an importance matrix.
+        writable: whether ``ggml_quantize_chunk`` writes it without an importance matrix.  A plan may name other types;
+            building it then takes a matrix.
     """
 
     name: str
@@ -140,8 +141,6 @@ def _named_type(name: str, row_length: int, scheme: Scheme) -> GgmlType:
         raise InvalidRequest(f"unknown precision '{name}'; known: {', '.join(MENU)} or a ggml type such as Q5_K")
     if scheme != "block":
         raise InvalidRequest(f"scheme {scheme} takes a precision of the menu ({', '.join(MENU)}), not the type {name}")
-    if not found.writable:
-        raise InvalidRequest(f"{found.name} cannot be written without an importance matrix")
     found.row_bytes(row_length)  # raises UnsupportedTensor with the facts
     return found
 

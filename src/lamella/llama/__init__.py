@@ -3,6 +3,7 @@
     library   find, load and check the shared libraries; prove the struct layout
     api       declarations that llama-cpp-python lacks
     gguf      read and write GGUF headers with ggml's own parser
+    imatrix   importance matrices, in llama.cpp's format
     devices   what ggml can compute on, and its memory
     handles   owning Model, Context, Sampler
     weights   the weights of a loaded model: locate, point elsewhere, restore

@@ -10,7 +10,7 @@ import ctypes as ct
 
 MAX_DIMS = 4
 BUFFER_USAGE_WEIGHTS = 1  # enum ggml_backend_buffer_usage
-GGUF_TYPE_STRING = 8  # enum gguf_type
+GGUF_TYPE_ARRAY, GGUF_TYPE_STRING = 9, 8  # enum gguf_type
 
 POINTER, SIZE, INT, INT64 = ct.c_void_p, ct.c_size_t, ct.c_int, ct.c_int64
 CHARS = ct.c_char_p
@@ -143,6 +143,7 @@ BASE_FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
     "gguf_set_val_i32": (None, (POINTER, CHARS, ct.c_int32)),
     "gguf_set_val_f32": (None, (POINTER, CHARS, ct.c_float)),
     "gguf_set_val_str": (None, (POINTER, CHARS, CHARS)),
+    "gguf_set_arr_str": (None, (POINTER, CHARS, ct.POINTER(CHARS), SIZE)),
     "gguf_set_kv": (None, (POINTER, POINTER)),
     "gguf_add_tensor": (None, (POINTER, POINTER)),
     "gguf_get_meta_size": (SIZE, (POINTER,)),

@@ -136,6 +136,16 @@ class Header:
         key_id = self._base.gguf_find_key(self.address, key.encode())
         return self.scalar(key_id) if key_id >= 0 else None
 
+    def strings(self, key: str) -> list[str]:
+        """The strings of an array; none where there is no such array."""
+        key_id = self._base.gguf_find_key(self.address, key.encode())
+        if key_id < 0 or self._base.gguf_get_kv_type(self.address, key_id) != api.GGUF_TYPE_ARRAY:
+            return []
+        if self._base.gguf_get_arr_type(self.address, key_id) != api.GGUF_TYPE_STRING:
+            return []
+        n = self._base.gguf_get_arr_n(self.address, key_id)
+        return [self._base.gguf_get_arr_str(self.address, key_id, i).decode("utf-8", "replace") for i in range(n)]
+
     def tensors(self, path: Path) -> Iterator[TensorData]:
         """Every tensor of the file, checked to lie inside it.
 
@@ -179,6 +189,11 @@ class Header:
         """Set a value of GGUF type ``u16``, ``u32``, ``i32``, ``f32`` or ``str``."""
         encoded = value.encode() if isinstance(value, str) else value
         getattr(self._base, f"gguf_set_val_{kind}")(self.address, key.encode(), encoded)
+
+    def set_strings(self, key: str, values: Sequence[str]) -> None:
+        """Set an array of strings."""
+        encoded = (ct.c_char_p * len(values))(*(value.encode() for value in values))
+        self._base.gguf_set_arr_str(self.address, key.encode(), encoded, len(values))
 
     def serialise(self, tensors: Sequence[tuple[TensorSpec, str]]) -> bytes:
         """The header's bytes, padded to where tensor data starts.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes as ct
+import functools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,40 @@ Observer = Callable[[str, NDArray[np.float32]], bool | None]
 """Receives (node name, values of shape (rows, row length)); the array is the observer's to keep.
 
 Returning False leaves the rest of the pass uncomputed (the logits are then undefined)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A matrix product of the graph, seen from its weight (``MUL_MAT``, ``MUL_MAT_ID``).
+
+    Attributes:
+        weight: name of the weight.
+        n_matrices: matrices in the weight: its experts; 1 for most.
+        inputs: what the weight is multiplied by, shape (tokens, slots, row length).  For experts a slot is one of the
+            experts chosen for a token, or 1 where all of them see the same input; for stacked weights of
+            ``MUL_MAT`` it is the matrix; otherwise it is 1.
+        experts: expert of each token and slot, shape (tokens, chosen); None for ``MUL_MAT``.
+    """
+
+    weight: str
+    n_matrices: int
+    inputs: NDArray[np.float32]
+    experts: NDArray[np.int32] | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProductObserver:
+    """Sees the inputs of weights, each when its product was computed.
+
+    Attributes:
+        wants: whether the products of a weight are of interest, by its name.
+        observe: receives a product; the arrays are its to keep.
+        last_node: graph node after which the pass may end, uncomputed; "" for none.
+    """
+
+    wants: Callable[[str], bool]
+    observe: Callable[[Product], None]
+    last_node: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,11 +288,13 @@ class Context(_Handle):
         *,
         wants: Callable[[str], bool] | None = None,
         observe: Observer | None = None,
+        products: ProductObserver | None = None,
     ) -> None:
         """Allocate a context.
 
         Args:
             wants: says for each graph node's name whether ``observe`` should see its values.
+            products: sees the inputs of weights; not together with ``observe``.
 
         Raises:
             EngineFailed: llama.cpp cannot allocate it.
@@ -270,6 +307,9 @@ class Context(_Handle):
         params = options.parameters()
         if wants and observe:
             self._callback = self._watch(wants, observe)  # the C side keeps the pointer
+            params.cb_eval = self._callback
+        elif products:
+            self._callback = self._watch_products(products)
             params.cb_eval = self._callback
         log.forget_complaints()
         address = lib.llama.llama_init_from_model(model.address, params)
@@ -359,20 +399,42 @@ class Context(_Handle):
     def _watch(self, wants: Callable[[str], bool], observe: Observer) -> Any:
         base = library.load().base
 
-        def visit(node: int, ask: bool, _: object) -> bool:
+        def visit(node: int, ask: bool) -> bool:
+            tensor = tensor_at(node)
+            name = tensor.name.decode()
+            if ask:
+                return wants(name)
+            values = np.empty((tensor.ne[1] * tensor.ne[2] * tensor.ne[3], tensor.ne[0]), np.float32)
+            base.ggml_backend_tensor_get(node, values.ctypes.data, 0, values.nbytes)
+            return observe(name, values) is not False
+
+        return self._guarded(visit)
+
+    def _watch_products(self, products: ProductObserver) -> Any:
+        def visit(node: int, ask: bool) -> bool:
+            tensor = tensor_at(node)
+            if products.last_node and tensor.name.decode() == products.last_node:
+                return ask
+            weight = _weight_of_product(tensor)
+            if ask:
+                return weight is not None and products.wants(weight)
+            if weight is not None:
+                products.observe(_read_product(tensor, weight))
+            return True
+
+        return self._guarded(visit)
+
+    def _guarded(self, visit: Callable[[int, bool], bool]) -> Any:
+        """An evaluation callback.  ``visit(node, ask)`` says whether it wants a node, and then whether to go on."""
+
+        def guarded(node: int, ask: bool, _: object) -> bool:
             try:
-                tensor = tensor_at(node)
-                name = tensor.name.decode()
-                if ask:
-                    return wants(name)
-                values = np.empty((tensor.ne[1] * tensor.ne[2] * tensor.ne[3], tensor.ne[0]), np.float32)
-                base.ggml_backend_tensor_get(node, values.ctypes.data, 0, values.nbytes)
-                return observe(name, values) is not False
+                return visit(node, ask)
             except BaseException as error:  # must not cross the C frame: raised again in decode()
                 self._failure = error
                 return False
 
-        return self._llama.ggml_backend_sched_eval_callback(visit)
+        return self._llama.ggml_backend_sched_eval_callback(guarded)
 
 
 class _Batch:
@@ -496,6 +558,46 @@ def _chain(llama: Any, options: SamplingOptions, vocabulary: Vocabulary) -> list
 def tensor_at(address: int) -> Any:
     """The ``ggml_tensor`` at an address, as a live struct: writing its fields writes C memory."""
     return ct.cast(address, ct.POINTER(api.Tensor)).contents
+
+
+@functools.cache
+def _operation(code: int) -> str:
+    name: bytes = library.load().base.ggml_op_name(code)
+    return name.decode()
+
+
+def _weight_of_product(tensor: Any) -> str | None:
+    """Name of the weight of a matrix product with float inputs; None for other nodes (imatrix.cpp)."""
+    if _operation(tensor.op) not in ("MUL_MAT", "MUL_MAT_ID"):
+        return None
+    if tensor_at(tensor.src[1]).type != GGML_TYPES["F32"].code:
+        return None
+    name: str = tensor_at(tensor.src[0]).name.decode()
+    return name.split("#")[1] if "#" in name else name  # "CUDA0#blk.0.attn_k.weight#0" is a copy for a device
+
+
+def _read_product(tensor: Any, weight: str) -> Product:
+    """Copy inputs and chosen experts of a matrix product out of the graph."""
+    matrices = tensor_at(tensor.src[0])
+    n_matrices = matrices.ne[2] * matrices.ne[3]
+    inputs = _read_tensor(tensor.src[1], np.float32)  # (outermost, matrices or tokens, rows or slots, row length)
+    if _operation(tensor.op) == "MUL_MAT_ID":
+        experts = _read_tensor(tensor.src[2], np.int32)[0, 0]
+        return Product(weight, n_matrices, inputs[0], experts)
+    if n_matrices == 1:
+        return Product(weight, 1, inputs.reshape(-1, 1, inputs.shape[-1]), None)
+    if inputs.shape[0] != 1 or inputs.shape[1] != n_matrices:
+        raise EngineFailed(f"weight {weight} of {n_matrices} matrices is multiplied by inputs of shape {inputs.shape}")
+    return Product(weight, n_matrices, inputs[0].transpose(1, 0, 2), None)
+
+
+def _read_tensor(address: int, dtype: Any) -> Any:
+    """Values of a tensor of 4-byte numbers, wherever they are and however strided; outermost dimension first."""
+    base, tensor = library.load().base, tensor_at(address)
+    raw = np.empty(base.ggml_nbytes(address), np.uint8)
+    base.ggml_backend_tensor_get(address, raw.ctypes.data, 0, raw.nbytes)
+    shape, strides = tuple(reversed(tensor.ne)), tuple(reversed(tensor.nb))
+    return np.lib.stride_tricks.as_strided(raw.view(dtype), shape, strides, writeable=False)
 
 
 def _decode_error(code: int, options: ContextOptions) -> str:

@@ -5,6 +5,7 @@
     activations   hidden states between layers: one pass a sample feeds every metric that needs them
     tokensets     hidden states -> top-k token sets, through the embedding matrix (LSAQ eq. 1-3)
     weights       metrics of the weights alone: outliers, weight difference
+    columns       mean squared activation of each weight column: the importance matrix for rounding
     rows          weight rows as float32, a bounded piece at a time, on all cores
     scores        values of samples -> mean and standard error, per task and joint
     progress      how far it has come
@@ -18,6 +19,15 @@ is closed, the threads end with their piece, and nothing stays behind.
 """
 
 from lamella.measuring.calibration import CalibrationFile, parse_calibration
+from lamella.measuring.columns import ImportanceSettings, gather_importance
 from lamella.measuring.measurement import METRICS, MeasureSettings, measure_model
 
-__all__ = ["METRICS", "CalibrationFile", "MeasureSettings", "measure_model", "parse_calibration"]
+__all__ = [
+    "METRICS",
+    "CalibrationFile",
+    "ImportanceSettings",
+    "MeasureSettings",
+    "gather_importance",
+    "measure_model",
+    "parse_calibration",
+]

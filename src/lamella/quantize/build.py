@@ -19,19 +19,23 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from lamella.core.artifacts import Plan, ShardRef, Variant
 from lamella.core.errors import INTERRUPTED_EXIT_CODE, LamellaError, StorageFailed, UnknownVariant
 from lamella.core.units import format_bytes
 from lamella.llama.gguf import ModelFile, padding
-from lamella.quantize.recipe import ShardJob, shard_jobs
+from lamella.llama.imatrix import ImportanceMatrix
+from lamella.quantize.recipe import ShardJob, importance_hash, shard_jobs
 from lamella.quantize.shard import shard_header
 from lamella.quantize.tensor import Chunk, SourceFiles, chunks_of, convert_chunk, in_order, prepare
 from lamella.store.files import free_bytes
 from lamella.store.layout import check_variant_name
 from lamella.store.store import ShardWriter, Store, variant_exists
+
+IMPORTANCE_SETTING = "importance_matrix"
+"""Setting of a variant's plan: SHA-256 of the importance values that its rounding used."""
 
 
 class BuildStopped(LamellaError):
@@ -83,6 +87,7 @@ def build_variant(
     store: Store,
     name: str,
     *,
+    importance: ImportanceMatrix | None = None,
     n_threads: int | None = None,
     on_progress: OnProgress | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -90,12 +95,13 @@ def build_variant(
     """Make the variant ``name`` of ``source`` as ``plan`` says.
 
     Args:
+        importance: what ggml's rounding weighs columns by; if it is used, the variant's plan says which it was.
         n_threads: threads that convert; None for the cores this process may use.
         on_progress, should_stop: called from this thread, before and after each chunk of rows.
 
     Raises:
-        InvalidRequest: the name cannot name a variant.
-        ArtifactError: the plan is for another model.
+        InvalidRequest: the name cannot name a variant, or an importance matrix for scheme ``channel``.
+        ArtifactError: plan or importance matrix are for another model.
         UnsupportedTensor, InvalidWeights: a tensor that cannot be converted, by name.
         StoreError: the store holds another model, or a variant of that name with other contents.
         StorageFailed: the file system refused; no partial file is left.
@@ -104,9 +110,11 @@ def build_variant(
     started = time.perf_counter()
     check_variant_name(name)
     store.check_same_model(source.spec.identity)
-    jobs = shard_jobs(source, plan)
+    jobs = shard_jobs(source, plan, importance)
+    if used := importance_hash(jobs):
+        plan = replace(plan, settings={**plan.settings, IMPORTANCE_SETTING: used})
     with store.shared_lock():
-        _refuse_taken_name(source, store, name, jobs)
+        _refuse_taken_name(source, store, name, jobs, importance)
         shards = {job.group.number: ref for job in jobs if (ref := store.recall(job.recipe_id))}
         missing = [job for job in jobs if job.group.number not in shards]
         _check_space(store, missing)
@@ -118,13 +126,19 @@ def build_variant(
     return BuildReport(variant, len(jobs), len(jobs) - len(made), written_bytes, time.perf_counter() - started)
 
 
-def _refuse_taken_name(source: ModelFile, store: Store, name: str, jobs: Sequence[ShardJob]) -> None:
+def _refuse_taken_name(
+    source: ModelFile, store: Store, name: str, jobs: Sequence[ShardJob], importance: ImportanceMatrix | None
+) -> None:
     """Say at once, not after an hour of work, that the name is taken by other contents."""
     try:
         found = store.variant(name)
     except UnknownVariant:
         return
-    if [job.recipe_id for job in shard_jobs(source, found.plan)] != [job.recipe_id for job in jobs]:
+    used = importance_hash(jobs)
+    if used != found.plan.settings.get(IMPORTANCE_SETTING, ""):
+        raise variant_exists(store, found)
+    importance = importance if used else None  # the found plan may be of a scheme that takes none
+    if [job.recipe_id for job in shard_jobs(source, found.plan, importance)] != [job.recipe_id for job in jobs]:
         raise variant_exists(store, found)
 
 

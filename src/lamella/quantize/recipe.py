@@ -10,19 +10,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lamella.core.artifacts import Plan, check_same_structure
-from lamella.core.errors import ArtifactError, UnsupportedTensor
+from lamella.core.errors import ArtifactError, InvalidRequest, UnsupportedTensor
 from lamella.core.model import ShardGroup, TensorSpec, shard_groups
 from lamella.core.precision import GGML_TYPES, MENU, GgmlType
 from lamella.llama import library
 from lamella.llama.gguf import ModelFile
+from lamella.llama.imatrix import ImportanceMatrix, hash_values
 from lamella.quantize.tensor import Conversion
 
 QUANTIZER_VERSION = 1  # raise when the bytes of a shard change for the same recipe
+
+IGNORE_IMPORTANCE = frozenset(("F32", "F16", "BF16", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4"))
+"""Types that ggml rounds alike with and without an importance matrix (``quantize_*`` in ggml-quants.c)."""
 
 _FLOATS = ("F32", "F16", "BF16")
 _PRECISION_OF_CONTAINER = {
@@ -59,15 +63,30 @@ class ShardJob:
         return sum(c.n_bytes for c in self.conversions)
 
 
-def shard_jobs(source: ModelFile, plan: Plan) -> tuple[ShardJob, ...]:
+def shard_jobs(source: ModelFile, plan: Plan, importance: ImportanceMatrix | None = None) -> tuple[ShardJob, ...]:
     """What a plan asks of a source, shard by shard.
 
+    Args:
+        importance: what ggml's rounding weighs columns by; tensors that it does not know are rounded plainly.
+
     Raises:
-        ArtifactError: the plan is for another model or other weights, or does not name every tensor.
-        UnsupportedTensor: a type that the tensor's row length or the scheme does not allow.
+        ArtifactError: plan or importance matrix are for another model, or the plan does not name every tensor.
+        InvalidRequest: an importance matrix for scheme ``channel``, which does not use one.
+        UnsupportedTensor: a type that the tensor's row length or the scheme does not allow, or that needs an
+            importance matrix.
     """
     check_plan(source, plan)
-    return tuple(_job(source, plan, group) for group in shard_groups(source.spec))
+    if importance is not None:
+        if plan.scheme != "block":
+            raise InvalidRequest(f"scheme {plan.scheme} does not use an importance matrix; only scheme block does")
+        importance.check_model(source.spec.identity, source.spec.tensors)
+    return tuple(_job(source, plan, group, importance) for group in shard_groups(source.spec))
+
+
+def importance_hash(jobs: Sequence[ShardJob]) -> str:
+    """SHA-256 over the hashes of all importance values that the jobs use, in order; "" if they use none."""
+    used = [hash_values(c.importance) for job in jobs for c in job.conversions if c.importance is not None]
+    return hashlib.sha256("".join(used).encode()).hexdigest() if used else ""
 
 
 def check_plan(source: ModelFile, plan: Plan) -> None:
@@ -85,14 +104,14 @@ def check_plan(source: ModelFile, plan: Plan) -> None:
         raise ArtifactError(f"the plan names no type for {len(missing)} tensors, for example {missing[0]}")
 
 
-def _job(source: ModelFile, plan: Plan, group: ShardGroup) -> ShardJob:
-    conversions = tuple(_conversion(source, plan, tensor) for tensor in group.tensors)
+def _job(source: ModelFile, plan: Plan, group: ShardGroup, importance: ImportanceMatrix | None) -> ShardJob:
+    conversions = tuple(_conversion(source, plan, tensor, importance) for tensor in group.tensors)
     for conversion in conversions:
         conversion.check_possible()
     return ShardJob(group, conversions, _recipe(source, group, conversions))
 
 
-def _conversion(source: ModelFile, plan: Plan, tensor: TensorSpec) -> Conversion:
+def _conversion(source: ModelFile, plan: Plan, tensor: TensorSpec, importance: ImportanceMatrix | None) -> Conversion:
     data = source.tensors[tensor.name]
     if not tensor.is_matrix:  # vectors and small tables stay as they are
         return Conversion(data, tensor.type, None)
@@ -100,7 +119,11 @@ def _conversion(source: ModelFile, plan: Plan, tensor: TensorSpec) -> Conversion
     target = GGML_TYPES.get(name)
     if target is None:
         raise ArtifactError(f"the plan gives tensor {tensor.name} the unknown type {name!r}")
-    return Conversion(data, target, _rounding(plan, tensor, target))
+    conversion = Conversion(data, target, _rounding(plan, tensor, target))
+    if importance is None or conversion.copies or target.name in IGNORE_IMPORTANCE:
+        return conversion
+    values = importance.values(tensor.name)
+    return conversion if values is None else replace(conversion, importance=values.reshape(-1, tensor.row_length))
 
 
 def _rounding(plan: Plan, tensor: TensorSpec, target: GgmlType) -> str | None:
@@ -128,6 +151,11 @@ def _recipe(source: ModelFile, group: ShardGroup, conversions: tuple[Conversion,
 
 
 def _tensor_recipe(conversion: Conversion) -> list[str]:
-    """Name, type and rounding; the scheme shows per tensor, so layers that both schemes leave alone are shared."""
+    """Name, type and rounding; the scheme shows per tensor, so layers that both schemes leave alone are shared.
+
+    Likewise an importance matrix shows in those tensors only whose rounding uses it.
+    """
     rounding = "copy" if conversion.copies else conversion.rounding or "block"
+    if conversion.importance is not None:
+        rounding += f", importance {hash_values(conversion.importance)}"
     return [conversion.source.spec.name, conversion.target.name, rounding]

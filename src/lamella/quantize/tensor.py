@@ -16,7 +16,7 @@ import collections
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -48,11 +48,14 @@ class Conversion:
         source: where its bytes are.
         target: what they become.
         rounding: menu precision that eq. 4 rounds to; None for ggml's own rounding.
+        importance: mean squared activation of each column, shape (experts, row length), for ggml's rounding; None for
+            plain rounding.
     """
 
     source: TensorData
     target: GgmlType
     rounding: str | None
+    importance: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
     @property
     def copies(self) -> bool:
@@ -74,8 +77,22 @@ class Conversion:
             self.target.row_bytes(spec.row_length)
         except UnsupportedTensor as error:
             raise UnsupportedTensor(f"tensor {spec.name}: {error}") from None
-        if not self.copies and self.rounding is None and not self.target.writable:
-            raise UnsupportedTensor(f"tensor {spec.name}: {self.target.name} needs an importance matrix")
+        if not self.copies and self.rounding is None and not self.target.writable and self.importance is None:
+            raise UnsupportedTensor(
+                f"tensor {spec.name}: {self.target.name} needs an importance matrix that knows this tensor"
+            )
+
+    def importance_of(self, row: int) -> NDArray[np.float32] | None:
+        """Mean squares for the columns of the expert that a row belongs to."""
+        if self.importance is None:
+            return None
+        return np.ascontiguousarray(self.importance[row // self.rows_alike])
+
+    @property
+    def rows_alike(self) -> int:
+        """Rows that share their columns' importance: all, or those of one expert."""
+        n_rows = self.source.spec.n_rows
+        return n_rows if self.importance is None else n_rows // len(self.importance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +116,12 @@ def chunk_weights(conversion: Conversion, n_threads: int) -> int:
 
 
 def chunks_of(conversion: Conversion, n_threads: int) -> Iterator[Chunk]:
-    """Cut a tensor into whole rows."""
-    spec = conversion.source.spec
+    """Cut a tensor into whole rows; no chunk crosses from one expert's importance to the next."""
+    spec, alike = conversion.source.spec, conversion.rows_alike
     step = max(1, chunk_weights(conversion, n_threads) // spec.row_length)
-    for first in range(0, spec.n_rows, step):
-        yield Chunk(conversion, first, min(step, spec.n_rows - first))
+    for start in range(0, spec.n_rows, alike):
+        for first in range(start, start + alike, step):
+            yield Chunk(conversion, first, min(step, start + alike - first))
 
 
 def prepare(conversions: Iterable[Conversion]) -> None:
@@ -132,7 +150,7 @@ def convert_chunk(chunk: Chunk, files: SourceFiles) -> memoryview:
         rows = quantize.decode_rows(stored, spec.type, spec.row_length)
         if conversion.rounding is not None:
             return channel.encode_rows(rows, conversion.rounding, conversion.target).data
-        encoded = quantize.encode_rows(rows, conversion.target)
+        encoded = quantize.encode_rows(rows, conversion.target, conversion.importance_of(chunk.first_row))
     except (InvalidWeights, UnsupportedTensor) as error:
         message = str(error)
         raise type(error)(message if spec.name in message else f"tensor {spec.name} {message}") from None
