@@ -24,6 +24,8 @@ from lamella.core.errors import ArtifactError, InvalidRequest
 from lamella.core.model import ModelSpec
 from lamella.core.precision import Scheme
 from lamella.core.units import format_bytes, parse_bytes
+from lamella.evaluate import Evaluation, Exams
+from lamella.evaluate import evaluate as evaluate_variants
 from lamella.llama.gguf import ModelFile, read_model
 from lamella.llama.handles import ContextOptions, usable_cores
 from lamella.llama.imatrix import ImportanceMatrix, read_imatrix, serialise_imatrix
@@ -253,6 +255,28 @@ def open_engine(
     options = options or EngineOptions()
     kernels = _kernel_table(options.context.n_threads, cache_folder)
     return Engine.open(Store.open(Path(store)), variant, options, kernels)
+
+
+def evaluate(
+    store: str | Path,
+    variants: Sequence[str] = (),
+    exams: Exams | None = None,
+    *,
+    reference: str | None = None,
+    on_progress: OnMeasure = _silent,
+) -> Evaluation:
+    """How good variants are: perplexity, divergence from a reference, tasks; one load for all of them.
+
+    Args:
+        variants: names; none: all of the store.
+        exams: the text and the tasks.
+        reference: what the others are compared with; None: the largest variant of the store.
+
+    Raises:
+        InvalidRequest, StoreError, EngineFailed: see ``lamella.evaluate.evaluation.evaluate``.
+    """
+    opened = Store.open(Path(store))
+    return evaluate_variants(opened, variants, exams, reference=reference, on_progress=on_progress)
 
 
 def kernel_times(

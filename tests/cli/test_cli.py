@@ -55,7 +55,7 @@ def _json(result: tuple[int, str, str]) -> Any:
 def test_help_lists_the_commands(run: Run) -> None:
     code, out, _ = run("--help")
     assert code == 0
-    for command in ("inspect", "devices", "measure", "imatrix", "plan", "build", "store", "run"):
+    for command in ("inspect", "devices", "measure", "imatrix", "plan", "build", "store", "run", "eval"):
         assert command in out
 
 
@@ -339,3 +339,25 @@ def test_an_importance_matrix_is_gathered_and_built_with(run: Run, model: Path, 
     assert (code, "importance matrix" in err) == (3, True)
     code, _, err = run("build", model, store, "--precision", "int4", "--imatrix", text)
     assert (code, "no importance matrix" in err) == (5, True)
+
+
+def test_eval_has_what_scripts_rely_on(run: Run, store: Path, tmp_path: Path) -> None:
+    text, tasks = tmp_path / "text.txt", tmp_path / "quiz.jsonl"
+    text.write_text("some words to be read one after another, and then some more of them")
+    tasks.write_text('{"context": "Is it so?", "choices": ["yes", "no"], "label": 0}\n')
+    arguments = ("eval", store, "--text", text, "--window-tokens", "16", "--chunks", "2", "--task", tasks)
+    document = _json(run(*arguments, "--json"))
+    by_name = {v["name"]: v for v in document["variants"]}
+    assert document["reference"] == "uniform-int8"
+    assert document["text"]["windows"] == 2
+    assert by_name["uniform-int8"]["text"]["kl"] is None
+    assert by_name["uniform-int4"]["text"]["kl"]["value"] > 0
+    assert by_name["uniform-int4"]["tasks"]["quiz"]["acc"]["value"] in (0, 1)
+    assert "uniform-int4" in run(*arguments)[1]
+
+
+def test_eval_complains_in_one_sentence(run: Run, store: Path, tmp_path: Path) -> None:
+    code, _, err = run("eval", store)
+    assert code == 2
+    assert "nothing to evaluate on" in err
+    assert run("eval", store, "--text", tmp_path, "--no-kl", "--reference", "uniform-int4")[0] == 2

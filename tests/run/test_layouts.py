@@ -11,7 +11,7 @@ from lamella.run.layouts import Layout, check_policy, choose
 BOTH_FASTER = KernelTimes(1.0, 1.0, repacked_token=0.6, repacked_prompt=0.7, has_repacked=True)
 TOKENS_FASTER = KernelTimes(1.0, 0.7, repacked_token=0.8, repacked_prompt=1.0, has_repacked=True)
 BOTH_SLOWER = KernelTimes(0.7, 0.7, repacked_token=1.0, repacked_prompt=1.0, has_repacked=True)
-HARDLY_FASTER = KernelTimes(1.0, 1.0, repacked_token=0.97, repacked_prompt=0.97, has_repacked=True)
+HARDLY_FASTER = KernelTimes(1.0, 1.0, repacked_token=0.98, repacked_prompt=0.98, has_repacked=True)
 PROMPTS_FASTER = KernelTimes(1.0, 1.0, repacked_token=1.0, repacked_prompt=0.5, has_repacked=True)
 NONE = KernelTimes(1.0, 1.0)
 

@@ -387,6 +387,17 @@ class Context(_Handle):
             view = self._logits_views[address] = np.ctypeslib.as_array(pointer, (self.model.vocabulary.n_tokens,))
         return view
 
+    def last_logits(self, n_tokens: int) -> NDArray[np.float32]:
+        """Logits of the last tokens of the last ``decode``, which must have asked for at least so many outputs.
+
+        Returns:
+            shape (n_tokens, vocabulary); a view that the next ``decode`` overwrites.
+        """
+        pointer = self._llama.llama_get_logits_ith(self.address, self._batch.struct.n_tokens - n_tokens)
+        if not pointer:
+            raise EngineFailed(f"no logits of the last {n_tokens} tokens of the last batch")
+        return np.ctypeslib.as_array(pointer, (n_tokens, self.model.vocabulary.n_tokens))
+
     def forget(self, sequence: int = 0, start: int = 0) -> bool:
         """Drop a sequence's KV cache from position ``start`` on.
 

@@ -34,6 +34,7 @@ from lamella.run.chat import Message, as_template_messages
 from lamella.run.generation import FinishReason, Generation, Progress, Token
 from lamella.run.kernel_table import KernelTable
 from lamella.run.layouts import Layout, LayoutPolicy, check_policy, choose
+from lamella.run.prefix import shared_prefix
 from lamella.run.text import TextStream
 from lamella.run.variants import LiveVariants, PreparedVariant, SwitchReport
 from lamella.store.store import Store
@@ -310,7 +311,7 @@ class Engine:
         """Run the part of the prompt that the KV cache does not hold; returns how many tokens it held."""
         with self._between_tokens:
             self._check_open()
-            n_reused = self._drop_cache_after(min(_shared_prefix(self._cached_tokens, prompt), len(prompt) - 1))
+            n_reused = self._drop_cache_after(min(shared_prefix(self._cached_tokens, prompt), len(prompt) - 1))
             rest = prompt[n_reused:]
             is_long = len(rest) >= LONG_PROMPT_TOKENS
             self._decode(rest, self._running.prompt if is_long else self._running.token)
@@ -356,12 +357,3 @@ def _layouts(store: Store, options: EngineOptions, kernels: KernelTable | None) 
     variants, _ = store.readable_variants()
     types = {t for v in variants for n, t in v.plan.tensors.items() if n.startswith("blk.")}
     return choose(options.layout, kernels.times(types - {"F32"}))
-
-
-def _shared_prefix(cached: Sequence[int], prompt: Sequence[int]) -> int:
-    n = 0
-    for a, b in zip(cached, prompt, strict=False):
-        if a != b:
-            break
-        n += 1
-    return n

@@ -18,8 +18,10 @@ from lamella.llama.kernels import KernelTimes
 LayoutPolicy = Literal["auto", "mapped", "repacked"]
 LAYOUT_POLICIES: tuple[LayoutPolicy, ...] = get_args(LayoutPolicy)
 
-WORTHWHILE = 0.92
-"""Another layout must take at most this share of the time to be worth its memory, or a flip between phases."""
+WORTH_A_COPY = 0.97
+"""A repacked copy must take at most this share of the time to be worth its memory."""
+WORTH_A_FLIP = 0.92
+"""The mapped weights must take at most this share of the repacked ones' time to be worth a flip for a prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ def choose(policy: LayoutPolicy, times: Mapping[str, KernelTimes]) -> dict[str, 
 def _fastest(times: KernelTimes) -> Layout:
     if not times.has_repacked:
         return Layout()
-    token_gains = times.repacked_token <= WORTHWHILE * times.mapped_token
-    prompt_gains = times.repacked_prompt <= WORTHWHILE * times.mapped_prompt
-    prompt_loses = times.mapped_prompt <= WORTHWHILE * times.repacked_prompt
+    token_gains = times.repacked_token <= WORTH_A_COPY * times.mapped_token
+    prompt_gains = times.repacked_prompt <= WORTH_A_COPY * times.mapped_prompt
+    prompt_loses = times.mapped_prompt <= WORTH_A_FLIP * times.repacked_prompt
     return Layout(repack=token_gains or (prompt_gains and not prompt_loses), prompt_from_mapped=prompt_loses)

@@ -1,0 +1,204 @@
+"""Perplexity of a text, and how far variants stray from a reference on it.
+
+Windows are llama-perplexity's (tools/perplexity/perplexity.cpp, ``perplexity``): the text is tokenized whole and cut
+into windows of ``n_tokens``; the first token of each gives way to BOS where the model wants one; tokens of the second
+half are scored, each after everything before it in the window.  So figures compare with llama.cpp's.
+
+Window by window the reference reads first and its logits of the scored half are held; then each variant reads the same
+window and is compared.  Memory is one window's logits, twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lamella.core.errors import InvalidRequest
+from lamella.evaluate.distributions import Column, Logits, divergences, log_normalizers, token_losses
+from lamella.evaluate.statistics import Estimate, exponential, mean
+from lamella.evaluate.subject import Subject
+from lamella.llama.handles import Model
+
+SMALLEST_WINDOW = 4  # two halves, each with a token to score or to see
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text file that was read: its text, and the SHA-256 of its bytes."""
+
+    path: Path
+    content: str
+    sha256: str
+
+
+def read_text(path: Path) -> Text:
+    """Read a text file; one line end at its end is dropped, as llama.cpp's ``-f`` does.
+
+    Raises:
+        InvalidRequest: it is missing, or not UTF-8.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InvalidRequest(f"text {path}: {error.strerror}") from error
+    try:
+        content = data.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"text {path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}"
+        ) from None
+    return Text(path, content.removesuffix("\n"), hashlib.sha256(data).hexdigest())
+
+
+@dataclass(frozen=True, slots=True)
+class TextScores:
+    """How one variant did on a text; differences and divergence are None without a reference, and for itself.
+
+    Attributes:
+        perplexity: ``exp(loss)``.
+        loss: mean ``-log p`` of a scored token, in nats.
+        loss_difference: to the reference, token by token; the log of the ratio of perplexities.
+        kl: mean KL(reference || variant) of the next token's distribution, in nats.
+        agreement: share of tokens at which both have the same most likely token.
+        n_tokens: that were scored.
+    """
+
+    perplexity: Estimate
+    loss: Estimate
+    loss_difference: Estimate | None
+    kl: Estimate | None
+    agreement: Estimate | None
+    n_tokens: int
+
+
+class TextExam:
+    """Windows of a text, tokenized for one model."""
+
+    def __init__(self, text: Text, model: Model, n_tokens: int, n_windows: int | None) -> None:
+        """Cut the text.
+
+        Args:
+            n_tokens: of a window.
+            n_windows: how many from the start of the text; None for all.  Fewer if the text ends before.
+
+        Raises:
+            InvalidRequest: too short for two windows, or windows longer than the model's context.
+        """
+        if 0 < model.trained_context < n_tokens:
+            raise InvalidRequest(f"windows of {n_tokens} tokens, but the model was trained for {model.trained_context}")
+        self.windows = cut_windows(text, model, n_tokens, n_windows)
+        self.n_ctx = n_tokens
+        self.n_outputs = n_tokens - n_tokens // 2
+
+    def run(
+        self, subject: Subject, variants: Sequence[str], reference: str | None, tick: Callable[[str], None]
+    ) -> dict[str, TextScores]:
+        """Scores by variant.
+
+        Args:
+            variants: without the reference, which reads every window first and gets scores too.
+            tick: called after each window of each variant with its name.
+        """
+        order = [reference, *variants] if reference else list(variants)
+        tallies = {name: _Tally() for name in order}
+        for window in self.windows:
+            held: _Reading | None = None
+            for name in order:
+                subject.use(name)
+                reading = self._read(subject, window)
+                tallies[name].add(reading, held)
+                if name == reference:
+                    held = reading.copy()
+                tick(name)
+        return {name: tally.scores() for name, tally in tallies.items()}
+
+    def _read(self, subject: Subject, window: Window) -> _Reading:
+        logits = subject.window_logits(window.fed, self.n_outputs)[:-1]  # nothing follows the last token
+        normalizers = log_normalizers(logits)
+        return _Reading(logits, normalizers, token_losses(logits, normalizers, window.targets))
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Tokens that the model reads, and those that should follow in the scored half."""
+
+    fed: tuple[int, ...]
+    targets: NDArray[np.int64]
+
+
+def cut_windows(text: Text, model: Model, n_tokens: int, n_windows: int | None) -> tuple[Window, ...]:
+    """As the module says.
+
+    Raises:
+        InvalidRequest: the text is too short; says how many tokens are needed and there.
+    """
+    if n_tokens < SMALLEST_WINDOW or (n_windows is not None and n_windows < 1):
+        raise InvalidRequest(f"{n_windows} windows of {n_tokens} tokens; at least 1 of {SMALLEST_WINDOW} is needed")
+    tokens = model.vocabulary.tokenize(text.content, parse_special=False)
+    if len(tokens) < 2 * n_tokens:
+        raise InvalidRequest(
+            f"text {text.path} is too short: two windows of {n_tokens} tokens need {2 * n_tokens} tokens, "
+            f"it has {len(tokens)}"
+        )
+    possible = len(tokens) // n_tokens
+    starts = range(0, min(n_windows or possible, possible) * n_tokens, n_tokens)
+    prefix = model.vocabulary.tokenize("")[:1]
+    return tuple(_window(tokens[start : start + n_tokens], prefix) for start in starts)
+
+
+def _window(tokens: list[int], prefix: list[int]) -> Window:
+    first = len(tokens) // 2
+    return Window((*prefix, *tokens[len(prefix) :]), np.array(tokens[first + 1 :], np.int64))
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What one variant said in the scored half of one window; the logits may be a view of the context's memory."""
+
+    logits: Logits
+    normalizers: Column
+    losses: Column
+
+    def copy(self) -> _Reading:
+        return _Reading(self.logits.copy(), self.normalizers, self.losses)
+
+
+class _Tally:
+    """Figures of one variant, token by token."""
+
+    def __init__(self) -> None:
+        self._losses: list[Column] = []
+        self._differences: list[Column] = []
+        self._divergences: list[Column] = []
+        self._agreements: list[Column] = []
+
+    def add(self, reading: _Reading, reference: _Reading | None) -> None:
+        self._losses.append(reading.losses)
+        if reference is None:
+            return
+        self._differences.append(reading.losses - reference.losses)
+        self._divergences.append(
+            divergences(reference.logits, reference.normalizers, reading.logits, reading.normalizers)
+        )
+        same = reading.logits.argmax(axis=1) == reference.logits.argmax(axis=1)
+        self._agreements.append(same.astype(np.float64))
+
+    def scores(self) -> TextScores:
+        loss = mean(np.concatenate(self._losses))
+        return TextScores(
+            perplexity=exponential(loss),
+            loss=loss,
+            loss_difference=_mean(self._differences),
+            kl=_mean(self._divergences),
+            agreement=_mean(self._agreements),
+            n_tokens=sum(len(x) for x in self._losses),
+        )
+
+
+def _mean(columns: list[Column]) -> Estimate | None:
+    return mean(np.concatenate(columns)) if columns else None

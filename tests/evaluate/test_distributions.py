@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lamella.evaluate.distributions import divergences, log_normalizers, token_losses
+
+
+def _logits(seed: int, rows: int = 19, columns: int = 300) -> np.ndarray:
+    return (np.random.default_rng(seed).standard_normal((rows, columns)) * 4).astype(np.float32)
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    wide = logits.astype(np.float64)
+    result: np.ndarray = wide - np.log(np.exp(wide).sum(axis=1, keepdims=True))
+    return result
+
+
+def test_losses_are_those_of_a_softmax_in_double_precision() -> None:
+    logits, targets = _logits(0), np.arange(19) * 7
+    expected = -_log_softmax(logits)[np.arange(19), targets]
+    assert token_losses(logits, log_normalizers(logits), targets) == pytest.approx(expected, abs=1e-5)
+
+
+def test_huge_logits_do_not_overflow() -> None:
+    assert log_normalizers(np.full((1, 4), 1e4, np.float32)) == pytest.approx([1e4 + np.log(4)])
+
+
+def test_divergence_is_the_textbook_sum() -> None:
+    p, q = _logits(1), _logits(2)
+    log_p, log_q = _log_softmax(p), _log_softmax(q)
+    expected = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
+    assert divergences(p, log_normalizers(p), q, log_normalizers(q)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_small_divergences_are_not_lost_in_rounding() -> None:
+    p = _logits(1)
+    q = p + np.random.default_rng(3).standard_normal(p.shape).astype(np.float32) * 1e-2
+    log_p, log_q = _log_softmax(p), _log_softmax(q)
+    expected = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
+    assert divergences(p, log_normalizers(p), q, log_normalizers(q)) == pytest.approx(expected, abs=2e-6)
+
+
+def test_a_distribution_does_not_diverge_from_itself() -> None:
+    p = _logits(4)
+    assert not divergences(p, log_normalizers(p), p.copy(), log_normalizers(p)).any()
