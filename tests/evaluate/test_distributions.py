@@ -2,18 +2,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from lamella.evaluate.distributions import divergences, log_normalizers, token_losses
 
 
-def _logits(seed: int, rows: int = 19, columns: int = 300) -> np.ndarray:
+def _logits(seed: int, rows: int = 19, columns: int = 300) -> NDArray[np.float32]:
     return (np.random.default_rng(seed).standard_normal((rows, columns)) * 4).astype(np.float32)
 
 
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
+def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     wide = logits.astype(np.float64)
-    result: np.ndarray = wide - np.log(np.exp(wide).sum(axis=1, keepdims=True))
-    return result
+    found: NDArray[np.float64] = wide - np.log(np.exp(wide).sum(axis=1, keepdims=True))
+    return found
 
 
 def test_losses_are_those_of_a_softmax_in_double_precision() -> None:

@@ -30,7 +30,7 @@ def test_the_error_of_a_ratio_is_its_spread_over_samples() -> None:
     found = []
     for _ in range(2000):
         sizes = random.integers(1, 9, 200).astype(float)
-        found.append(ratio(list(sizes * random.normal(2, 0.5, 200)), list(sizes)))
+        found.append(ratio((sizes * random.normal(2, 0.5, 200)).tolist(), sizes.tolist()))
     spread = float(np.std([f.value for f in found]))
     assert np.mean([f.standard_error or 0.0 for f in found]) == pytest.approx(spread, rel=0.05)
 

@@ -73,9 +73,8 @@ def test_answers_lose_what_reading_them_from_nothing_loses(store: Store, write_t
     )
     assert isinstance(scores, AnswerScores)
     assert scores.n_tokens == 6 + 6 + 8
-    # another question of a paragraph is read in another batch, and batch shapes change what the kernels round
-    assert scores.loss.value == pytest.approx(loss / 20, abs=5e-3)
-    assert scores.perplexity.value == pytest.approx(math.exp(loss / 20), rel=5e-3)
+    assert scores.loss.value == pytest.approx(loss / 20, rel=2e-3)  # batches of other sizes round differently
+    assert scores.perplexity.value == pytest.approx(math.exp(scores.loss.value))
 
 
 def test_partial_scoring_compares_contexts(store: Store, write_tasks: WriteTasks) -> None:

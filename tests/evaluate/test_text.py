@@ -30,11 +30,15 @@ def _scores(found: Evaluation, name: str) -> TextScores:
     return scores
 
 
-def test_perplexity_is_that_of_llama_cpps_windows_computed_apart(store: Store, text: Path) -> None:
-    """Another binding's logits of a freshly loaded variant, a softmax in double precision, windows cut by hand."""
-    opened = llama_cpp.Llama(
-        str(store.first_link("small")), n_ctx=64, logits_all=True, verbose=False, n_threads=1, flash_attn=True
-    )
+def test_perplexity_is_that_of_llama_cpps_windows_computed_apart(store: Store, tmp_path: Path, text: Path) -> None:
+    """Another binding's logits of a freshly loaded variant, a softmax in double precision, windows cut by hand.
+
+    In F16: with quantized weights that binding's repacked copies would round differently.
+    """
+    model = store.path.parent / "tiny.gguf"
+    api.build(model, tmp_path / "store", api.plan(model, "uniform", precision="fp16", outside="fp16"), "exact")
+    store = Store.open(tmp_path / "store")
+    opened = llama_cpp.Llama(str(store.first_link("exact")), n_ctx=64, logits_all=True, verbose=False, n_threads=1)
     losses: list[float] = []
     try:
         tokens = opened.tokenize(text.read_bytes(), add_bos=True)
@@ -46,11 +50,11 @@ def test_perplexity_is_that_of_llama_cpps_windows_computed_apart(store: Store, t
                 losses.append(math.log(np.exp(row).sum()) - float(row[tokens[start + i + 1]]))
     finally:
         opened.close()
-    found = _scores(evaluate(store, ["small"], _exams(text, kl=False)), "small")
+    found = _scores(evaluate(store, (), _exams(text, kl=False)), "exact")
     assert found.n_tokens == len(losses) == 45
-    assert found.loss.value == pytest.approx(np.mean(losses), abs=1e-4)
-    assert found.loss.standard_error == pytest.approx(np.std(losses, ddof=1) / math.sqrt(45), rel=1e-3)
-    assert found.perplexity.value == pytest.approx(math.exp(np.mean(losses)), rel=1e-4)
+    assert found.loss.value == pytest.approx(np.mean(losses), abs=5e-4)
+    assert found.loss.standard_error == pytest.approx(np.std(losses, ddof=1) / math.sqrt(45), rel=5e-3)
+    assert found.perplexity.value == pytest.approx(math.exp(np.mean(losses)), rel=5e-4)
 
 
 def test_divergence_grows_as_bits_go(store: Store, text: Path) -> None:
@@ -170,7 +174,7 @@ def test_perplexity_is_llama_perplexitys(smollm2: Store, tmp_path: Path) -> None
     found = evaluate(smollm2, (), Exams(text=text, n_windows=2))
     for name in ("large", "small"):
         said = subprocess.run(
-            [rival, "-m", smollm2.first_link(name), "-f", text, "--chunks", "2"],
+            [rival, "-m", smollm2.first_link(name), "-f", text, "--chunks", "2", "--no-repack"],
             capture_output=True, text=True, check=True,
             env={**os.environ, "LD_LIBRARY_PATH": str(rival.parent)},
         )  # fmt: skip
