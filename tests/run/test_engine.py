@@ -122,7 +122,8 @@ def test_a_thousand_random_switches_leave_memory_as_it_was(store: Store, layout:
             return int(psutil.Process().memory_info().rss)
 
         before = switch(100)
-        assert switch(1000) - before < 1 << 20
+        # a leak of one copy a switch would be a gigabyte; a huge page more or less is the allocator's business
+        assert switch(1000) - before < 8 << 20
 
 
 def test_prompts_may_be_read_with_mapped_and_tokens_written_with_repacked_weights(
