@@ -116,11 +116,7 @@ class Subject:
         return self._context
 
     def _drop_cache_after(self, n_tokens: int) -> int:
-        """Keep the cache of the first tokens; of none where the model has no positions to cut at.  Returns how many."""
-        if self._context is None:
-            return 0
-        if not self._context.forget(start=n_tokens):
-            self._context.forget()
-            n_tokens = 0
-        self._cached = self._cached[:n_tokens]
-        return n_tokens
+        """Keep the first tokens, or what the model can keep of them; returns how many."""
+        n_kept = self._context.keep(n_tokens) if self._context is not None else 0
+        self._cached = self._cached[:n_kept]
+        return n_kept

@@ -407,6 +407,17 @@ class Context(_Handle):
         memory = self._llama.llama_get_memory(self.address)
         return bool(self._llama.llama_memory_seq_rm(memory, sequence, start, -1))
 
+    def keep(self, n_tokens: int, sequence: int = 0) -> int:
+        """Keep the cache of a sequence's first tokens; of none where the model has no positions to cut at.
+
+        Returns:
+            How many are kept.
+        """
+        if self.forget(sequence, n_tokens):
+            return n_tokens
+        self.forget(sequence)
+        return 0
+
     def _watch(self, wants: Callable[[str], bool], observe: Observer) -> Any:
         base = library.load().base
 

@@ -329,12 +329,10 @@ class Engine:
         self._cached_tokens.extend(tokens)
 
     def _drop_cache_after(self, n_tokens: int) -> int:
-        """Keep the cache of the first tokens; of none where the model has no positions to cut at.  Returns how many."""
-        if not self._context.forget(start=n_tokens):
-            self._context.forget()
-            n_tokens = 0
-        del self._cached_tokens[n_tokens:]
-        return n_tokens
+        """Keep the first tokens, or what the model can keep of them; returns how many."""
+        n_kept = self._context.keep(n_tokens)
+        del self._cached_tokens[n_kept:]
+        return n_kept
 
 
 def largest_variant(store: Store) -> Variant:
