@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 from lamella.version import __version__
 
 if TYPE_CHECKING:
-    from lamella.api import build, devices, gather_importance, load, load_spec, measure, open_engine, plan
+    from lamella.api import build, devices, evaluate, gather_importance, load, load_spec, measure, open_engine, plan
     from lamella.core.artifacts import Measurement, Plan, Variant
     from lamella.core.errors import LamellaError
+    from lamella.evaluating import Exams
     from lamella.llama.handles import ContextOptions, SamplingOptions
     from lamella.measuring import ImportanceSettings, MeasureSettings
     from lamella.run.chat import Message
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "build": "api",
     "devices": "api",
+    "evaluate": "api",
     "gather_importance": "api",
     "load": "api",
     "load_spec": "api",
@@ -44,6 +46,7 @@ _WHERE = {
     "ContextOptions": "llama.handles",
     "Engine": "run.engine",
     "EngineOptions": "run.engine",
+    "Exams": "evaluating",
     "ImportanceSettings": "measuring",
     "LamellaError": "core.errors",
     "MeasureSettings": "measuring",
@@ -59,6 +62,7 @@ __all__ = [
     "ContextOptions",
     "Engine",
     "EngineOptions",
+    "Exams",
     "ImportanceSettings",
     "LamellaError",
     "MeasureSettings",
@@ -71,6 +75,7 @@ __all__ = [
     "__version__",
     "build",
     "devices",
+    "evaluate",
     "gather_importance",
     "load",
     "load_spec",

@@ -24,8 +24,8 @@ from lamella.core.errors import ArtifactError, InvalidRequest
 from lamella.core.model import ModelSpec
 from lamella.core.precision import Scheme
 from lamella.core.units import format_bytes, parse_bytes
-from lamella.evaluate import Evaluation, Exams
-from lamella.evaluate import evaluate as evaluate_variants
+from lamella.evaluating import Evaluation, Exams
+from lamella.evaluating import evaluate as evaluate_variants
 from lamella.llama.gguf import ModelFile, read_model
 from lamella.llama.handles import ContextOptions, usable_cores
 from lamella.llama.imatrix import ImportanceMatrix, read_imatrix, serialise_imatrix
@@ -273,7 +273,7 @@ def evaluate(
         reference: what the others are compared with; None: the largest variant of the store.
 
     Raises:
-        InvalidRequest, StoreError, EngineFailed: see ``lamella.evaluate.evaluation.evaluate``.
+        InvalidRequest, StoreError, EngineFailed: see ``lamella.evaluating.evaluation.evaluate``.
     """
     opened = Store.open(Path(store))
     return evaluate_variants(opened, variants, exams, reference=reference, on_progress=on_progress)

@@ -14,9 +14,9 @@ from lamella.cli.run import split_target
 from lamella.config import Config
 from lamella.core.errors import InvalidRequest
 from lamella.core.units import format_bytes
-from lamella.evaluate.evaluation import WINDOW_TOKENS, Evaluation, Exams, Row
-from lamella.evaluate.scoring import AnswerScores, ChoiceScores
-from lamella.evaluate.statistics import Estimate
+from lamella.evaluating.evaluation import WINDOW_TOKENS, Evaluation, Exams, Row
+from lamella.evaluating.scoring import AnswerScores, ChoiceScores
+from lamella.evaluating.statistics import Estimate
 from lamella.version import __version__
 
 

@@ -22,7 +22,7 @@ from lamella.version import __version__
 FORMAT_VERSION = 1
 
 Metric = str
-"""``jaccard``, ``cosine``, ``outlier`` or ``weight-difference``."""
+"""``jaccard``, ``cosine``, ``outlier``, ``weight-difference`` or ``sensitivity``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,25 @@ class LayerScore:
     layer: int
     mean: float
     standard_error: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TensorLoss:
+    """What it costs to store one tensor in fewer bits, all others kept as they are.
+
+    Attributes:
+        tensor: name of the weight.
+        probe: ggml type that it was measured at.
+        mean: KL(reference || model with this tensor at ``probe``), in nats a token.
+        standard_error: of the mean over tokens.
+        by_type: ggml type -> the same loss predicted for it, for every type that the rows allow.
+    """
+
+    tensor: str
+    probe: str
+    mean: float
+    standard_error: float
+    by_type: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +86,7 @@ class Measurement:
         layers: joint score of each layer, over all texts with equal weight per task.
         per_task: the same for each task alone.
         per_precision: ``weight-difference`` only: precision -> scores.
+        tensors: ``sensitivity`` only: what each tensor loses at each type; empty for whole layers.
     """
 
     metric: Metric
@@ -76,6 +96,7 @@ class Measurement:
     layers: Sequence[LayerScore]
     per_task: Mapping[str, Sequence[LayerScore]] = field(default_factory=dict)
     per_precision: Mapping[str, Sequence[LayerScore]] = field(default_factory=dict)
+    tensors: Sequence[TensorLoss] = ()
 
     def importance(self) -> tuple[float, ...]:
         """Joint score of each layer, in layer order."""
@@ -126,6 +147,7 @@ class Plan:
         average_bits: mean of the layers' nominal bits, as LSAQ's tables count.
         bytes: what a running variant needs.
         budget_bytes: what was allowed; None when no budget was given.
+        predicted_loss: KL divergence from the reference in nats a token; None for policies that predict none.
     """
 
     policy: str
@@ -138,6 +160,7 @@ class Plan:
     average_bits: float
     bytes: MemoryNeed
     budget_bytes: int | None = None
+    predicted_loss: float | None = None
 
     @property
     def fits(self) -> bool:

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamella.core.errors import InvalidRequest
-from lamella.evaluate.distributions import Column, Logits, divergences, log_normalizers, token_losses
-from lamella.evaluate.statistics import Estimate, exponential, mean
-from lamella.evaluate.subject import Subject
+from lamella.evaluating.distributions import Column, Logits, divergences, log_normalizers, token_losses
+from lamella.evaluating.statistics import Estimate, exponential, mean
+from lamella.evaluating.subject import Subject
 from lamella.llama.handles import Model
 
 SMALLEST_WINDOW = 4  # two halves, each with a token to score or to see

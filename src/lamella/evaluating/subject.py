@@ -10,8 +10,8 @@ from typing import Self
 import numpy as np
 
 from lamella.core.artifacts import Variant
-from lamella.evaluate.distributions import Column, Logits, log_normalizers, token_losses
-from lamella.evaluate.requests import Request
+from lamella.evaluating.distributions import Column, Logits, log_normalizers, token_losses
+from lamella.evaluating.requests import Request
 from lamella.llama import gguf
 from lamella.llama.handles import Context, ContextOptions, Model, Vocabulary
 from lamella.run.prefix import shared_prefix

@@ -12,8 +12,8 @@ import pytest
 
 from lamella import api
 from lamella.core.errors import InvalidRequest, ModelError, UnknownVariant
-from lamella.evaluate.evaluation import Evaluation, Exams, evaluate
-from lamella.evaluate.text import TextScores
+from lamella.evaluating.evaluation import Evaluation, Exams, evaluate
+from lamella.evaluating.text import TextScores
 from lamella.resources.catalogue import model_path
 from lamella.store.store import Store
 

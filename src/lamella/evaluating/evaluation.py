@@ -9,10 +9,10 @@ from pathlib import Path
 
 from lamella.core.artifacts import Variant
 from lamella.core.errors import InvalidRequest
-from lamella.evaluate.scoring import AnswerScores, ChoiceScores, TaskExam
-from lamella.evaluate.subject import Subject
-from lamella.evaluate.tasks import TasksFile, read_tasks
-from lamella.evaluate.text import Text, TextExam, TextScores, read_text
+from lamella.evaluating.scoring import AnswerScores, ChoiceScores, TaskExam
+from lamella.evaluating.subject import Subject
+from lamella.evaluating.tasks import TasksFile, read_tasks
+from lamella.evaluating.text import Text, TextExam, TextScores, read_text
 from lamella.llama.handles import ContextOptions
 from lamella.run.engine import largest_variant
 from lamella.store.store import Store

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from lamella.evaluate.statistics import Estimate, exponential, mean, ratio
+from lamella.evaluating.statistics import Estimate, exponential, mean, ratio
 
 
 def test_the_standard_error_of_a_mean() -> None:

@@ -9,10 +9,10 @@ from itertools import groupby
 import numpy as np
 
 from lamella.core.errors import InvalidRequest
-from lamella.evaluate.requests import Request, make_request
-from lamella.evaluate.statistics import Estimate, exponential, mean, ratio
-from lamella.evaluate.subject import Subject
-from lamella.evaluate.tasks import AnswerItem, ChoiceItem, TasksFile
+from lamella.evaluating.requests import Request, make_request
+from lamella.evaluating.statistics import Estimate, exponential, mean, ratio
+from lamella.evaluating.subject import Subject
+from lamella.evaluating.tasks import AnswerItem, ChoiceItem, TasksFile
 from lamella.llama.handles import Model
 
 

@@ -6,6 +6,6 @@
 One model is loaded; the variants take turns through the live switch.
 """
 
-from lamella.evaluate.evaluation import Evaluation, Exams, OnProgress, Row, evaluate
+from lamella.evaluating.evaluation import Evaluation, Exams, OnProgress, Row, evaluate
 
 __all__ = ["Evaluation", "Exams", "OnProgress", "Row", "evaluate"]
