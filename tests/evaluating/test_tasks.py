@@ -7,13 +7,13 @@ from typing import Any
 import llama_cpp
 import numpy as np
 import pytest
-from tests.evaluating.conftest import WriteTasks
 
 from lamella.core.errors import InvalidRequest
 from lamella.evaluating.evaluation import Exams, evaluate
 from lamella.evaluating.scoring import AnswerScores, ChoiceScores
 from lamella.evaluating.tasks import read_tasks, spread
 from lamella.store.store import Store
+from tests.evaluating.conftest import WriteTasks
 
 CHOICES: list[dict[str, Any]] = [
     {"id": str(i), "context": f"Question {i}: is it so?\nAnswer:", "choices": ["yes", "no, never", "a"], "label": i % 3}
