@@ -10,10 +10,10 @@ from typing import Self
 import numpy as np
 
 from lamella.core.artifacts import Variant
-from lamella.evaluating.distributions import Column, Logits, log_normalizers, token_losses
 from lamella.evaluating.requests import Request
 from lamella.llama import gguf
 from lamella.llama.handles import Context, ContextOptions, Model, Vocabulary
+from lamella.llama.logits import Column, Logits, log_normalizers, token_losses
 from lamella.run.prefix import shared_prefix
 from lamella.run.variants import LiveVariants
 from lamella.store.store import Store

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamella.core.errors import InvalidRequest
-from lamella.evaluating.distributions import Column, Logits, divergences, log_normalizers, token_losses
 from lamella.evaluating.statistics import Estimate, exponential, mean
 from lamella.evaluating.subject import Subject
 from lamella.llama.handles import Model
+from lamella.llama.logits import Column, Logits, divergences, log_normalizers, token_losses
 
 SMALLEST_WINDOW = 4  # two halves, each with a token to score or to see
 

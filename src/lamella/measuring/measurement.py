@@ -13,10 +13,11 @@ from lamella.core.errors import InvalidRequest
 from lamella.core.precision import SCHEMES, Scheme
 from lamella.llama.gguf import ModelFile, TensorData
 from lamella.llama.handles import Model
-from lamella.measuring import selftext, weights
+from lamella.measuring import weights
 from lamella.measuring.activations import Activations, read_activations
-from lamella.measuring.calibration import SELF_TASK, CalibrationFile, TaskText, Window, cut_windows, read_texts
+from lamella.measuring.calibration import CalibrationFile, read_texts
 from lamella.measuring.progress import Progress, named, shifted
+from lamella.measuring.samples import Sampling, TaskWindows, task_windows
 from lamella.measuring.scores import exact_scores, joint_scores, task_scores
 from lamella.measuring.tokensets import check_embedding, layer_distances
 
@@ -61,24 +62,6 @@ class MeasureSettings:
             raise InvalidRequest(f"unknown scheme '{self.scheme}'; known: {', '.join(SCHEMES)}")
         if self.n_threads < 0:
             raise InvalidRequest(f"n_threads must be at least 0, not {self.n_threads}")
-
-
-@dataclass(frozen=True, slots=True)
-class _Sampling:
-    """Settings with the defaults of the text's source filled in."""
-
-    samples: int
-    window_tokens: int
-    seed: int
-
-    def described(self) -> dict[str, int | float | str]:
-        return {"samples": self.samples, "window_tokens": self.window_tokens, "seed": self.seed}
-
-
-@dataclass(frozen=True, slots=True)
-class _TaskWindows:
-    described: CalibrationText
-    windows: tuple[Window, ...]
 
 
 def measure_model(
@@ -130,14 +113,13 @@ def _measure_activations(
 ) -> dict[Metric, Measurement]:
     embedding = check_embedding(model_file, settings.k) if "jaccard" in metrics else None
     texts = read_texts(calibration)
-    sampling = _Sampling(
+    sampling = Sampling(
         settings.samples or (FILE_SAMPLES if texts else SELF_SAMPLES),
         settings.window_tokens or (FILE_WINDOW_TOKENS if texts else SELF_WINDOW_TOKENS),
         settings.seed,
     )
     with Model.load(model_file.paths, n_gpu_layers=settings.n_gpu_layers) as model:
-        _check_window(sampling, model)
-        tasks = _task_windows(model, texts, sampling, settings, on_progress)
+        tasks = task_windows(model, texts, sampling, settings.n_threads, on_progress)
         by_task = _read_tasks(model, tasks, settings, on_progress)
     described = [task.described for task in tasks]
     measured: dict[Metric, Measurement] = {}
@@ -152,42 +134,8 @@ def _measure_activations(
     return measured
 
 
-def _check_window(sampling: _Sampling, model: Model) -> None:
-    if sampling.window_tokens > model.trained_context > 0:
-        raise InvalidRequest(
-            f"windows of {sampling.window_tokens} tokens are longer than the {model.trained_context} tokens "
-            "the model was trained for"
-        )
-
-
-def _task_windows(
-    model: Model,
-    texts: Sequence[TaskText],
-    sampling: _Sampling,
-    settings: MeasureSettings,
-    on_progress: Progress,
-) -> list[_TaskWindows]:
-    n, window_tokens, seed = sampling.samples, sampling.window_tokens, sampling.seed
-    if texts:
-        windows = [cut_windows(text, model.vocabulary, n, window_tokens, seed) for text in texts]
-        return [
-            _TaskWindows(CalibrationText(text.task, text.sha256, n), cut)
-            for text, cut in zip(texts, windows, strict=True)
-        ]
-    total = n * window_tokens
-    written = selftext.write_samples(
-        model,
-        n,
-        window_tokens,
-        seed,
-        n_threads=settings.n_threads,
-        on_tokens=named(on_progress, total, "writing text"),
-    )
-    return [_TaskWindows(CalibrationText(SELF_TASK, selftext.hash_samples(written), n), written)]
-
-
 def _read_tasks(
-    model: Model, tasks: Sequence[_TaskWindows], settings: MeasureSettings, on_progress: Progress
+    model: Model, tasks: Sequence[TaskWindows], settings: MeasureSettings, on_progress: Progress
 ) -> dict[str, Activations]:
     count = named(on_progress, sum(len(task.windows) for task in tasks), "reading layers")
     found: dict[str, Activations] = {}

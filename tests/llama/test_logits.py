@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lamella.evaluating.distributions import divergences, log_normalizers, token_losses
+from lamella.llama.logits import divergences, log_normalizers, token_losses
 
 
 def _logits(seed: int, rows: int = 19, columns: int = 300) -> NDArray[np.float32]:
