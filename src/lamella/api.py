@@ -14,6 +14,7 @@ nothing else.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,8 @@ from lamella.llama.handles import ContextOptions, usable_cores
 from lamella.llama.imatrix import ImportanceMatrix, read_imatrix, serialise_imatrix
 from lamella.llama.kernels import KernelTimes
 from lamella.measuring import ImportanceSettings, MeasureSettings, measure_model, parse_calibration
+from lamella.measuring.journal import journal_file
+from lamella.measuring.sensitivity import no_journal
 from lamella.planning.policies import make_plan
 from lamella.planning.request import PlanRequest
 from lamella.planning.specs import builtin_spec
@@ -89,20 +92,29 @@ def measure(
     *,
     calibration: Sequence[str] = (),
     settings: MeasureSettings | None = None,
+    importance: ImportanceMatrix | None = None,
+    journal: Path | None = None,
     on_progress: OnMeasure = _silent,
 ) -> Measurement:
-    """What each layer contributes.
+    """What each layer, or each tensor, contributes.
 
     Args:
-        metric: ``jaccard``, ``cosine``, ``outlier`` or ``weight-difference``.
+        metric: ``jaccard``, ``cosine``, ``outlier``, ``weight-difference`` or ``sensitivity``.
         calibration: text files, each ``FILE`` or ``TASK=FILE``; none: the model writes its own text.
+        importance: of ``sensitivity``: the matrix that the build will round with.
+        journal: of ``sensitivity``: file for finished probes, so that an interrupted run goes on; removed at the end.
 
     Raises:
         InvalidRequest: unknown metric, text missing or too short.
         ModelError: the model cannot be used.
     """
     files = [parse_calibration(text) for text in calibration]
-    return measure_model(load(model), [metric], files, settings, on_progress)[metric]
+    with contextlib.ExitStack() as stack:
+        open_journal = stack.enter_context(journal_file(journal)) if journal else no_journal
+        found = measure_model(
+            load(model), [metric], files, settings, on_progress, importance=importance, open_journal=open_journal
+        )
+    return found[metric]
 
 
 def gather_importance(

@@ -60,6 +60,22 @@ class TensorLoss:
 
 
 @dataclass(frozen=True, slots=True)
+class AdditivityCheck:
+    """Whether losses of single tensors add up: all tensors rounded at once.
+
+    Attributes:
+        type_name: ggml type of every matrix whose rows allow it.
+        predicted: sum of the single losses at that type, in nats a token.
+        measured: KL(reference || model so rounded), in nats a token, and its standard error.
+    """
+
+    type_name: str
+    predicted: float
+    measured: float
+    standard_error: float
+
+
+@dataclass(frozen=True, slots=True)
 class CalibrationText:
     """One text a measurement was taken on.
 
@@ -87,6 +103,7 @@ class Measurement:
         per_task: the same for each task alone.
         per_precision: ``weight-difference`` only: precision -> scores.
         tensors: ``sensitivity`` only: what each tensor loses at each type; empty for whole layers.
+        checks: ``sensitivity`` only: sums of ``tensors`` against the whole model's loss.
     """
 
     metric: Metric
@@ -97,6 +114,7 @@ class Measurement:
     per_task: Mapping[str, Sequence[LayerScore]] = field(default_factory=dict)
     per_precision: Mapping[str, Sequence[LayerScore]] = field(default_factory=dict)
     tensors: Sequence[TensorLoss] = ()
+    checks: Sequence[AdditivityCheck] = ()
 
     def importance(self) -> tuple[float, ...]:
         """Joint score of each layer, in layer order."""

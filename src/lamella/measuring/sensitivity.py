@@ -1,0 +1,243 @@
+"""``sensitivity``: how far predictions stray when one tensor, or one layer, is stored in fewer bits.
+
+    found = measure_sensitivity(read_model(path), [parse_calibration("text.txt")])
+    found.tensors[0].mean                     # KL(reference || probed), nats a token
+
+The model is loaded once and stays as it is.  For each probe the weight is pointed at a rounded copy, the same text is
+read, and the distributions of the next token are compared with those of the untouched model, which are held
+(``measuring.probes``).  One probe a tensor is enough: what other types would cost follows from their rounding errors
+(``measuring.rounding_errors``).
+
+That losses of single tensors add up is an assumption.  It is checked by rounding *all* tensors at once at several
+types; the checks are part of the measurement, and planning corrects its predictions by them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from lamella.core.artifacts import AdditivityCheck, LayerScore, Measurement, TensorLoss
+from lamella.core.errors import InvalidRequest
+from lamella.core.model import ModelSpec
+from lamella.core.precision import GGML_TYPES, GgmlType
+from lamella.llama.gguf import ModelFile
+from lamella.llama.handles import Model
+from lamella.llama.imatrix import ImportanceMatrix
+from lamella.measuring.calibration import CalibrationFile, read_texts
+from lamella.measuring.probes import Loss, Probes
+from lamella.measuring.progress import Progress, named
+from lamella.measuring.rounding_errors import column_weights, offered_types, rounding_errors
+from lamella.measuring.samples import Sampling, TaskWindows, task_windows
+from lamella.measuring.scores import joint_scores
+from lamella.measuring.settings import MeasureSettings
+
+FILE_SAMPLES, FILE_WINDOW_TOKENS = 2, 256
+SELF_SAMPLES, SELF_WINDOW_TOKENS = 8, 64
+SHORTEST_WINDOW = 8
+CHECKED_TYPES = ("Q8_0", "Q5_0", "Q4_0")
+"""For the whole model at once: rows of 32 allow them, and what they lose spans two orders of magnitude."""
+
+Losses = Mapping[str, Loss]
+"""Task -> loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """Lets an interrupted measurement go on.
+
+    Attributes:
+        done: losses of probes that an earlier run finished, by key.
+        add: keeps those of one more.
+    """
+
+    done: Mapping[str, Losses]
+    add: Callable[[str, Losses], None]
+
+
+OpenJournal = Callable[[Mapping[str, object]], Journal]
+"""Called with everything that the losses depend on."""
+
+
+def no_journal(_: Mapping[str, object]) -> Journal:
+    """Nothing was done before, and nothing is kept."""
+    return Journal({}, lambda _key, _losses: None)
+
+
+def measure_sensitivity(
+    model_file: ModelFile,
+    calibration: Sequence[CalibrationFile] = (),
+    settings: MeasureSettings | None = None,
+    *,
+    importance: ImportanceMatrix | None = None,
+    open_journal: OpenJournal = no_journal,
+    on_progress: Progress = lambda _done, _total, _what: None,
+) -> Measurement:
+    """Probe every tensor, or every layer, of a model.
+
+    Args:
+        calibration: text, one file a task; without any the model writes its own.
+        importance: what rounding weighs columns by, as the build will; types that need it are offered only with it.
+        open_journal: given everything that the losses depend on, finds what an earlier run left.
+
+    Raises:
+        InvalidRequest: a text that cannot be used, a setting out of range, a probe that no tensor's rows allow.
+        ArtifactError: the importance matrix is of another model.
+        EngineFailed: llama.cpp cannot load the model, or the model computes NaN.
+        InvalidWeights: a weight is NaN or infinite.
+    """
+    settings = settings or MeasureSettings()
+    spec = model_file.spec
+    if importance is not None:
+        importance.check_model(spec.identity, spec.tensors)
+    texts = read_texts(calibration)
+    sampling = _sampling(settings, bool(texts))
+    with Model.load(model_file.paths) as model:
+        tasks = task_windows(model, texts, sampling, settings.n_threads, on_progress)
+        described = _described(settings, sampling, importance)
+        journal = open_journal(
+            {"weights": spec.identity.weights, "texts": [t.described.sha256 for t in tasks], **described}
+        )
+        with Probes(model_file, model, tasks, importance, settings.n_threads) as probes:
+            todo = probes_of(spec, settings, probes.names)
+            checks = {f"all {name}": _whole(spec, GGML_TYPES[name], probes.names) for name in CHECKED_TYPES}
+            losses = _run(probes, todo | checks, journal, on_progress)
+    if settings.level == "layer":
+        return _layer_measurement(spec, tasks, described, [losses[key] for key in todo])
+    errors = _all_errors(model_file, todo, importance, on_progress)
+    return _tensor_measurement(spec, tasks, described, losses, errors)
+
+
+def probes_of(spec: ModelSpec, settings: MeasureSettings, names: frozenset[str]) -> dict[str, dict[str, GgmlType]]:
+    """What is rounded in each probe: key -> weight -> type.
+
+    Raises:
+        InvalidRequest: the probe's type fits no tensor.
+    """
+    whole = _whole(spec, GGML_TYPES[settings.probe.upper()], names)
+    if not whole:
+        lengths = sorted({t.row_length for t in spec.tensors if t.is_matrix})
+        raise InvalidRequest(f"no tensor can be probed at {settings.probe}: rows have {lengths} weights")
+    if settings.level == "tensor":
+        return {name: {name: target} for name, target in whole.items()}
+    return {
+        f"layer {layer.index}": {t.name: whole[t.name] for t in layer.tensors if t.name in whole}
+        for layer in spec.layers
+    }
+
+
+def _sampling(settings: MeasureSettings, has_text: bool) -> Sampling:
+    samples, window_tokens = (FILE_SAMPLES, FILE_WINDOW_TOKENS) if has_text else (SELF_SAMPLES, SELF_WINDOW_TOKENS)
+    wanted = settings.window_tokens or window_tokens
+    if wanted < SHORTEST_WINDOW:
+        raise InvalidRequest(f"sensitivity needs windows of at least {SHORTEST_WINDOW} tokens, not {wanted}")
+    return Sampling(settings.samples or samples, wanted, settings.seed)
+
+
+def _described(
+    settings: MeasureSettings, sampling: Sampling, importance: ImportanceMatrix | None
+) -> dict[str, int | float | str]:
+    return {
+        "level": settings.level,
+        "probe": settings.probe.upper(),
+        "importance": importance.digest() if importance else "",
+        **sampling.described(),
+    }
+
+
+def _whole(spec: ModelSpec, target: GgmlType, names: frozenset[str]) -> dict[str, GgmlType]:
+    """All matrices of the model that can be of a type; those that are of it already change nothing."""
+    return {t.name: target for t in spec.tensors if t.is_matrix and t.name in names and target.allows_row(t.row_length)}
+
+
+def _run(
+    probes: Probes, todo: Mapping[str, Mapping[str, GgmlType]], journal: Journal, on_progress: Progress
+) -> dict[str, Losses]:
+    count = named(on_progress, len(todo), "probing")
+    found: dict[str, Losses] = {}
+    for key, rounded in todo.items():
+        if key in journal.done:
+            found[key] = journal.done[key]
+        else:
+            found[key] = probes.losses(rounded)
+            journal.add(key, found[key])
+        count(len(found))
+    return found
+
+
+def _all_errors(
+    model_file: ModelFile, names: Mapping[str, object], importance: ImportanceMatrix | None, on_progress: Progress
+) -> dict[str, dict[str, float]]:
+    count = named(on_progress, len(names), "comparing types")
+    errors = {}
+    for name in names:
+        data = model_file.tensors[name]
+        weights = column_weights(data.spec, importance)
+        errors[name] = rounding_errors(data, offered_types(data.spec, weights is not None), weights)
+        count(len(errors))
+    return errors
+
+
+def _layer_measurement(
+    spec: ModelSpec, tasks: Sequence[TaskWindows], described: Mapping[str, int | float | str], losses: Sequence[Losses]
+) -> Measurement:
+    per_task = {
+        task.described.task: tuple(_score(i, found[task.described.task]) for i, found in enumerate(losses))
+        for task in tasks
+    }
+    texts = tuple(task.described for task in tasks)
+    return Measurement("sensitivity", spec.identity, described, texts, joint_scores(per_task), per_task=per_task)
+
+
+def _tensor_measurement(
+    spec: ModelSpec,
+    tasks: Sequence[TaskWindows],
+    described: Mapping[str, int | float | str],
+    losses: Mapping[str, Losses],
+    errors: Mapping[str, Mapping[str, float]],
+) -> Measurement:
+    probe = str(described["probe"])
+    tensors = tuple(tensor_loss(name, probe, joint(losses[name]), errors[name]) for name in errors)
+    checks = tuple(_check(name, joint(losses[f"all {name}"]), tensors) for name in CHECKED_TYPES)
+    per_task = {
+        task.described.task: tuple(
+            _sum(layer.index, [losses[t.name][task.described.task] for t in layer.tensors if t.name in losses])
+            for layer in spec.layers
+        )
+        for task in tasks
+    }
+    return Measurement(
+        "sensitivity", spec.identity, described, tuple(task.described for task in tasks), joint_scores(per_task),
+        per_task=per_task, tensors=tensors, checks=checks,
+    )  # fmt: skip
+
+
+def tensor_loss(name: str, probe: str, measured: Loss, errors: Mapping[str, float]) -> TensorLoss:
+    """What a tensor loses at every type: the measured loss, times how much larger each type's error is.
+
+    A loss that drowns in its noise counts as one standard error, so that no tensor looks free.
+    """
+    loss = max(measured.mean, measured.standard_error)
+    by_type = {t: loss * error / errors[probe] if errors[probe] > 0 else 0.0 for t, error in errors.items()}
+    return TensorLoss(name, probe, measured.mean, measured.standard_error, by_type)
+
+
+def joint(losses: Losses) -> Loss:
+    """Mean over tasks, each counting the same (``scores.joint_scores``)."""
+    mean = math.fsum(loss.mean for loss in losses.values()) / len(losses)
+    return Loss(mean, math.sqrt(math.fsum(loss.standard_error**2 for loss in losses.values())) / len(losses))
+
+
+def _check(type_name: str, measured: Loss, tensors: Sequence[TensorLoss]) -> AdditivityCheck:
+    predicted = math.fsum(t.by_type.get(type_name, 0.0) for t in tensors)
+    return AdditivityCheck(type_name, predicted, measured.mean, measured.standard_error)
+
+
+def _score(layer: int, loss: Loss) -> LayerScore:
+    return LayerScore(layer, loss.mean, loss.standard_error)
+
+
+def _sum(layer: int, losses: Sequence[Loss]) -> LayerScore:
+    mean = math.fsum(x.mean for x in losses)
+    return LayerScore(layer, mean, math.sqrt(math.fsum(x.standard_error**2 for x in losses)))
