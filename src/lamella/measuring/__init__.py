@@ -5,7 +5,9 @@
     activations   hidden states between layers: one pass a sample feeds every metric that needs them
     tokensets     hidden states -> top-k token sets, through the embedding matrix (LSAQ eq. 1-3)
     weights       metrics of the weights alone: outliers, weight difference
-    sensitivity   what predictions lose when one tensor or layer is rounded; its probes and their rounding errors
+    sensitivity   what predictions lose when one tensor or layer is rounded
+    probes        the running model that it is measured on
+    rounding_errors, inputs   what other types than the probed one would cost
     journal       finished probes on disk, so that an interrupted measurement goes on
     columns       mean squared activation of each weight column: the importance matrix for rounding
     rows          weight rows as float32, a bounded piece at a time, on all cores

@@ -5,8 +5,8 @@
 
 The model is loaded once and stays as it is.  For each probe the weight is pointed at a rounded copy, the same text is
 read, and the distributions of the next token are compared with those of the untouched model, which are held
-(``measuring.probes``).  One probe a tensor is enough: what other types would cost follows from their rounding errors
-(``measuring.rounding_errors``).
+(``measuring.probes``).  One probe a tensor is enough: what other types would cost follows from their errors in the
+tensor's products (``measuring.rounding_errors``).
 
 That losses of single tensors add up is an assumption.  It is checked by rounding *all* tensors at once at several
 types; the checks are part of the measurement, and planning corrects its predictions by them.
@@ -15,20 +15,23 @@ types; the checks are part of the measurement, and planning corrects its predict
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from lamella.core.artifacts import AdditivityCheck, LayerScore, Measurement, TensorLoss
 from lamella.core.errors import InvalidRequest
-from lamella.core.model import ModelSpec
+from lamella.core.model import ModelSpec, TensorSpec
 from lamella.core.precision import GGML_TYPES, GgmlType
 from lamella.llama.gguf import ModelFile
-from lamella.llama.handles import Model
+from lamella.llama.handles import Model, usable_cores
 from lamella.llama.imatrix import ImportanceMatrix
+from lamella.llama.quantize import prepare
 from lamella.measuring.calibration import CalibrationFile, read_texts
+from lamella.measuring.inputs import InputStatistics, gather_inputs
 from lamella.measuring.probes import Loss, Probes
 from lamella.measuring.progress import Progress, named
-from lamella.measuring.rounding_errors import column_weights, offered_types, rounding_errors
+from lamella.measuring.rounding_errors import column_weights, errors_by_type, offered_types
 from lamella.measuring.samples import Sampling, TaskWindows, task_windows
 from lamella.measuring.scores import joint_scores
 from lamella.measuring.settings import MeasureSettings
@@ -36,6 +39,8 @@ from lamella.measuring.settings import MeasureSettings
 FILE_SAMPLES, FILE_WINDOW_TOKENS = 2, 256
 SELF_SAMPLES, SELF_WINDOW_TOKENS = 8, 64
 SHORTEST_WINDOW = 8
+OTHER_PROBES = ("IQ4_NL", "Q5_0")
+"""For tensors that are stored at the probe's type, which would lose nothing."""
 CHECKED_TYPES = ("Q8_0", "Q5_0", "Q4_0")
 """For the whole model at once: rows of 32 allow them, and what they lose spans two orders of magnitude."""
 
@@ -101,12 +106,13 @@ def measure_sensitivity(
         )
         with Probes(model_file, model, tasks, importance, settings.n_threads) as probes:
             todo = probes_of(spec, settings, probes.names)
-            checks = {f"all {name}": _whole(spec, GGML_TYPES[name], probes.names) for name in CHECKED_TYPES}
+            checks = _checks(spec, probes.names) if settings.level == "tensor" else {}
             losses = _run(probes, todo | checks, journal, on_progress)
+        inputs = gather_inputs(model, tasks[0].windows[0], settings.n_threads)
     if settings.level == "layer":
         return _layer_measurement(spec, tasks, described, [losses[key] for key in todo])
-    errors = _all_errors(model_file, todo, importance, on_progress)
-    return _tensor_measurement(spec, tasks, described, losses, errors)
+    errors = _all_errors(model_file, todo, inputs, importance, settings.n_threads, on_progress)
+    return _tensor_measurement(spec, tasks, described, todo, losses, errors)
 
 
 def probes_of(spec: ModelSpec, settings: MeasureSettings, names: frozenset[str]) -> dict[str, dict[str, GgmlType]]:
@@ -115,14 +121,18 @@ def probes_of(spec: ModelSpec, settings: MeasureSettings, names: frozenset[str])
     Raises:
         InvalidRequest: the probe's type fits no tensor.
     """
-    whole = _whole(spec, GGML_TYPES[settings.probe.upper()], names)
-    if not whole:
+    probed = {
+        t.name: target
+        for t in spec.tensors
+        if t.is_matrix and t.name in names and (target := _probe_type(t, settings.probe)) is not None
+    }
+    if not probed:
         lengths = sorted({t.row_length for t in spec.tensors if t.is_matrix})
         raise InvalidRequest(f"no tensor can be probed at {settings.probe}: rows have {lengths} weights")
     if settings.level == "tensor":
-        return {name: {name: target} for name, target in whole.items()}
+        return {name: {name: target} for name, target in probed.items()}
     return {
-        f"layer {layer.index}": {t.name: whole[t.name] for t in layer.tensors if t.name in whole}
+        f"layer {layer.index}": {t.name: probed[t.name] for t in layer.tensors if t.name in probed}
         for layer in spec.layers
     }
 
@@ -146,9 +156,19 @@ def _described(
     }
 
 
+def _checks(spec: ModelSpec, names: frozenset[str]) -> dict[str, dict[str, GgmlType]]:
+    return {f"all {name}": _whole(spec, GGML_TYPES[name], names) for name in CHECKED_TYPES}
+
+
 def _whole(spec: ModelSpec, target: GgmlType, names: frozenset[str]) -> dict[str, GgmlType]:
     """All matrices of the model that can be of a type; those that are of it already change nothing."""
     return {t.name: target for t in spec.tensors if t.is_matrix and t.name in names and target.allows_row(t.row_length)}
+
+
+def _probe_type(tensor: TensorSpec, probe: str) -> GgmlType | None:
+    """The probe for a tensor: the one asked for, or another where the tensor is of that type already."""
+    possible = (GGML_TYPES[name] for name in (probe.upper(), *OTHER_PROBES))
+    return next((t for t in possible if t.allows_row(tensor.row_length) and t != tensor.type), None)
 
 
 def _run(
@@ -167,15 +187,31 @@ def _run(
 
 
 def _all_errors(
-    model_file: ModelFile, names: Mapping[str, object], importance: ImportanceMatrix | None, on_progress: Progress
+    model_file: ModelFile,
+    names: Collection[str],
+    inputs: Mapping[str, InputStatistics],
+    importance: ImportanceMatrix | None,
+    n_threads: int,
+    on_progress: Progress,
 ) -> dict[str, dict[str, float]]:
+    """Errors of every probed tensor at every type it may have."""
     count = named(on_progress, len(names), "comparing types")
-    errors = {}
-    for name in names:
+
+    def compare(name: str) -> dict[str, float]:
         data = model_file.tensors[name]
         weights = column_weights(data.spec, importance)
-        errors[name] = rounding_errors(data, offered_types(data.spec, weights is not None), weights)
-        count(len(errors))
+        return errors_by_type(data, offered_types(data.spec, weights is not None), weights, inputs.get(name))
+
+    for target in GGML_TYPES.values():
+        prepare(target)
+    errors: dict[str, dict[str, float]] = {}
+    pool = ThreadPoolExecutor(n_threads or usable_cores(), "lamella-compare")
+    try:
+        for name, found in zip(names, pool.map(compare, names), strict=True):
+            errors[name] = found
+            count(len(errors))
+    finally:
+        pool.shutdown(cancel_futures=True)
     return errors
 
 
@@ -194,11 +230,11 @@ def _tensor_measurement(
     spec: ModelSpec,
     tasks: Sequence[TaskWindows],
     described: Mapping[str, int | float | str],
+    probed: Mapping[str, Mapping[str, GgmlType]],
     losses: Mapping[str, Losses],
     errors: Mapping[str, Mapping[str, float]],
 ) -> Measurement:
-    probe = str(described["probe"])
-    tensors = tuple(tensor_loss(name, probe, joint(losses[name]), errors[name]) for name in errors)
+    tensors = tuple(tensor_loss(name, probed[name][name].name, joint(losses[name]), errors[name]) for name in errors)
     checks = tuple(_check(name, joint(losses[f"all {name}"]), tensors) for name in CHECKED_TYPES)
     per_task = {
         task.described.task: tuple(
