@@ -122,7 +122,8 @@ def test_layers_are_probed_as_a_whole(model: ModelFile, text: Path, tmp_path: Pa
     settings = dataclasses.replace(SETTINGS, level="layer")
     found = measure_model(model, ["sensitivity"], [parse_calibration(str(text))], settings)["sensitivity"]
     assert [s.layer for s in found.layers] == list(range(model.spec.n_layers))
-    assert not found.tensors and not found.checks
+    assert not found.tensors
+    assert not found.checks
     rounded = {t.name: "Q4_0" for t in model.spec.layers[1].matrices}
     assert found.layers[1].mean == pytest.approx(stray(model, text, rounded, tmp_path), rel=1e-5)
 
