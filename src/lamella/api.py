@@ -31,11 +31,12 @@ from lamella.llama.gguf import ModelFile, read_model
 from lamella.llama.handles import ContextOptions, usable_cores
 from lamella.llama.imatrix import ImportanceMatrix, read_imatrix, serialise_imatrix
 from lamella.llama.kernels import KernelTimes
+from lamella.llama.stock_mix import MIXES, canonical_mix, stock_types
 from lamella.measuring import ImportanceSettings, MeasureSettings, measure_model, parse_calibration
 from lamella.measuring.journal import journal_file
 from lamella.measuring.sensitivity import no_journal
-from lamella.planning.policies import make_plan
-from lamella.planning.request import PlanRequest
+from lamella.planning.policies import LADDER, METRICS, check_policy, make_plan
+from lamella.planning.request import PlanRequest, StockTypes, check_limits
 from lamella.planning.specs import builtin_spec
 from lamella.quantize.build import BuildReport, OnProgress, build_variant
 from lamella.resources import devices as resource_devices
@@ -163,6 +164,11 @@ def plan(
     alpha: float | None = None,
     precision: str | None = None,
     outside: str | None = None,
+    average_bits: float | None = None,
+    bits_per_weight: float | None = None,
+    seed: int | None = None,
+    mix: str | None = None,
+    importance: ImportanceMatrix | None = None,
     scheme: Scheme = "block",
     context: int | None = None,
     parallel: int = 1,
@@ -178,31 +184,45 @@ def plan(
 
     Args:
         model: a path, ``smollm2``, or ``spec:NAME``.
-        policy: ``uniform``, ``lsaq`` or ``alpha``.
-        memory: bytes or a size such as ``6GiB``; None: what the device has free, for ``lsaq`` and for ``uniform``
-            without a precision; the others then plan without a limit.
+        policy: ``uniform``, ``lsaq``, ``alpha``, ``lwq-cosine``, ``lwq-outlier``, ``random`` or ``stock``.
+        memory: bytes or a size such as ``6GiB``; None, and no other limit: what the device has free, for ``lsaq``,
+            ``lwq-*``, ``random``, and for ``uniform`` without a precision; the others then plan without a limit.
         alpha: aggressiveness of ``alpha``, in (0, 1]; smaller is more aggressive.
         precision: of ``uniform``: a menu name or a ggml type.
         outside: precision of embedding and head, or ``keep``; None: the policy's default.
+        average_bits: in place of memory: ceiling of the layers' mean nominal bits.
+        bits_per_weight: in place of memory: ceiling of the stored bits over all weights.
+        seed: of ``random``: of the order of the layers; None: 0.
+        mix: of ``stock``: a mix of llama-quantize, such as ``Q4_K_M``.
+        importance: of ``stock``: the matrix that the plan will be built with; some mixes choose other types then.
         context: tokens for each sequence that memory is kept for; None: up to 4096 (for a specification: LSAQ's
             own arithmetic, whose reserve covers it).
-        measurement: importance of the layers; None: ``jaccard`` on text that the model writes, or for a
-            specification the prior of ``planning.importance``.
+        measurement: importance of the layers; None: the policy's metric (``planning.policies.METRICS``), on text
+            that the model writes, or for a specification the prior of ``planning.importance``.
         wait: wait until memory is free instead of failing (LSAQ's pause).
 
     Raises:
         DoesNotFit: nothing fits; says by how much.
         InvalidRequest: arguments without a meaning.
-        ArtifactError: the measurement is of another model.
+        ArtifactError: the measurement or the importance matrix is of another model.
     """
     budget = Budget(_as_bytes(memory), device)
-    base = _base_request(model, policy, measurement, scheme, alpha, precision, outside, on_progress)
+    check_plan_arguments(
+        policy, measurement, memory=memory, average_bits=average_bits, bits_per_weight=bits_per_weight,
+        seed=seed, mix=mix, importance=importance,
+    )  # fmt: skip
+    base = PlanRequest(
+        load_spec(model), scheme=scheme, alpha=alpha, precision=precision, outside=outside,
+        average_bits=average_bits, bits_per_weight=bits_per_weight, seed=seed,
+        stock=_stock(model, mix, importance) if mix is not None else None,
+    )  # fmt: skip
+    base = _with_importance(model, policy, base, measurement, on_progress)
     needs = _needs(model, base.spec, policy, context, parallel, kv_type)
 
     def try_plan(budget_bytes: int | None) -> Plan:
         return make_plan(policy, replace(needs(base, budget_bytes), budget_bytes=budget_bytes))
 
-    needs_limit = policy == "lsaq" or (policy == "uniform" and precision is None)
+    needs_limit = not base.has_limit and (policy in LADDER or (policy == "uniform" and precision is None))
     limit = budget.limit_bytes
     if limit is None and not needs_limit:
         return try_plan(None)
@@ -211,6 +231,36 @@ def plan(
     if limit is not None:
         try_plan(limit)  # what does not fit the limit itself is not worth waiting for
     return wait_until_fits(try_plan, budget.now, timeout_seconds=timeout_seconds, on_wait=on_wait)
+
+
+def check_plan_arguments(
+    policy: str,
+    measurement: Measurement | None = None,
+    *,
+    memory: str | int | None = None,
+    average_bits: float | None = None,
+    bits_per_weight: float | None = None,
+    seed: int | None = None,
+    mix: str | None = None,
+    importance: ImportanceMatrix | None = None,
+) -> None:
+    """Refuse at once, before anything is measured, arguments of ``plan`` that do not go together.
+
+    Raises:
+        InvalidRequest: says which, and what would do.
+    """
+    check_policy(policy, measurement.metric if measurement else None)
+    check_limits(_as_bytes(memory), average_bits, bits_per_weight)
+    if mix is None and policy == "stock":
+        raise InvalidRequest(f"policy stock needs a mix of llama-quantize: {', '.join(MIXES)}")
+    if mix is not None and policy != "stock":
+        raise InvalidRequest(f"a mix is for policy stock, not for {policy}")
+    if importance is not None and policy != "stock":
+        raise InvalidRequest(f"policy {policy} asks no importance matrix which types to choose; only stock does")
+    if seed is not None and policy != "random":
+        raise InvalidRequest(f"a seed is for policy random, not for {policy}")
+    if measurement is not None and policy in ("random", "stock"):
+        raise InvalidRequest(f"policy {policy} looks at no measurement")
 
 
 def build(
@@ -308,15 +358,31 @@ def _kernel_table(n_threads: int, cache_folder: Path | None) -> KernelTable:
 
 
 def default_name(plan: Plan) -> str:
-    """A variant's name after its plan: ``alpha-0.5``, ``uniform-int4``, ``lsaq-6.00GiB``; ``-channel`` behind it."""
+    """A variant's name after its plan, with ``-channel`` behind it for that scheme.
+
+    ``alpha-0.5``, ``uniform-int4``, ``lsaq-6.00GiB``, ``lwq-cosine-7bits``, ``random-seed3-5.5bpw``, ``stock-q4_k_m``,
+    and ``stock-q4_k_m-imatrix`` where its types were chosen for an importance matrix.
+    """
     if plan.policy == "alpha":
         name = f"alpha-{plan.settings['alpha']:g}"
     elif plan.policy == "uniform":
         name = f"uniform-{plan.layers[0].precision}"
+    elif plan.policy == "stock":
+        name = f"stock-{plan.settings['mix']}".lower() + ("-imatrix" if plan.settings["imatrix"] == "yes" else "")
     else:
-        limit = plan.budget_bytes
-        name = plan.policy + (f"-{format_bytes(limit)}".replace(" ", "") if limit else "")
+        seed = plan.settings.get("seed")
+        name = plan.policy + (f"-seed{seed}" if seed else "") + _limit_name(plan)
     return name if plan.scheme == "block" else f"{name}-{plan.scheme}"
+
+
+def _limit_name(plan: Plan) -> str:
+    """How large the plan was allowed to be, for a name; "" without a limit."""
+    if plan.budget_bytes:
+        return f"-{format_bytes(plan.budget_bytes)}".replace(" ", "")
+    for setting, unit in (("target_average_bits", "bits"), ("target_bits_per_weight", "bpw")):
+        if setting in plan.settings:
+            return f"-{plan.settings[setting]:g}{unit}"
+    return ""
 
 
 def read_measurement(path: Path) -> Measurement:
@@ -387,22 +453,25 @@ def _as_bytes(memory: str | int | None) -> int | None:
     return parse_bytes(memory) if isinstance(memory, str) else memory
 
 
-def _base_request(
-    model: str | Path,
-    policy: str,
-    measurement: Measurement | None,
-    scheme: Scheme,
-    alpha: float | None,
-    precision: str | None,
-    outside: str | None,
-    on_progress: OnMeasure,
+def _stock(model: str | Path, mix: str, importance: ImportanceMatrix | None) -> StockTypes:
+    """The types of a mix, by llama.cpp's own dry run."""
+    if str(model).startswith(SPEC_PREFIX):
+        raise InvalidRequest(f"policy stock asks llama.cpp about a model file, and {model} is a specification")
+    mix, source = canonical_mix(mix), load(model)
+    if importance is not None:
+        importance.check_model(source.spec.identity, source.spec.tensors)
+    with_importance = importance is not None
+    return StockTypes(mix, with_importance, stock_types(source.paths, mix, with_importance=with_importance))
+
+
+def _with_importance(
+    model: str | Path, policy: str, request: PlanRequest, measurement: Measurement | None, on_progress: OnMeasure
 ) -> PlanRequest:
-    """The request without memory; measures the layers' importance where the policy needs it and nobody gave it."""
-    request = PlanRequest(load_spec(model), scheme=scheme, alpha=alpha, precision=precision, outside=outside)
+    """The request with the layers' importance; measures it where the policy needs it and nobody gave it."""
     if measurement is not None:
         check_same_structure(measurement, request.spec.identity, "the measurement")
     elif needs_measuring(model, policy):
-        measurement = measure(model, on_progress=on_progress)
+        measurement = measure(model, METRICS[policy], on_progress=on_progress)
     if measurement is None:
         return request
     return replace(request, importance=measurement.importance(), settings={"metric": measurement.metric})
@@ -410,7 +479,7 @@ def _base_request(
 
 def needs_measuring(model: str | Path, policy: str) -> bool:
     """Whether a policy wants to know the layers' importance, and there are weights to measure it on."""
-    return policy in ("lsaq", "alpha") and not str(model).startswith(SPEC_PREFIX)
+    return policy in METRICS and not str(model).startswith(SPEC_PREFIX)
 
 
 def _needs(
@@ -418,7 +487,7 @@ def _needs(
 ) -> Callable[[PlanRequest, int | None], PlanRequest]:
     """How to add to a request what running needs besides weights; the dry run is made once."""
     is_spec = str(model).startswith(SPEC_PREFIX)
-    if is_spec and policy == "lsaq" and context is None:
+    if is_spec and policy in LADDER and context is None:
         return lambda request, _: request  # LSAQ's own arithmetic
     n_ctx = context if context is not None else min(DEFAULT_CONTEXT, spec.context_length or DEFAULT_CONTEXT)
     options = ContextOptions(n_ctx=n_ctx, n_sequences=parallel, kv_type=kv_type, n_outputs=parallel)

@@ -144,6 +144,49 @@ def test_waiting_for_what_can_never_fit_fails_at_once(run: Run, model: Path) -> 
     assert "1.00 MiB" in err
 
 
+@pytest.mark.parametrize("policy", ["lsaq", "lwq-cosine", "lwq-outlier", "random"])
+def test_plans_of_equal_average_bits_compare(run: Run, policy: str) -> None:
+    document = _json(run("plan", "spec:llama-2-7b", "--policy", policy, "--average-bits", "7", "--json"))
+    assert document["average_bits"] == 7
+    assert document["budget_bytes"] is None
+    assert [x["precision"] for x in document["layers"]].count("int4") == 8
+    assert document["settings"]["target_average_bits"] == 7
+
+
+def test_too_few_bits_do_not_fit_in_both_forms(run: Run) -> None:
+    code, out, err = run("plan", "spec:llama-2-7b", "--average-bits", "3", "--json")
+    document = json.loads(out)
+    assert (code, document["fits"], document["average_bits"]) == (4, False, 4)
+    assert "has 4 average bits, more than the 3 that were asked" in err
+
+
+def test_a_stock_mix_is_planned_and_built(run: Run, model: Path, tmp_path: Path) -> None:
+    plan, folder = tmp_path / "q4.json", tmp_path / "store"
+    document = _json(run("plan", model, "--policy", "stock", "--mix", "q4_k_m", "--out", plan, "--json"))
+    assert (document["settings"]["mix"], document["settings"]["imatrix"]) == ("Q4_K_M", "no")
+    assert {document["tensors"][f"blk.{i}.attn_q.weight"] for i in range(3)} == {"Q4_K"}
+    assert _json(run("build", model, folder, "--plan", plan, "--json"))["built"][0]["variant"] == "q4"
+    assert "stock, 3 Q4_K" in run("plan", model, "--policy", "stock", "--mix", "Q4_K", "--plot", tmp_path / "p.png")[1]
+
+
+def test_bad_mixes_and_measurements_are_refused_before_work(run: Run, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    for arguments, code, says in (
+        (["stock", "--mix", "Q4_K_XL"], 2, "llama-quantize knows Q1_0"),
+        (["stock", "--mix", "IQ2_XS"], 2, "makes no IQ2_XS of this model without an importance matrix"),
+        (["stock", "--mix", "Q4_K_M", "--imatrix", model], 5, "no importance matrix"),
+        (["stock", "--mix", "Q4_K_M", "--outside", "int8"], 2, "every type from the mix"),
+        (["stock", "--mix", "Q4_K_M", "--average-bits", "2"], 4, "ask for a smaller mix"),
+        (["stock", "--mix", "Q4_K_M", "--measurement", _measured(run, model)], 2, "looks at no measurement"),
+        (["lwq-cosine", "--measurement", _measured(run, model)], 2, "measure with --metric cosine"),
+    ):
+        found, shown, err = run("plan", model, "--policy", *arguments, "--out", out)
+        assert (found, shown) == (code, "")
+        assert says in err
+        assert len(err.strip().splitlines()) == 1
+    assert not out.exists()
+
+
 def _measured(run: Run, model: Path) -> Path:
     path = model.with_name("measured.json")
     if not path.exists():
@@ -260,6 +303,15 @@ def test_a_chat_obeys_its_commands(run: Run, store: Path, monkeypatch: pytest.Mo
         (["plan", "spec:llama-2-7b", "--policy", "alpha", "--alpha", "0"], 2, "(0, 1]"),
         (["plan", "spec:llama-2-7b", "--policy", "alpha", "--alpha", "1.5"], 2, "(0, 1]"),
         (["plan", "spec:llama-2-7b", "--policy", "uniform", "--precision", "int9"], 2, "int9"),
+        (["plan", "spec:llama-2-7b", "--average-bits", "7", "--memory", "6GiB"], 2, "not memory and average bits"),
+        (["plan", "spec:llama-2-7b", "--average-bits", "7", "--bits-per-weight", "6"], 2, "a plan has one limit"),
+        (["plan", "spec:llama-2-7b", "--average-bits", "-1"], 2, "above 0"),
+        (["plan", "spec:llama-2-7b", "--bits-per-weight", "nan"], 2, "above 0"),
+        (["plan", "spec:llama-2-7b", "--policy", "stock"], 2, "needs a mix of llama-quantize: Q1_0"),
+        (["plan", "spec:llama-2-7b", "--policy", "stock", "--mix", "Q4_K_M"], 2, "is a specification"),
+        (["plan", "spec:llama-2-7b", "--policy", "lsaq", "--mix", "Q4_K_M"], 2, "a mix is for policy stock"),
+        (["plan", "spec:llama-2-7b", "--policy", "lsaq", "--seed", "1"], 2, "a seed is for policy random"),
+        (["plan", "spec:llama-2-7b", "--policy", "random", "--seed", "-1"], 2, "at least 0"),
         (["plan", "nowhere.gguf"], 3, "does not exist"),
         (["inspect", "nowhere.gguf"], 3, "does not exist"),
         (["store", "ls", "nowhere"], 6, "nowhere"),

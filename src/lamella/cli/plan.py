@@ -18,7 +18,7 @@ from lamella.core.errors import DoesNotFit
 from lamella.core.precision import Scheme
 from lamella.core.units import format_bytes, format_seconds
 from lamella.measuring import MeasureSettings
-from lamella.planning.policies import POLICIES
+from lamella.planning.policies import METRICS, POLICIES
 from lamella.report.plots import plot_plan
 from lamella.resources.waiting import Waiting
 
@@ -31,9 +31,22 @@ def plan(
     memory: Annotated[
         str | None, typer.Option(help="Memory to stay within, such as 6GiB. Default: what the device has free.")
     ] = None,
+    average_bits: Annotated[
+        float | None, typer.Option(help="In place of --memory: mean nominal bits of the layers, as LSAQ counts.")
+    ] = None,
+    bits_per_weight: Annotated[
+        float | None, typer.Option(help="In place of --memory: stored bits over all weights, at most.")
+    ] = None,
     alpha: Annotated[float | None, typer.Option(help="Of policy alpha: in (0, 1], smaller is more aggressive.")] = None,
     precision: Annotated[
         str | None, typer.Option(help="Of policy uniform: fp16, int8 ... int2, or a ggml type. Default: what fits.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of policy random: of the order of the layers. Default: 0.")] = None,
+    mix: Annotated[
+        str | None, typer.Option(help="Of policy stock: a mix that llama-quantize knows, such as Q4_K_M.")
+    ] = None,
+    imatrix: Annotated[
+        Path | None, typer.Option(help="Of policy stock: the importance matrix that lamella build will be given.")
     ] = None,
     outside: Annotated[
         str | None, typer.Option(help="Precision of embedding and head, or 'keep'. Default: the policy's.")
@@ -62,21 +75,27 @@ def plan(
     """
     config = Config.from_environment(os.environ)
     given = api.read_measurement(measurement) if measurement else None
+    importance = api.read_importance(imatrix) if imatrix else None
+    api.check_plan_arguments(
+        policy, given, memory=memory, average_bits=average_bits, bits_per_weight=bits_per_weight,
+        seed=seed, mix=mix, importance=importance,
+    )  # fmt: skip
     if given is None and api.needs_measuring(model, policy):
         with progress("measuring importance", quiet=json) as update:
             settings = MeasureSettings(n_threads=config.n_threads)
-            given = api.measure(model, settings=settings, on_progress=update)
-    if memory is None:
+            given = api.measure(model, METRICS[policy], settings=settings, on_progress=update)
+    if memory is None and average_bits is None and bits_per_weight is None:
         _say_device(device or config.device)
     try:
         made = api.plan(
             model, policy, memory=memory, alpha=alpha, precision=precision, outside=outside, scheme=scheme,
+            average_bits=average_bits, bits_per_weight=bits_per_weight, seed=seed, mix=mix, importance=importance,
             context=context, parallel=parallel, kv_type=kv_type, measurement=given,
             device=device or config.device, wait=wait, timeout_seconds=timeout, on_wait=_say_waiting,
         )  # fmt: skip
     except DoesNotFit as error:
         if json:
-            print_json({**to_plain(error.smallest_plan), "error": _error(error)})
+            print_json({**to_plain(error.smallest_plan), "fits": False, "error": _error(error)})
             note(f"lamella: {error}")
             raise typer.Exit(error.exit_code) from None
         raise
