@@ -78,7 +78,9 @@ def import_file(
         )
         return
     origin = "with the plan it was exported with" if report.from_export else "types as in the file"
-    say(f"{variant.name}: {format_bytes(variant.n_bytes)}, {variant.plan.bits_per_weight:.2f} bits per weight, {origin}")
+    say(
+        f"{variant.name}: {format_bytes(variant.n_bytes)}, {variant.plan.bits_per_weight:.2f} bits per weight, {origin}"
+    )
     say(
         f"{report.n_shared} of {len(variant.shards)} shards were in {store} already; "
         f"{format_bytes(report.new_bytes)} added in {format_seconds(report.seconds)}"

@@ -150,18 +150,21 @@ def check_same_model(store: Store, source: ModelFile, resident: _Resident) -> No
     """
     identity = source.spec.identity
     if identity.structure != store.identity.structure:
-        metadata, shapes = _metadata(source.paths[0]), {n: t.spec.shape for n, t in source.tensors.items()}
-        keys = [
-            k for k in _differing(metadata, resident.metadata)
-            if is_structural(k, identity.architecture) or is_structural(k, store.identity.architecture)
-        ]  # fmt: skip
-        tensors = _differing(shapes, {n: t.spec.shape for n, t in resident.tensors.items()})
-        raise _other_model(store, source, f"it differs in {_some([*keys, *tensors])}")
+        raise _other_model(store, source, _structural_difference(store, source, resident))
     vectors = [t for t in source.tensors.values() if _is_comparable(t.spec, resident.tensors[t.spec.name].spec)]
     other = [t.spec.name for t in vectors if _sample(t) != _sample(resident.tensors[t.spec.name])]
     if 2 * len(other) > len(vectors):
         reason = f"{len(other)} of {len(vectors)} norms and biases, which quantizing keeps, have other values"
         raise _other_model(store, source, f"{reason}, for example {other[0]}")
+
+
+def _structural_difference(store: Store, source: ModelFile, resident: _Resident) -> str:
+    architecture = store.identity.architecture
+    if source.spec.identity.architecture != architecture:
+        return "another architecture"
+    keys = _differing(_metadata(source.paths[0]), resident.metadata)
+    mine, theirs = ({n: t.spec.shape for n, t in tensors.items()} for tensors in (source.tensors, resident.tensors))
+    return f"it differs in {_some([*(k for k in keys if is_structural(k, architecture)), *_differing(mine, theirs)])}"
 
 
 def _is_comparable(mine: TensorSpec, other: TensorSpec) -> bool:
