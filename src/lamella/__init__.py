@@ -23,7 +23,19 @@ from typing import TYPE_CHECKING, Any
 from lamella.version import __version__
 
 if TYPE_CHECKING:
-    from lamella.api import build, devices, evaluate, gather_importance, load, load_spec, measure, open_engine, plan
+    from lamella.api import (
+        build,
+        devices,
+        evaluate,
+        export,
+        gather_importance,
+        import_file,
+        load,
+        load_spec,
+        measure,
+        open_engine,
+        plan,
+    )
     from lamella.core.artifacts import Measurement, Plan, Variant
     from lamella.core.errors import LamellaError
     from lamella.evaluating import Exams
@@ -37,7 +49,9 @@ _WHERE = {
     "build": "api",
     "devices": "api",
     "evaluate": "api",
+    "export": "api",
     "gather_importance": "api",
+    "import_file": "api",
     "load": "api",
     "load_spec": "api",
     "measure": "api",
@@ -76,7 +90,9 @@ __all__ = [
     "build",
     "devices",
     "evaluate",
+    "export",
     "gather_importance",
+    "import_file",
     "load",
     "load_spec",
     "measure",

@@ -21,12 +21,15 @@ from pathlib import Path
 
 from lamella import measuring
 from lamella.core.artifacts import Measurement, Plan, check_same_structure, from_json, to_json
-from lamella.core.errors import ArtifactError, InvalidRequest
+from lamella.core.errors import ArtifactError, InvalidRequest, UnknownVariant
 from lamella.core.model import ModelSpec
 from lamella.core.precision import Scheme
 from lamella.core.units import format_bytes, parse_bytes
 from lamella.evaluating import Evaluation, Exams
 from lamella.evaluating import evaluate as evaluate_variants
+from lamella.exchange import exporting, importing
+from lamella.exchange.exporting import ExportReport
+from lamella.exchange.importing import ImportReport
 from lamella.llama.gguf import ModelFile, read_model
 from lamella.llama.handles import ContextOptions, usable_cores
 from lamella.llama.imatrix import ImportanceMatrix, read_imatrix, serialise_imatrix
@@ -46,7 +49,7 @@ from lamella.resources.need import default_reserve, file_overhead, spec_overhead
 from lamella.resources.waiting import Waiting, wait_until_fits
 from lamella.run.engine import Engine, EngineOptions
 from lamella.run.kernel_table import KernelTable
-from lamella.store.files import storage_errors
+from lamella.store.files import new_file
 from lamella.store.store import Store
 
 DEFAULT_CONTEXT = 4096
@@ -298,6 +301,60 @@ def build(
     )
 
 
+def export(
+    store: str | Path,
+    file: str | Path,
+    variant: str | None = None,
+    *,
+    force: bool = False,
+    on_progress: OnMeasure = _silent,
+) -> ExportReport:
+    """Write a variant as one GGUF file, for llama.cpp and every program that is built on it.
+
+    Args:
+        variant: its name; None: the only one of the store.
+        force: replace the file if it exists.
+
+    Raises:
+        InvalidRequest: the file exists, or the store has several variants and none was named.
+        StoreError, StorageFailed: see ``lamella.exchange.exporting.export_variant``.
+    """
+    opened = Store.open(Path(store))
+    name = variant or _only_variant(opened)
+    return exporting.export_variant(opened, name, Path(file), force=force, on_progress=on_progress)
+
+
+def import_file(
+    file: str | Path,
+    store: str | Path,
+    name: str | None = None,
+    *,
+    n_threads: int | None = None,
+    on_progress: OnMeasure = _silent,
+) -> ImportReport:
+    """Take a GGUF file of any tool into a store as a variant, its tensors as they are.
+
+    Args:
+        store: folder; made if it does not exist.
+        name: of the variant; None: the one that the file was exported from, or the file's own.
+
+    Raises:
+        ModelError, StoreError, StorageFailed: see ``lamella.exchange.importing.import_file``.
+    """
+    return importing.import_file(Path(file), Path(store), name, n_threads=n_threads, on_progress=on_progress)
+
+
+def _only_variant(store: Store) -> str:
+    names = store.variant_names()
+    if len(names) > 1:
+        raise InvalidRequest(
+            f"{store.path} has {len(names)} variants; say which, as {store.path}@NAME: {', '.join(names)}"
+        )
+    if not names:
+        raise UnknownVariant(f"{store.path} holds no variant yet; build one with: lamella build MODEL {store.path}")
+    return names[0]
+
+
 def open_engine(
     store: str | Path,
     variant: str | None = None,
@@ -431,13 +488,8 @@ def write_importance(matrix: ImportanceMatrix, path: Path) -> None:
 
 
 def _write_whole(data: bytes, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    with storage_errors(path, "writing", len(data)):
-        try:
-            temporary.write_bytes(data)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with new_file(path, len(data), replace=True) as file:
+        file.write(data)
 
 
 def _read(path: Path) -> bytes:

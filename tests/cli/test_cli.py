@@ -55,7 +55,19 @@ def _json(result: tuple[int, str, str]) -> Any:
 def test_help_lists_the_commands(run: Run) -> None:
     code, out, _ = run("--help")
     assert code == 0
-    for command in ("inspect", "devices", "measure", "imatrix", "plan", "build", "store", "run", "eval"):
+    for command in (
+        "inspect",
+        "devices",
+        "measure",
+        "imatrix",
+        "plan",
+        "build",
+        "store",
+        "run",
+        "eval",
+        "export",
+        "import",
+    ):
         assert command in out
 
 
@@ -413,3 +425,43 @@ def test_eval_complains_in_one_sentence(run: Run, store: Path, tmp_path: Path) -
     assert code == 2
     assert "nothing to evaluate on" in err
     assert run("eval", store, "--text", tmp_path, "--no-kl", "--reference", "uniform-int4")[0] == 2
+
+
+def test_export_and_import_have_what_scripts_rely_on(run: Run, store: Path, tmp_path: Path) -> None:
+    file, copy = tmp_path / "four.gguf", tmp_path / "copy"
+    exported = _json(run("export", f"{store}@uniform-int4", file, "--json"))
+    assert (exported["variant"], exported["file"]) == ("uniform-int4", str(file))
+    assert exported["bytes"] == file.stat().st_size
+    imported = _json(run("import", file, copy, "--json"))
+    assert (imported["variant"], imported["policy"], imported["from_export"]) == ("uniform-int4", "uniform", True)
+    assert (imported["shards"], imported["shared"]) == (6, 0)
+    again = _json(run("import", file, copy, "--name", "again", "--json"))
+    assert (again["shared"], again["new_bytes"], again["metadata_left_out"]) == (6, 0, [])
+    assert "llama-server -m" in run("export", f"{copy}@again", tmp_path / "again.gguf")[1]
+    assert "6 of 6 shards" in run("import", file, copy, "--name", "third")[1]
+
+
+def test_export_and_import_complain_in_one_sentence(run: Run, store: Path, model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "x.gguf"
+    file.write_text("mine")
+    for words, code, says in (
+        (["export", store, tmp_path / "y.gguf"], 2, "uniform-int4, uniform-int8"),
+        (["export", f"{store}@uniform-int4", file], 2, "--force"),
+        (["export", f"{store}@huge", tmp_path / "y.gguf"], 6, "uniform-int4"),
+        (["import", file, tmp_path / "s"], 3, "not a GGUF file"),
+        (["import", model, tmp_path / "s", "--name", "../up"], 2, "cannot name a variant"),
+        (["import", model, file], 6, "is a file"),
+    ):
+        found, out, err = run(*words)
+        assert (found, out) == (code, "")
+        assert says in err
+        assert len(err.strip().splitlines()) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["x.gguf"]
+
+
+def test_layers_are_drawn_by_their_bits_whatever_named_them(run: Run, model: Path, tmp_path: Path) -> None:
+    for precision in ("Q6_K", "IQ4_NL", "fp16"):
+        _json(run("build", model, tmp_path / "s", "--precision", precision, "--json"))
+    listed = run("store", "ls", tmp_path / "s")[1]
+    for strip in ("666", "444", "FFF"):
+        assert strip in listed

@@ -126,6 +126,7 @@ class LayerPlan:
     """What one layer gets.
 
     Attributes:
+        precision: a name of the menu or a ggml type; of a layer that mixes types, the type of most of its weights.
         bytes: of all its tensors at that precision.
         importance: the layer's score in [0, 1] that the policy saw; None for policies that look at none.
     """
@@ -155,7 +156,7 @@ class Plan:
     """Which ggml type each tensor gets, and what that costs.
 
     Attributes:
-        policy: its name (``planning.policies``).
+        policy: its name (``planning.policies``); ``imported`` for types read off a file.
         model: what the plan is for.
         scheme: how values are rounded into the types.
         settings: the policy's arguments: precision, alpha, mix, seed, targets in bits, context, metric.

@@ -17,17 +17,17 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from lamella.core.artifacts import Plan, ShardRef, Variant
-from lamella.core.errors import INTERRUPTED_EXIT_CODE, LamellaError, StorageFailed, UnknownVariant
+from lamella.core.errors import INTERRUPTED_EXIT_CODE, ArtifactError, LamellaError, StorageFailed, UnknownVariant
 from lamella.core.units import format_bytes
 from lamella.llama.gguf import ModelFile, padding
 from lamella.llama.imatrix import ImportanceMatrix
-from lamella.quantize.recipe import ShardJob, importance_hash, shard_jobs
+from lamella.quantize.recipe import ShardJob, copy_jobs, importance_hash, shard_jobs
 from lamella.quantize.shard import shard_header
 from lamella.quantize.tensor import Chunk, SourceFiles, chunks_of, convert_chunk, in_order, prepare
 from lamella.store.files import free_bytes
@@ -107,7 +107,6 @@ def build_variant(
         StorageFailed: the file system refused; no partial file is left.
         BuildStopped: ``should_stop`` said so.
     """
-    started = time.perf_counter()
     check_variant_name(name)
     store.check_same_model(source.spec.identity)
     jobs = shard_jobs(source, plan, importance)
@@ -115,13 +114,51 @@ def build_variant(
         plan = replace(plan, settings={**plan.settings, IMPORTANCE_SETTING: used})
     with store.shared_lock():
         _refuse_taken_name(source, store, name, jobs, importance)
-        shards = {job.group.number: ref for job in jobs if (ref := store.recall(job.recipe_id))}
-        missing = [job for job in jobs if job.group.number not in shards]
-        _check_space(store, missing)
-        watch = _Watch(len(jobs), missing, on_progress, should_stop)
-        made = _make_shards(source, store, missing, n_threads or len(os.sched_getaffinity(0)), watch)
-        shards.update(made)
-        variant = store.add_variant(name, plan, [shards[job.group.number] for job in jobs])
+        return _make_variant(source, plan, store, name, jobs, {}, n_threads, on_progress, should_stop)
+
+
+def copy_variant(
+    source: ModelFile,
+    plan: Plan,
+    store: Store,
+    name: str,
+    *,
+    known: Mapping[int, ShardRef],
+    n_threads: int | None = None,
+    on_progress: OnProgress | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> BuildReport:
+    """Make the variant ``name`` of a source's tensors as they are; for the rest see ``build_variant``.
+
+    The caller has seen to it that source and store are one model, and holds ``shared_lock``.
+
+    Args:
+        plan: what the variant's document says about its types; nothing is converted.
+        known: shards to take from the store instead of making them, by number.
+    """
+    return _make_variant(source, plan, store, name, copy_jobs(source), known, n_threads, on_progress, should_stop)
+
+
+def _make_variant(
+    source: ModelFile,
+    plan: Plan,
+    store: Store,
+    name: str,
+    jobs: Sequence[ShardJob],
+    known: Mapping[int, ShardRef],
+    n_threads: int | None,
+    on_progress: OnProgress | None,
+    should_stop: Callable[[], bool] | None,
+) -> BuildReport:
+    """Make the shards that the store has not, and the variant of all of them.  The caller holds ``shared_lock``."""
+    started = time.perf_counter()
+    shards = {job.group.number: ref for job in jobs if (ref := store.recall(job.recipe_id))} | dict(known)
+    missing = [job for job in jobs if job.group.number not in shards]
+    _check_space(store, missing)
+    watch = _Watch(len(jobs), missing, on_progress, should_stop)
+    made = _make_shards(source, store, missing, n_threads or len(os.sched_getaffinity(0)), watch)
+    shards.update(made)
+    variant = store.add_variant(name, plan, [shards[job.group.number] for job in jobs])
     written_bytes = sum(ref.n_bytes for ref in made.values())
     return BuildReport(variant, len(jobs), len(jobs) - len(made), written_bytes, time.perf_counter() - started)
 
@@ -138,7 +175,11 @@ def _refuse_taken_name(
     if used != found.plan.settings.get(IMPORTANCE_SETTING, ""):
         raise variant_exists(store, found)
     importance = importance if used else None  # the found plan may be of a scheme that takes none
-    if [job.recipe_id for job in shard_jobs(source, found.plan, importance)] != [job.recipe_id for job in jobs]:
+    try:
+        found_jobs = shard_jobs(source, found.plan, importance)
+    except ArtifactError:  # an imported variant: its plan is for the file that it came from
+        raise variant_exists(store, found) from None
+    if [job.recipe_id for job in found_jobs] != [job.recipe_id for job in jobs]:
         raise variant_exists(store, found)
 
 
