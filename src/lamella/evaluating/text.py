@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from lamella.core.errors import InvalidRequest
 from lamella.evaluating.distributions import Column, Logits, divergences, log_normalizers, token_losses
 from lamella.evaluating.statistics import Estimate, exponential, mean
-from lamella.evaluating.subject import Subject
+from lamella.evaluating.subject import Room, Subject
 from lamella.llama.handles import Model
 
 SMALLEST_WINDOW = 4  # two halves, each with a token to score or to see
@@ -92,8 +92,7 @@ class TextExam:
         if 0 < model.trained_context < n_tokens:
             raise InvalidRequest(f"windows of {n_tokens} tokens, but the model was trained for {model.trained_context}")
         self.windows = cut_windows(text, model, n_tokens, n_windows)
-        self.n_ctx = n_tokens
-        self.n_outputs = n_tokens - n_tokens // 2
+        self.room = Room(n_tokens, n_tokens, n_tokens - n_tokens // 2)
 
     def run(
         self, subject: Subject, variants: Sequence[str], reference: str | None, tick: Callable[[str], None]
@@ -118,7 +117,7 @@ class TextExam:
         return {name: tally.scores() for name, tally in tallies.items()}
 
     def _read(self, subject: Subject, window: Window) -> _Reading:
-        logits = subject.window_logits(window.fed, self.n_outputs)[:-1]  # nothing follows the last token
+        logits = subject.window_logits(window.fed, self.room.n_outputs)[:-1]  # nothing follows the last token
         normalizers = log_normalizers(logits)
         return _Reading(logits, normalizers, token_losses(logits, normalizers, window.targets))
 
