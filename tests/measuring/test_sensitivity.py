@@ -14,7 +14,7 @@ from lamella.core.errors import ArtifactError, InvalidRequest, StorageFailed
 from lamella.core.precision import GGML_TYPES
 from lamella.llama.gguf import ModelFile, read_model
 from lamella.llama.handles import Context, ContextOptions, Model
-from lamella.llama.logits import divergences, log_normalizers
+from lamella.llama.logits import divergences, survey
 from lamella.measuring import MeasureSettings, measure_model, parse_calibration
 from lamella.measuring.calibration import read_texts
 from lamella.measuring.journal import journal_file
@@ -68,7 +68,7 @@ def stray(model: ModelFile, text: Path, rounded: Mapping[str, str], folder: Path
     with Model.load(model.paths) as untouched, Model.load(store.shard_paths(store.variant("rounded"))) as other:
         tasks = windows_of(untouched, text)
         reference, logits = logits_of(untouched, tasks), logits_of(other, tasks)
-    values = divergences(reference, log_normalizers(reference), logits, log_normalizers(logits))
+    values = divergences(reference, survey(reference).normalizers, logits, survey(logits).normalizers)
     return float(values.mean())
 
 

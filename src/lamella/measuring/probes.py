@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from lamella.core.precision import GgmlType
 from lamella.llama.gguf import ModelFile
 from lamella.llama.handles import Context, ContextOptions, Model, usable_cores
 from lamella.llama.imatrix import ImportanceMatrix
-from lamella.llama.logits import Column, Logits, divergences, log_normalizers
+from lamella.llama.logits import Column, Logits, divergences, survey
 from lamella.llama.weights import OwnWeight, locate_weights, read_state, write_state
 from lamella.measuring.calibration import Window
 from lamella.measuring.rounding_errors import column_weights, round_tensor
@@ -28,8 +27,6 @@ SCORED_SHARE = 0.75
 """Of a window: its first tokens have little to go by and stray for other reasons."""
 HELD_BYTES = 512 * 2**20
 """Of the reference's logits; with a large vocabulary fewer positions are scored."""
-
-F = TypeVar("F", np.float32, np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +76,7 @@ class Probes:
             1, min(int(SCORED_SHARE * longest), HELD_BYTES // (4 * model.vocabulary.n_tokens * len(windows)))
         )
         options = ContextOptions(longest, n_batch=longest, n_outputs=self._n_scored, n_threads=n_threads)
-        self._pool = ThreadPoolExecutor(n_threads or usable_cores(), "lamella-probe")
+        self._n_threads = n_threads or usable_cores()
         self._context = Context(model, options)
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(self.close)
@@ -111,7 +108,6 @@ class Probes:
     def close(self) -> None:
         """Free everything but the model."""
         self._context.close()
-        self._pool.shutdown()
 
     def __enter__(self) -> Self:
         return self
@@ -132,7 +128,7 @@ class Probes:
 
     def _read(self, window: Window) -> _Reading:
         logits = self._logits(window).copy()
-        normalizers = np.concatenate(list(self._pool.map(log_normalizers, _parts(logits))))
+        normalizers = survey(logits, self._n_threads).normalizers
         if not np.isfinite(normalizers).all():
             raise EngineFailed("the model computes NaN or infinity on this text")
         return _Reading(window, logits, normalizers)
@@ -142,7 +138,8 @@ class Probes:
         found: list[Column] = []
         for reading in readings:
             logits = self._logits(reading.window)
-            found += self._pool.map(_strayed, _parts(reading.logits), _parts(reading.normalizers), _parts(logits))
+            normalizers = survey(logits, self._n_threads).normalizers
+            found.append(divergences(reading.logits, reading.normalizers, logits, normalizers, self._n_threads))
         return np.concatenate(found)
 
     def _logits(self, window: Window) -> Logits:
@@ -150,12 +147,3 @@ class Probes:
         self._context.keep(0)
         self._context.decode(window, 0, n_outputs=n_scored)
         return self._context.last_logits(n_scored)
-
-
-def _strayed(reference: Logits, normalizers: Column, logits: Logits) -> Column:
-    return divergences(reference, normalizers, logits, log_normalizers(logits))
-
-
-def _parts(rows: NDArray[F]) -> list[NDArray[F]]:
-    """One part for each core."""
-    return np.array_split(rows, usable_cores())
