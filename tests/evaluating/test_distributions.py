@@ -4,11 +4,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lamella.evaluating.distributions import divergences, log_normalizers, token_losses
+from lamella.evaluating.distributions import Column, divergences, survey, token_losses
 
 
 def _logits(seed: int, rows: int = 19, columns: int = 300) -> NDArray[np.float32]:
     return (np.random.default_rng(seed).standard_normal((rows, columns)) * 4).astype(np.float32)
+
+
+def _normalizers(logits: NDArray[np.float32]) -> Column:
+    return survey(logits).normalizers
 
 
 def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -20,18 +24,18 @@ def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 def test_losses_are_those_of_a_softmax_in_double_precision() -> None:
     logits, targets = _logits(0), np.arange(19) * 7
     expected = -_log_softmax(logits)[np.arange(19), targets]
-    assert token_losses(logits, log_normalizers(logits), targets) == pytest.approx(expected, abs=1e-5)
+    assert token_losses(logits, _normalizers(logits), targets) == pytest.approx(expected, abs=1e-5)
 
 
 def test_huge_logits_do_not_overflow() -> None:
-    assert log_normalizers(np.full((1, 4), 1e4, np.float32)) == pytest.approx([1e4 + np.log(4)])
+    assert _normalizers(np.full((1, 4), 1e4, np.float32)) == pytest.approx([1e4 + np.log(4)])
 
 
 def test_divergence_is_the_textbook_sum() -> None:
     p, q = _logits(1), _logits(2)
     log_p, log_q = _log_softmax(p), _log_softmax(q)
     expected = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
-    assert divergences(p, log_normalizers(p), q, log_normalizers(q)) == pytest.approx(expected, rel=1e-5)
+    assert divergences(p, _normalizers(p), q, _normalizers(q)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_small_divergences_are_not_lost_in_rounding() -> None:
@@ -39,9 +43,23 @@ def test_small_divergences_are_not_lost_in_rounding() -> None:
     q = p + np.random.default_rng(3).standard_normal(p.shape).astype(np.float32) * 1e-2
     log_p, log_q = _log_softmax(p), _log_softmax(q)
     expected = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
-    assert divergences(p, log_normalizers(p), q, log_normalizers(q)) == pytest.approx(expected, abs=2e-6)
+    assert divergences(p, _normalizers(p), q, _normalizers(q)) == pytest.approx(expected, abs=2e-6)
 
 
 def test_a_distribution_does_not_diverge_from_itself() -> None:
     p = _logits(4)
-    assert not divergences(p, log_normalizers(p), p.copy(), log_normalizers(p)).any()
+    assert not divergences(p, _normalizers(p), p.copy(), _normalizers(p)).any()
+
+
+def test_the_likeliest_token_is_the_first_of_the_largest() -> None:
+    assert survey(np.array([[0, 3, 1, 3], [2, 1, 0, 0]], np.float32)).best.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("n_threads", [2, 3, 16])
+def test_threads_change_nothing(n_threads: int) -> None:
+    p, q = _logits(5, rows=23), _logits(6, rows=23)
+    alone, together = survey(p), survey(p, n_threads)
+    assert (together.normalizers == alone.normalizers).all()
+    assert (together.best == alone.best).all()
+    one = divergences(p, alone.normalizers, q, _normalizers(q))
+    assert (divergences(p, alone.normalizers, q, _normalizers(q), n_threads) == one).all()

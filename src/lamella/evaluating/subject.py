@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamella.core.artifacts import Variant
-from lamella.evaluating.distributions import Column, Logits, log_normalizers, token_losses
+from lamella.evaluating.distributions import Column, Logits, Survey, survey, token_losses
 from lamella.evaluating.requests import Request
 from lamella.llama import gguf
-from lamella.llama.handles import Context, ContextOptions, Model, Vocabulary
+from lamella.llama.handles import Context, ContextOptions, Model, Vocabulary, usable_cores
 from lamella.run.prefix import shared_prefix
 from lamella.run.variants import LiveVariants
 from lamella.store.store import Store
@@ -73,6 +73,7 @@ class Subject:
 
     Attributes:
         model: the loaded model.
+        n_threads: that compute.
     """
 
     def __init__(self, store: Store, variants: Sequence[Variant]) -> None:
@@ -92,6 +93,7 @@ class Subject:
             on_failure.callback(self.model.close)
             self._live = LiveVariants(store, self.model, tensors, {}, n_warm=len(variants), check=False)
             on_failure.pop_all()
+        self.n_threads = usable_cores()
         self._context: Context | None = None
         self._cached: tuple[int, ...] = ()
         self._name = ""
@@ -111,7 +113,7 @@ class Subject:
         """
         if self._context is not None:
             self._context.close()
-        self._context, self._cached = None, ()
+        self._context, self._cached, self.n_threads = None, (), n_threads or usable_cores()
         options = ContextOptions(n_ctx=room.n_ctx, n_batch=room.n_batch, n_outputs=room.n_outputs, n_threads=n_threads)
         self._context = Context(self.model, options)
 
@@ -134,20 +136,25 @@ class Subject:
         self._cached = tuple(tokens)
         return self._working.last_logits(n_outputs)
 
+    def survey(self, logits: Logits) -> Survey:
+        """Look at logits on as many threads as compute them."""
+        return survey(logits, self.n_threads)
+
     def losses(self, request: Request) -> Column:
         """``-log p`` of each token of the continuation.
 
         What the request shares with the previous one (a question with other choices, a paragraph with another question)
         is taken from the KV cache.
         """
-        return np.concatenate([_losses(*piece) for piece in self._scored(request)])
+        return self.answer(request).losses
 
     def answer(self, request: Request) -> Answer:
         """The losses, and whether the continuation is what the model itself would have written."""
         losses, is_greedy = [], True
         for logits, targets in self._scored(request):
-            losses.append(_losses(logits, targets))
-            is_greedy = is_greedy and bool((logits.argmax(axis=1) == targets).all())
+            seen = self.survey(logits)
+            losses.append(token_losses(logits, seen.normalizers, targets))
+            is_greedy = is_greedy and bool((seen.best == targets).all())
         return Answer(np.concatenate(losses), is_greedy)
 
     def _scored(self, request: Request) -> Iterator[tuple[Logits, NDArray[np.int64]]]:
@@ -190,7 +197,3 @@ class Subject:
         n_kept = self._context.keep(n_tokens) if self._context is not None else 0
         self._cached = self._cached[:n_kept]
         return n_kept
-
-
-def _losses(logits: Logits, targets: NDArray[np.int64]) -> Column:
-    return token_losses(logits, log_normalizers(logits), targets)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamella.core.errors import InvalidRequest
-from lamella.evaluating.distributions import Column, Logits, divergences, log_normalizers, token_losses
+from lamella.evaluating.distributions import Column, Logits, Survey, divergences, token_losses
 from lamella.evaluating.statistics import Estimate, exponential, mean
 from lamella.evaluating.subject import Room, Subject
 from lamella.llama.handles import Model
@@ -105,21 +105,23 @@ class TextExam:
         """
         order = [reference, *variants] if reference else list(variants)
         tallies = {name: _Tally() for name in order}
+        memory: Logits | None = None
         for window in self.windows:
             held: _Reading | None = None
             for name in order:
                 subject.use(name)
                 reading = self._read(subject, window)
-                tallies[name].add(reading, held)
+                tallies[name].add(reading, held, subject.n_threads)
                 if name == reference:
-                    held = reading.copy()
+                    memory = np.empty_like(reading.logits) if memory is None else memory
+                    held = reading.kept_in(memory)
                 tick(name)
         return {name: tally.scores() for name, tally in tallies.items()}
 
     def _read(self, subject: Subject, window: Window) -> _Reading:
         logits = subject.window_logits(window.fed, self.room.n_outputs)[:-1]  # nothing follows the last token
-        normalizers = log_normalizers(logits)
-        return _Reading(logits, normalizers, token_losses(logits, normalizers, window.targets))
+        seen = subject.survey(logits)
+        return _Reading(logits, seen, token_losses(logits, seen.normalizers, window.targets))
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +162,13 @@ class _Reading:
     """What one variant said in the scored half of one window; the logits may be a view of the context's memory."""
 
     logits: Logits
-    normalizers: Column
+    seen: Survey
     losses: Column
 
-    def copy(self) -> _Reading:
-        return _Reading(self.logits.copy(), self.normalizers, self.losses)
+    def kept_in(self, memory: Logits) -> _Reading:
+        """The same with logits that stay."""
+        np.copyto(memory, self.logits)
+        return _Reading(memory, self.seen, self.losses)
 
 
 class _Tally:
@@ -176,16 +180,16 @@ class _Tally:
         self._divergences: list[Column] = []
         self._agreements: list[Column] = []
 
-    def add(self, reading: _Reading, reference: _Reading | None) -> None:
+    def add(self, reading: _Reading, reference: _Reading | None, n_threads: int) -> None:
         self._losses.append(reading.losses)
         if reference is None:
             return
         self._differences.append(reading.losses - reference.losses)
+        mine, theirs = reading.seen, reference.seen
         self._divergences.append(
-            divergences(reference.logits, reference.normalizers, reading.logits, reading.normalizers)
+            divergences(reference.logits, theirs.normalizers, reading.logits, mine.normalizers, n_threads)
         )
-        same = reading.logits.argmax(axis=1) == reference.logits.argmax(axis=1)
-        self._agreements.append(same.astype(np.float64))
+        self._agreements.append((mine.best == theirs.best).astype(np.float64))
 
     def scores(self) -> TextScores:
         loss = mean(np.concatenate(self._losses))
