@@ -1,6 +1,6 @@
 """Claim: evaluating three variants costs at most 1.1 times the sum of their forward passes, with one load.
 
-    .venv/bin/python -m benchmarks.eval_cost [--model smollm2] [--windows 6] [--items 40] [--rounds 5]
+    .venv/bin/python -m benchmarks.eval_cost [--model smollm2] [--windows 4] [--items 12] [--rounds 5]
 
 ``evaluate`` (perplexity with KL divergence on windows of a text; then log-likelihoods of a tasks file) alternates with
 the bare forward passes of the same tokens through an equal context: decodes with logits and nothing else, the KV cache
@@ -44,8 +44,8 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--text", type=Path, default=DATA / "wikitext2" / "wiki.test.raw")
     parser.add_argument("--tasks", type=Path, default=DATA / "hellaswag.jsonl")
-    parser.add_argument("--windows", type=int, default=6)
-    parser.add_argument("--items", type=int, default=40)
+    parser.add_argument("--windows", type=int, default=4)
+    parser.add_argument("--items", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     kinds = {

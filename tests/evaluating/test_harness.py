@@ -15,9 +15,10 @@ import pytest
 from lamella.cli import main
 from lamella.core.errors import InvalidRequest
 from lamella.evaluating.evaluation import Exams, evaluate
+from lamella.evaluating.requests import make_request
 from lamella.evaluating.scoring import ChoiceScores
 from lamella.evaluating.subject import Room, Subject
-from lamella.llama.handles import SamplingOptions
+from lamella.llama.handles import Model, SamplingOptions
 from lamella.run.engine import Engine
 from lamella.store.store import Store
 from tests.evaluating.conftest import WriteTasks
@@ -103,6 +104,46 @@ def test_a_task_of_the_harness_scores_what_our_own_evaluation_does(
         assert found["results"]["quiz"]["acc,none"] == pytest.approx(scores.acc.value)
         assert found["results"]["quiz"]["acc_norm,none"] == pytest.approx(scores.acc_norm.value)
         assert found["config"]["variant"] == variant
+
+
+@pytest.mark.parametrize(("context", "continuation"), [
+    ("The sky is", " blue"), ("The sky is ", "blue"), ("Q:\n\n", "a b"), ("<s>Who?</s>", " me"), ("fo", "x"),
+])  # fmt: skip
+def test_pairs_are_tokenized_as_the_harness_does(store: Store, context: str, continuation: str) -> None:
+    from lm_eval.api.model import TemplateLM
+
+    class _Theirs:
+        """As much of a model as ``TemplateLM._encode_pair`` looks at."""
+
+        backend = "causal"
+
+        def tok_encode(self, text: str) -> list[int]:
+            tokens = subject.vocabulary.tokenize(text)
+            return tokens[1:] if text.startswith("<s>") else tokens  # "must handle strings that already contain BOS"
+
+    with Subject(store, [store.variant("small")]) as subject:
+        before, after = TemplateLM._encode_pair(_Theirs(), context, continuation)
+        request = make_request(subject.vocabulary, context, continuation, 256, parse_special=True)
+    assert (list(request.context), list(request.continuation)) == (before, after)
+
+
+def test_a_chat_is_rendered_by_the_models_template(
+    open_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    model = open_model()
+    plain = model.tokenizer_name
+    monkeypatch.setattr(Model, "chat_template", property(lambda _: template))
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello, "}]
+    assert model.apply_chat_template(chat[:1]) == "[user]Hi</s>[assistant]"
+    assert model.apply_chat_template(chat, add_generation_prompt=False) == "[user]Hi</s>[assistant]Hello,"
+    assert model.chat_template(True) == template
+    assert model.tokenizer_name != plain
+    with pytest.raises(InvalidRequest, match="chat template 'rag' by name"):
+        model.chat_template("rag")
 
 
 def test_greedy_is_what_the_model_would_write(store: Store, open_model: Callable[..., Any]) -> None:
