@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lamella.llama.logits import Column, divergences, survey, token_losses
+from lamella.llama.logits import Column, Reference, survey, token_losses
 
 
 def _logits(seed: int, rows: int = 19, columns: int = 300) -> NDArray[np.float32]:
@@ -13,6 +13,13 @@ def _logits(seed: int, rows: int = 19, columns: int = 300) -> NDArray[np.float32
 
 def _normalizers(logits: NDArray[np.float32]) -> Column:
     return survey(logits).normalizers
+
+
+def _divergences(p: NDArray[np.float32], q: NDArray[np.float32], n_threads: int = 1) -> Column:
+    """Of ``q`` from ``p``."""
+    reference = Reference(p.shape)
+    reference.hold(p, _normalizers(p), n_threads)
+    return reference.divergences(q, _normalizers(q), n_threads)
 
 
 def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -35,7 +42,7 @@ def test_divergence_is_the_textbook_sum() -> None:
     p, q = _logits(1), _logits(2)
     log_p, log_q = _log_softmax(p), _log_softmax(q)
     expected = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
-    assert divergences(p, _normalizers(p), q, _normalizers(q)) == pytest.approx(expected, rel=1e-5)
+    assert _divergences(p, q) == pytest.approx(expected, rel=1e-5)
 
 
 def test_small_divergences_are_not_lost_in_rounding() -> None:
@@ -43,12 +50,12 @@ def test_small_divergences_are_not_lost_in_rounding() -> None:
     q = p + np.random.default_rng(3).standard_normal(p.shape).astype(np.float32) * 1e-2
     log_p, log_q = _log_softmax(p), _log_softmax(q)
     expected = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
-    assert divergences(p, _normalizers(p), q, _normalizers(q)) == pytest.approx(expected, abs=2e-6)
+    assert _divergences(p, q) == pytest.approx(expected, abs=2e-6)
 
 
 def test_a_distribution_does_not_diverge_from_itself() -> None:
     p = _logits(4)
-    assert not divergences(p, _normalizers(p), p.copy(), _normalizers(p)).any()
+    assert not _divergences(p, p.copy()).any()
 
 
 def test_the_likeliest_token_is_the_first_of_the_largest() -> None:
@@ -61,5 +68,13 @@ def test_threads_change_nothing(n_threads: int) -> None:
     alone, together = survey(p), survey(p, n_threads)
     assert (together.normalizers == alone.normalizers).all()
     assert (together.best == alone.best).all()
-    one = divergences(p, alone.normalizers, q, _normalizers(q))
-    assert (divergences(p, alone.normalizers, q, _normalizers(q), n_threads) == one).all()
+    assert (_divergences(p, q, n_threads) == _divergences(p, q)).all()
+
+
+def test_a_reference_keeps_what_it_held_when_the_logits_change() -> None:
+    p, q = _logits(7), _logits(8)
+    expected = _divergences(p, q)
+    reference, view = Reference(p.shape), p.copy()
+    reference.hold(view, _normalizers(p))
+    view[:] = q
+    assert (reference.divergences(view, _normalizers(q)) == expected).all()

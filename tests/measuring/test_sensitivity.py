@@ -14,7 +14,7 @@ from lamella.core.errors import ArtifactError, InvalidRequest, StorageFailed
 from lamella.core.precision import GGML_TYPES
 from lamella.llama.gguf import ModelFile, read_model
 from lamella.llama.handles import Context, ContextOptions, Model
-from lamella.llama.logits import divergences, survey
+from lamella.llama.logits import Reference, survey
 from lamella.measuring import MeasureSettings, measure_model, parse_calibration
 from lamella.measuring.calibration import read_texts
 from lamella.measuring.journal import journal_file
@@ -68,8 +68,9 @@ def stray(model: ModelFile, text: Path, rounded: Mapping[str, str], folder: Path
     with Model.load(model.paths) as untouched, Model.load(store.shard_paths(store.variant("rounded"))) as other:
         tasks = windows_of(untouched, text)
         reference, logits = logits_of(untouched, tasks), logits_of(other, tasks)
-    values = divergences(reference, survey(reference).normalizers, logits, survey(logits).normalizers)
-    return float(values.mean())
+    held = Reference(reference.shape)
+    held.hold(reference, survey(reference).normalizers)
+    return float(held.divergences(logits, survey(logits).normalizers).mean())
 
 
 def test_a_probe_loses_what_a_file_with_that_tensor_rounded_loses(model: ModelFile, text: Path, tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ Windows are llama-perplexity's (tools/perplexity/perplexity.cpp, ``perplexity``)
 into windows of ``n_tokens``; the first token of each gives way to BOS where the model wants one; tokens of the second
 half are scored, each after everything before it in the window.  So figures compare with llama.cpp's.
 
-Window by window the reference reads first and its logits of the scored half are held; then each variant reads the same
-window and is compared.  Memory is one window's logits, twice.
+Window by window the reference reads first and its logits of the scored half are held, and their probabilities; then
+each variant reads the same window and is compared.  Memory is one window's logits, three times.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lamella.core.errors import InvalidRequest
 from lamella.evaluating.statistics import Estimate, exponential, mean
 from lamella.evaluating.subject import Room, Subject
 from lamella.llama.handles import Model
-from lamella.llama.logits import Column, Logits, Survey, divergences, token_losses
+from lamella.llama.logits import Column, Logits, Reference, Survey, token_losses
 
 SMALLEST_WINDOW = 4  # two halves, each with a token to score or to see
 
@@ -105,16 +105,19 @@ class TextExam:
         """
         order = [reference, *variants] if reference else list(variants)
         tallies = {name: _Tally() for name in order}
-        memory: Logits | None = None
+        held = Reference((self.room.n_outputs - 1, subject.vocabulary.n_tokens)) if reference else None
         for window in self.windows:
-            held: _Reading | None = None
+            first: _Reading | None = None
             for name in order:
                 subject.use(name)
                 reading = self._read(subject, window)
-                tallies[name].add(reading, held, subject.n_threads)
-                if name == reference:
-                    memory = np.empty_like(reading.logits) if memory is None else memory
-                    held = reading.kept_in(memory)
+                tallies[name].add(reading)
+                if held and first:
+                    kl = held.divergences(reading.logits, reading.seen.normalizers, subject.n_threads)
+                    tallies[name].compare(reading, first, kl)
+                elif held:
+                    first = reading
+                    held.hold(reading.logits, reading.seen.normalizers, subject.n_threads)
                 tick(name)
         return {name: tally.scores() for name, tally in tallies.items()}
 
@@ -159,16 +162,11 @@ def _window(tokens: list[int], prefix: list[int]) -> Window:
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """What one variant said in the scored half of one window; the logits may be a view of the context's memory."""
+    """What one variant said in the scored half of one window; the logits are a view that the next pass overwrites."""
 
     logits: Logits
     seen: Survey
     losses: Column
-
-    def kept_in(self, memory: Logits) -> _Reading:
-        """The same with logits that stay."""
-        np.copyto(memory, self.logits)
-        return _Reading(memory, self.seen, self.losses)
 
 
 class _Tally:
@@ -180,16 +178,14 @@ class _Tally:
         self._divergences: list[Column] = []
         self._agreements: list[Column] = []
 
-    def add(self, reading: _Reading, reference: _Reading | None, n_threads: int) -> None:
+    def add(self, reading: _Reading) -> None:
         self._losses.append(reading.losses)
-        if reference is None:
-            return
+
+    def compare(self, reading: _Reading, reference: _Reading, divergences: Column) -> None:
+        """Against what the reference said of the same window; its logits are not looked at."""
         self._differences.append(reading.losses - reference.losses)
-        mine, theirs = reading.seen, reference.seen
-        self._divergences.append(
-            divergences(reference.logits, theirs.normalizers, reading.logits, mine.normalizers, n_threads)
-        )
-        self._agreements.append((mine.best == theirs.best).astype(np.float64))
+        self._divergences.append(divergences)
+        self._agreements.append((reading.seen.best == reference.seen.best).astype(np.float64))
 
     def scores(self) -> TextScores:
         loss = mean(np.concatenate(self._losses))

@@ -58,27 +58,42 @@ def token_losses(logits: Logits, normalizers: Column, targets: NDArray[np.int64]
     return losses
 
 
-def divergences(
-    reference: Logits, reference_normalizers: Column, logits: Logits, normalizers: Column, n_threads: int = 1
-) -> Column:
-    """KL(reference || other) for each row, in nats.
+class Reference:
+    """Distributions that others are compared with: logits and probabilities, copied into memory that is used again."""
 
-    Summed as ``p * (reference - other)`` over the logits, so that equal rows give exactly 0 and close ones lose nothing
-    to cancellation.  Rounding may leave a tiny negative number where the distributions are all but equal.
-    """
-    found = np.empty(len(logits))
+    def __init__(self, shape: tuple[int, int]) -> None:
+        """Room for logits of this shape, and for their probabilities."""
+        self._logits, self._p = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        self._normalizers = np.empty(shape[0])
 
-    def work(blocks: Sequence[slice]) -> None:
-        scratch = np.empty((2, BLOCK_ROWS, logits.shape[1]), np.float32)
-        for rows in blocks:
-            block, shift = reference[rows], reference_normalizers[rows, None].astype(np.float32)
-            p, gap = scratch[:, : len(block)]
-            np.exp(np.subtract(block, shift, out=p), out=p)
-            np.subtract(block, logits[rows], out=gap)
-            found[rows] = np.einsum("ij,ij->i", p, gap) + (normalizers[rows] - reference_normalizers[rows])
+    def hold(self, logits: Logits, normalizers: Column, n_threads: int = 1) -> None:
+        """Copy logits; their probabilities are computed once for all that are compared with them."""
+        self._normalizers = normalizers
 
-    _in_blocks(work, len(logits), n_threads)
-    return found
+        def work(blocks: Sequence[slice]) -> None:
+            for rows in blocks:
+                self._logits[rows] = logits[rows]
+                shift = normalizers[rows, None].astype(np.float32)
+                np.exp(np.subtract(logits[rows], shift, out=self._p[rows]), out=self._p[rows])
+
+        _in_blocks(work, len(logits), n_threads)
+
+    def divergences(self, logits: Logits, normalizers: Column, n_threads: int = 1) -> Column:
+        """KL(reference || other) for each row, in nats.
+
+        Summed as ``p * (reference - other)`` over the logits, so that equal rows give exactly 0 and close ones lose
+        nothing to cancellation.  Rounding may leave a tiny negative number where the distributions are all but equal.
+        """
+        found = np.empty(len(logits))
+
+        def work(blocks: Sequence[slice]) -> None:
+            scratch = np.empty((BLOCK_ROWS, logits.shape[1]), np.float32)
+            for rows in blocks:
+                gap = np.subtract(self._logits[rows], logits[rows], out=scratch[: len(logits[rows])])
+                found[rows] = np.einsum("ij,ij->i", self._p[rows], gap) + (normalizers[rows] - self._normalizers[rows])
+
+        _in_blocks(work, len(logits), n_threads)
+        return found
 
 
 def _in_blocks(work: Callable[[Sequence[slice]], None], n_rows: int, n_threads: int) -> None:

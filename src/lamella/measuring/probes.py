@@ -17,7 +17,7 @@ from lamella.core.precision import GgmlType
 from lamella.llama.gguf import ModelFile
 from lamella.llama.handles import Context, ContextOptions, Model, usable_cores
 from lamella.llama.imatrix import ImportanceMatrix
-from lamella.llama.logits import Column, Logits, divergences, survey
+from lamella.llama.logits import Column, Logits, Reference, survey
 from lamella.llama.weights import OwnWeight, locate_weights, read_state, write_state
 from lamella.measuring.calibration import Window
 from lamella.measuring.rounding_errors import column_weights, round_tensor
@@ -26,7 +26,7 @@ from lamella.measuring.samples import TaskWindows
 SCORED_SHARE = 0.75
 """Of a window: its first tokens have little to go by and stray for other reasons."""
 HELD_BYTES = 512 * 2**20
-"""Of the reference's logits; with a large vocabulary fewer positions are scored."""
+"""Of the reference's logits and probabilities; with a large vocabulary fewer positions are scored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,7 @@ class _Reading:
     """What the untouched model says about the last tokens of a window."""
 
     window: Window
-    logits: Logits
-    normalizers: Column
+    said: Reference
 
 
 class Probes:
@@ -73,7 +72,7 @@ class Probes:
         windows = [w for task in tasks for w in task.windows]
         longest = max(map(len, windows))
         self._n_scored = max(
-            1, min(int(SCORED_SHARE * longest), HELD_BYTES // (4 * model.vocabulary.n_tokens * len(windows)))
+            1, min(int(SCORED_SHARE * longest), HELD_BYTES // (8 * model.vocabulary.n_tokens * len(windows)))
         )
         options = ContextOptions(longest, n_batch=longest, n_outputs=self._n_scored, n_threads=n_threads)
         self._n_threads = n_threads or usable_cores()
@@ -127,11 +126,13 @@ class Probes:
             write_state(address, copy.state)
 
     def _read(self, window: Window) -> _Reading:
-        logits = self._logits(window).copy()
+        logits = self._logits(window)
         normalizers = survey(logits, self._n_threads).normalizers
         if not np.isfinite(normalizers).all():
             raise EngineFailed("the model computes NaN or infinity on this text")
-        return _Reading(window, logits, normalizers)
+        said = Reference(logits.shape)
+        said.hold(logits, normalizers, self._n_threads)
+        return _Reading(window, said)
 
     def _strayed(self, readings: Sequence[_Reading]) -> NDArray[np.float64]:
         """Divergence at every scored token."""
@@ -139,7 +140,7 @@ class Probes:
         for reading in readings:
             logits = self._logits(reading.window)
             normalizers = survey(logits, self._n_threads).normalizers
-            found.append(divergences(reading.logits, reading.normalizers, logits, normalizers, self._n_threads))
+            found.append(reading.said.divergences(logits, normalizers, self._n_threads))
         return np.concatenate(found)
 
     def _logits(self, window: Window) -> Logits:
