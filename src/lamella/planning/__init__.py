@@ -6,6 +6,8 @@
     uniform      one precision for all layers
     lsaq         FP16 -> INT8 -> INT8 with the least important layers at INT4 -> does not fit
     alpha        bits by importance and aggressiveness
+    knapsack     a type for every tensor at least predicted loss: options (constraints), multichoice and exact (solve)
+    frontier     the same at every size
     policies     the policies by name
     memory       KV cache and compute buffers, as formulas
 

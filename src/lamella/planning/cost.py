@@ -14,6 +14,8 @@ from lamella.core.units import format_bytes
 from lamella.planning.request import KEEP, Overhead, PlanRequest
 
 _FP16_BITS = 16
+MIXED = "mixed"
+"""Precision of a layer whose matrices have several types."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,56 @@ def fits(request: PlanRequest, overhead: Overhead, choice: Choice) -> bool:
     return request.budget_bytes is None or total_bytes(request, overhead, choice) <= request.budget_bytes
 
 
+def build_tensor_plan(
+    policy: str,
+    request: PlanRequest,
+    overhead: Overhead,
+    tensors: Mapping[str, str],
+    *,
+    scores: Sequence[float],
+    predicted_loss: float,
+    settings: Mapping[str, int | float | str],
+) -> Plan:
+    """The plan of a choice made for each tensor, counted as stored.
+
+    A layer's precision is the ggml type that all its matrices have, or ``mixed``; average bits are stored bits.
+
+    Args:
+        tensors: ggml type of every tensor.
+        scores: importance of each layer in [0, 1].
+        settings: of the policy, beside the request's own.
+    """
+    spec = request.spec
+    layers = spec.layers
+    sizes = [_stored_bytes(layer.tensors, tensors) for layer in layers]
+    bits = [8 * size / layer.n_weights for size, layer in zip(sizes, layers, strict=True)]
+    need = MemoryNeed(
+        weight_bytes(spec, tensors), overhead.kv_cache_bytes, overhead.compute_bytes, overhead.reserve_bytes
+    )
+    return Plan(
+        policy=policy,
+        model=spec.identity,
+        scheme=request.scheme,
+        settings={**request.settings, "accounting": "exact", **settings},
+        layers=tuple(
+            LayerPlan(layer.index, layer_type(layer, tensors), size, score)
+            for layer, size, score in zip(layers, sizes, scores, strict=True)
+        ),
+        tensors=dict(tensors),
+        bits_per_weight=bits_per_weight(spec, tensors),
+        average_bits=math.fsum(bits) / len(bits),
+        bytes=need,
+        budget_bytes=request.budget_bytes,
+        predicted_loss=predicted_loss,
+    )
+
+
+def layer_type(layer: LayerSpec, tensors: Mapping[str, str]) -> str:
+    """The ggml type that all matrices of a layer have, or ``mixed``."""
+    types = {tensors[t.name] for t in layer.matrices}
+    return types.pop() if len(types) == 1 else MIXED
+
+
 def does_not_fit(
     policy: str, what: str, request: PlanRequest, overhead: Overhead, choice: Choice, advice: str = ""
 ) -> DoesNotFit:
@@ -115,13 +167,16 @@ def does_not_fit(
         what: names the choice: ``the smallest plan (all INT4)``.
         advice: what would fit.
     """
-    budget = request.budget_bytes or 0
-    plan = build_plan(policy, request, overhead, choice)
-    need = plan.bytes
+    return misses_budget(build_plan(policy, request, overhead, choice), what, advice)
+
+
+def misses_budget(plan: Plan, what: str, advice: str = "") -> DoesNotFit:
+    """The error that says by how much a plan misses its budget, and where its bytes go; arguments as above."""
+    budget, need = plan.budget_bytes or 0, plan.bytes
     parts = {"weights": need.weights, "KV cache": need.kv_cache, "compute": need.compute, "reserve": need.reserve}
     listed = ", ".join(f"{name} {format_bytes(n)}" for name, n in parts.items() if n)
     message = (
-        f"{what} of {request.spec.identity.name} needs {format_bytes(need.total)}, "
+        f"{what} of {plan.model.name} needs {format_bytes(need.total)}, "
         f"{format_bytes(need.total - budget)} more than the budget of {format_bytes(budget)} ({listed})"
     )
     message += f"; {advice}" if advice else ""

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lamella.core.artifacts import TensorLoss
 from lamella.core.errors import InvalidRequest
 from lamella.core.model import ModelSpec
 from lamella.core.precision import MENU, SCHEMES, Scheme, nominal_bits
 from lamella.core.units import GIB
 from lamella.planning import importance
+from lamella.planning.constraints import Constraints, Prices
 
 Accounting = Literal["exact", "nominal"]
 KEEP = "keep"
@@ -60,6 +62,16 @@ class PlanRequest:
         precision: ``uniform`` only: menu name or ggml type; None: the largest that fits the budget.
         alpha: ``alpha`` only: aggressiveness in (0, 1]; smaller is more aggressive.
         outside: precision of embedding and head, or ``keep``; None: the policy's default.
+        average_bits: a target for policies that place layers by their mean nominal bits.
+        bits_per_weight: at most so many stored bits over all weights of the model.
+        weights_bytes: ``knapsack``: at most so many bytes of weights, whatever else running needs.
+        losses: ``knapsack``: what each tensor loses at each type.
+        loss_ceiling: ``knapsack``: the smallest plan that is predicted to lose at most so many nats a token.
+        ms_per_token: ``knapsack``: matrix products of a generated token take at most so long, by ``prices``.
+        prompt_tokens_per_second: ``knapsack``: those of a prompt are at least so fast, by ``prices``.
+        constraints: ``knapsack``: types to avoid, floors, fused groups.
+        prices: ``knapsack``: how fast this machine multiplies by each type.
+        exact: ``knapsack``: prove the plan by integer program.
         settings: recorded in the plan as they are: metric, context, parallel, KV type.
     """
 
@@ -71,6 +83,16 @@ class PlanRequest:
     precision: str | None = None
     alpha: float | None = None
     outside: str | None = None
+    average_bits: float | None = None
+    bits_per_weight: float | None = None
+    weights_bytes: int | None = None
+    losses: tuple[TensorLoss, ...] = ()
+    loss_ceiling: float | None = None
+    ms_per_token: float | None = None
+    prompt_tokens_per_second: float | None = None
+    constraints: Constraints = field(default_factory=Constraints)
+    prices: Prices = field(default_factory=dict)
+    exact: bool = False
     settings: Mapping[str, int | float | str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
