@@ -23,12 +23,26 @@ from typing import TYPE_CHECKING, Any
 from lamella.version import __version__
 
 if TYPE_CHECKING:
-    from lamella.api import build, devices, evaluate, gather_importance, load, load_spec, measure, open_engine, plan
+    from lamella.api import (
+        build,
+        devices,
+        evaluate,
+        frontier,
+        gather_importance,
+        load,
+        load_spec,
+        measure,
+        measured_prices,
+        open_engine,
+        plan,
+    )
     from lamella.core.artifacts import Measurement, Plan, Variant
     from lamella.core.errors import LamellaError
     from lamella.evaluating import Exams
     from lamella.llama.handles import ContextOptions, SamplingOptions
     from lamella.measuring import ImportanceSettings, MeasureSettings
+    from lamella.planning.constraints import Constraints
+    from lamella.planning.frontier import Frontier
     from lamella.run.chat import Message
     from lamella.run.engine import Engine, EngineOptions
     from lamella.store.store import Store
@@ -37,16 +51,20 @@ _WHERE = {
     "build": "api",
     "devices": "api",
     "evaluate": "api",
+    "frontier": "api",
     "gather_importance": "api",
     "load": "api",
     "load_spec": "api",
     "measure": "api",
+    "measured_prices": "api",
     "open_engine": "api",
     "plan": "api",
+    "Constraints": "planning.constraints",
     "ContextOptions": "llama.handles",
     "Engine": "run.engine",
     "EngineOptions": "run.engine",
     "Exams": "evaluating",
+    "Frontier": "planning.frontier",
     "ImportanceSettings": "measuring",
     "LamellaError": "core.errors",
     "MeasureSettings": "measuring",
@@ -59,10 +77,12 @@ _WHERE = {
 }
 
 __all__ = [
+    "Constraints",
     "ContextOptions",
     "Engine",
     "EngineOptions",
     "Exams",
+    "Frontier",
     "ImportanceSettings",
     "LamellaError",
     "MeasureSettings",
@@ -76,10 +96,12 @@ __all__ = [
     "build",
     "devices",
     "evaluate",
+    "frontier",
     "gather_importance",
     "load",
     "load_spec",
     "measure",
+    "measured_prices",
     "open_engine",
     "plan",
 ]

@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lamella import measuring
-from lamella.core.artifacts import Measurement, Plan, check_same_structure, from_json, to_json
+from lamella.core.artifacts import Measurement, Plan, TensorLoss, check_same_structure, from_json, to_json
 from lamella.core.errors import ArtifactError, InvalidRequest
 from lamella.core.model import ModelSpec
-from lamella.core.precision import Scheme
+from lamella.core.precision import GGML_TYPES, Scheme
 from lamella.core.units import format_bytes, parse_bytes
 from lamella.evaluating import Evaluation, Exams
 from lamella.evaluating import evaluate as evaluate_variants
@@ -31,6 +31,9 @@ from lamella.llama.handles import ContextOptions, usable_cores
 from lamella.llama.imatrix import ImportanceMatrix, read_imatrix, serialise_imatrix
 from lamella.llama.kernels import KernelTimes
 from lamella.measuring import ImportanceSettings, MeasureSettings, measure_model, parse_calibration
+from lamella.planning import frontier as planning_frontier
+from lamella.planning.constraints import Constraints, Prices, TypePrice
+from lamella.planning.frontier import DEFAULT_POINTS, Frontier
 from lamella.planning.policies import make_plan
 from lamella.planning.request import PlanRequest
 from lamella.planning.specs import builtin_spec
@@ -42,10 +45,12 @@ from lamella.resources.need import default_reserve, file_overhead, spec_overhead
 from lamella.resources.waiting import Waiting, wait_until_fits
 from lamella.run.engine import Engine, EngineOptions
 from lamella.run.kernel_table import KernelTable
+from lamella.run.prices import prices_of
 from lamella.store.files import storage_errors
 from lamella.store.store import Store
 
 DEFAULT_CONTEXT = 4096
+_LOSS_METRIC = "metric sensitivity, for each tensor"
 
 OnMeasure = Callable[[int, int, str], None]
 
@@ -143,6 +148,54 @@ class Budget:
         return free if self.limit_bytes is None else min(free, self.limit_bytes)
 
 
+@dataclass(frozen=True, slots=True)
+class _Goal:
+    """What only ``knapsack`` can be asked for; see ``plan``."""
+
+    file_size: str | int | None
+    kl: float | None
+    ms_per_token: float | None
+    prompt_tokens_per_second: float | None
+    constraints: Constraints | None
+    prices: Prices | None
+    exact: bool
+
+    @property
+    def has_speed(self) -> bool:
+        return self.ms_per_token is not None or self.prompt_tokens_per_second is not None
+
+    @property
+    def has_limit(self) -> bool:
+        return self.has_speed or self.file_size is not None or self.kl is not None
+
+    def added_to(
+        self, request: PlanRequest, model: str | Path, policy: str, measurement: Measurement | None
+    ) -> PlanRequest:
+        """The request with this goal.
+
+        Raises:
+            InvalidRequest: the goal of another policy, or no measurement of what tensors lose.
+        """
+        if policy != "knapsack":
+            if self.has_limit or self.constraints is not None or self.exact:
+                raise InvalidRequest(
+                    f"file size, KL ceiling, speed, constraints and proof belong to policy knapsack, not to {policy}"
+                )
+            return request
+        losses = _losses(measurement)
+        return replace(
+            request,
+            losses=losses,
+            weights_bytes=_weights_bytes(model, request.spec, _as_bytes(self.file_size)),
+            loss_ceiling=self.kl,
+            ms_per_token=self.ms_per_token,
+            prompt_tokens_per_second=self.prompt_tokens_per_second,
+            constraints=self.constraints or Constraints(),
+            prices=self.prices or (measured_prices(losses) if self.has_speed else {}),
+            exact=self.exact,
+        )
+
+
 def plan(
     model: str | Path,
     policy: str = "lsaq",
@@ -151,6 +204,14 @@ def plan(
     alpha: float | None = None,
     precision: str | None = None,
     outside: str | None = None,
+    bits_per_weight: float | None = None,
+    file_size: str | int | None = None,
+    kl: float | None = None,
+    ms_per_token: float | None = None,
+    prompt_tokens_per_second: float | None = None,
+    constraints: Constraints | None = None,
+    prices: Prices | None = None,
+    exact: bool = False,
     scheme: Scheme = "block",
     context: int | None = None,
     parallel: int = 1,
@@ -166,16 +227,23 @@ def plan(
 
     Args:
         model: a path, ``smollm2``, or ``spec:NAME``.
-        policy: ``uniform``, ``lsaq`` or ``alpha``.
-        memory: bytes or a size such as ``6GiB``; None: what the device has free, for ``lsaq`` and for ``uniform``
-            without a precision; the others then plan without a limit.
+        policy: ``uniform``, ``lsaq``, ``alpha`` or ``knapsack``.
+        memory: bytes or a size such as ``6GiB``; None: what the device has free, for ``lsaq``, for ``uniform``
+            without a precision and for ``knapsack`` without another limit; the others then plan without a limit.
         alpha: aggressiveness of ``alpha``, in (0, 1]; smaller is more aggressive.
         precision: of ``uniform``: a menu name or a ggml type.
         outside: precision of embedding and head, or ``keep``; None: the policy's default.
+        bits_per_weight: at most so many stored bits over all weights.
+        file_size: ``knapsack``: bytes or a size of one GGUF file of the plan: weights, and the source's metadata.
+        kl: ``knapsack``: the smallest plan that is predicted to lose at most so many nats a token.
+        ms_per_token, prompt_tokens_per_second: ``knapsack``: speed of matrix products, by ``prices``.
+        constraints: ``knapsack``: types to avoid, floors, fused groups.
+        prices: speed of each type; None: measured now (``measured_prices``) if a speed was asked for.
+        exact: ``knapsack``: prove the plan by integer program, in seconds instead of milliseconds.
         context: tokens for each sequence that memory is kept for; None: up to 4096 (for a specification: LSAQ's
             own arithmetic, whose reserve covers it).
         measurement: importance of the layers; None: ``jaccard`` on text that the model writes, or for a
-            specification the prior of ``planning.importance``.
+            specification the prior of ``planning.importance``.  ``knapsack`` needs one of what tensors lose.
         wait: wait until memory is free instead of failing (LSAQ's pause).
 
     Raises:
@@ -185,12 +253,18 @@ def plan(
     """
     budget = Budget(_as_bytes(memory), device)
     base = _base_request(model, policy, measurement, scheme, alpha, precision, outside, on_progress)
+    goal = _Goal(file_size, kl, ms_per_token, prompt_tokens_per_second, constraints, prices, exact)
+    base = goal.added_to(replace(base, bits_per_weight=bits_per_weight), model, policy, measurement)
     needs = _needs(model, base.spec, policy, context, parallel, kv_type)
 
     def try_plan(budget_bytes: int | None) -> Plan:
         return make_plan(policy, replace(needs(base, budget_bytes), budget_bytes=budget_bytes))
 
-    needs_limit = policy == "lsaq" or (policy == "uniform" and precision is None)
+    needs_limit = (
+        policy == "lsaq"
+        or (policy == "uniform" and precision is None)
+        or (policy == "knapsack" and bits_per_weight is None and not goal.has_limit)
+    )
     limit = budget.limit_bytes
     if limit is None and not needs_limit:
         return try_plan(None)
@@ -291,16 +365,104 @@ def kernel_times(
     return _kernel_table(n_threads, cache_folder).times(type_names)
 
 
+def measured_prices(
+    losses: Sequence[TensorLoss], n_threads: int = 0, *, cache_folder: Path | None = None
+) -> dict[str, TypePrice]:
+    """How fast this machine multiplies by each type that the losses name; half a second for each, the first time.
+
+    Types that cannot be written without an importance matrix have no price.  Arguments as ``kernel_times``.
+    """
+    names = {name for loss in losses for name in loss.by_type if name in GGML_TYPES}
+    return prices_of(kernel_times(names, n_threads, cache_folder=cache_folder))
+
+
+def frontier(
+    model: str | Path,
+    measurement: Measurement,
+    *,
+    points: int = DEFAULT_POINTS,
+    min_bits: float | None = None,
+    max_bits: float | None = None,
+    constraints: Constraints | None = None,
+    prices: Prices | None = None,
+) -> Frontier:
+    """The least predicted loss at each size, and the plan for it, in one call.
+
+    Args:
+        model: a path, ``smollm2``, or ``spec:NAME``.
+        measurement: what each tensor loses at each type.
+        points: how many sizes, evenly spaced in bits per weight.
+        min_bits, max_bits: ends of the range; None: the smallest plan, and at most 8.5.
+        prices: from ``measured_prices``, to predict speeds too.
+
+    Raises:
+        InvalidRequest, ArtifactError: see ``lamella.planning.frontier.frontier``.
+    """
+    request = _loss_request(model, measurement)
+    request = replace(request, constraints=constraints or Constraints(), prices=prices or {})
+    return planning_frontier.frontier(request, points, min_bits, max_bits)
+
+
+def predicted_loss(model: str | Path, measurement: Measurement, plan: Plan) -> float | None:
+    """Nats a token that any plan of the model is predicted to lose; None where it has a type without a prediction.
+
+    Raises:
+        ArtifactError: the plan or the measurement are for another model.
+    """
+    request = _loss_request(model, measurement)
+    check_same_structure(plan, request.spec.identity, "the plan")
+    return planning_frontier.predicted_loss(request, plan.tensors)
+
+
+def _loss_request(model: str | Path, measurement: Measurement) -> PlanRequest:
+    request = PlanRequest(load_spec(model), losses=_losses(measurement))
+    check_same_structure(measurement, request.spec.identity, "the measurement")
+    return request
+
+
+def _losses(measurement: Measurement | None) -> tuple[TensorLoss, ...]:
+    """The tensors' losses.
+
+    Raises:
+        InvalidRequest: there is no measurement, or one of a metric that looks at layers only.
+    """
+    if measurement is None:
+        raise InvalidRequest(f"policy knapsack needs a measurement of what each tensor loses ({_LOSS_METRIC})")
+    if not measurement.tensors:
+        raise InvalidRequest(
+            f"a measurement of metric {measurement.metric} does not say what each tensor loses at each type; "
+            f"policy knapsack needs one that does ({_LOSS_METRIC})"
+        )
+    return tuple(measurement.tensors)
+
+
+def _weights_bytes(model: str | Path, spec: ModelSpec, file_bytes: int | None) -> int | None:
+    """What a file of so many bytes leaves for weights: the source's metadata is in it too."""
+    if file_bytes is None or str(model).startswith(SPEC_PREFIX):
+        return file_bytes
+    metadata = sum(path.stat().st_size for path in load(model).paths) - spec.n_bytes
+    if metadata >= file_bytes:
+        raise InvalidRequest(
+            f"a file of {format_bytes(file_bytes)} holds no weights: the metadata alone takes {format_bytes(metadata)}"
+        )
+    return file_bytes - metadata
+
+
 def _kernel_table(n_threads: int, cache_folder: Path | None) -> KernelTable:
     return KernelTable(cache_folder / "kernels.json" if cache_folder else None, n_threads or usable_cores())
 
 
 def default_name(plan: Plan) -> str:
-    """A variant's name after its plan: ``alpha-0.5``, ``uniform-int4``, ``lsaq-6.00GiB``; ``-channel`` behind it."""
+    """A variant's name after its plan: ``alpha-0.5``, ``uniform-int4``, ``lsaq-6.00GiB``; ``-channel`` behind it.
+
+    Of ``knapsack``: ``knapsack-6.00GiB``, or without a memory budget ``knapsack-4.50bpw``.
+    """
     if plan.policy == "alpha":
         name = f"alpha-{plan.settings['alpha']:g}"
     elif plan.policy == "uniform":
         name = f"uniform-{plan.layers[0].precision}"
+    elif plan.policy == "knapsack" and plan.budget_bytes is None:
+        name = f"knapsack-{plan.bits_per_weight:.2f}bpw"
     else:
         limit = plan.budget_bytes
         name = plan.policy + (f"-{format_bytes(limit)}".replace(" ", "") if limit else "")
@@ -393,7 +555,8 @@ def _base_request(
         measurement = measure(model, on_progress=on_progress)
     if measurement is None:
         return request
-    return replace(request, importance=measurement.importance(), settings={"metric": measurement.metric})
+    importance = None if policy == "knapsack" else measurement.importance()  # which looks at tensors
+    return replace(request, importance=importance, settings={"metric": measurement.metric})
 
 
 def needs_measuring(model: str | Path, policy: str) -> bool:

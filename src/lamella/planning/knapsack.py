@@ -69,7 +69,7 @@ def plan_knapsack(request: PlanRequest) -> Plan:
     if smallest is None:
         raise InvalidRequest(f"no plan keeps all limits together, though each alone can be kept: {_listed(request)}")
     if menu.n_bytes(smallest.picks) > limits.get("bytes", math.inf):
-        raise _too_large(request, overhead, menu, smallest, limits["bytes"])
+        raise _too_large(request, overhead, menu, smallest, limits)
     if request.loss_ceiling is not None:
         return _plan(request, overhead, menu, smallest)
     best = _solve(menu, "loss", limits, request.exact)
@@ -200,27 +200,24 @@ def _in_words(kind: Kind, amount: int) -> str:
 
 
 def _too_large(
-    request: PlanRequest, overhead: Overhead, menu: OptionMenu, smallest: Solution, limit: int
+    request: PlanRequest, overhead: Overhead, menu: OptionMenu, smallest: Solution, limits: Limits
 ) -> DoesNotFit:
     """The error for the bytes there are: of the memory with its overhead, or of weights alone, whichever is less."""
     alone = weights_limit(request)
-    if alone is not None and alone <= limit:
+    if alone is not None and alone <= limits["bytes"]:
         request, overhead = replace(request, budget_bytes=alone), Overhead()
-    what = "the smallest plan" + (
-        f" within the other limits ({_listed(request)})" if _limits_more_than_bytes(request) else ""
-    )
+    others = _listed(replace(request, bits_per_weight=None, weights_bytes=None))
+    what = "the smallest plan" + (f" within the other limits ({others})" if others else "")
     plan = _plan(request, overhead, menu, smallest)
     advice = f"it has {plan.bits_per_weight:.2f} bits per weight"
     free = option_menu(request.spec, request.losses)
     freed = free.kept_bytes + sum(map(min, amounts(free, "bytes")))
-    if freed <= limit and request.constraints.settings():
+    if freed <= limits["bytes"] and request.constraints.settings():
         advice += f"; without the constraints {format_bytes(freed)} of weights would do"
+    if request.loss_ceiling is not None:
+        best = _solve(menu, "loss", {k: v for k, v in limits.items() if k != "loss"}, exact=False)
+        advice += f"; these bytes allow a loss of {menu.loss(best.picks):.4g}" if best else ""
     return misses_budget(plan, what, advice)
-
-
-def _limits_more_than_bytes(request: PlanRequest) -> bool:
-    """Whether anything but bytes is limited."""
-    return any(x is not None for x in (request.loss_ceiling, request.ms_per_token, request.prompt_tokens_per_second))
 
 
 def _listed(request: PlanRequest) -> str:
