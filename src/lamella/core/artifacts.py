@@ -137,14 +137,14 @@ class Plan:
     """Which ggml type each tensor gets, and what that costs.
 
     Attributes:
-        policy: ``uniform``, ``lsaq`` or ``alpha``.
+        policy: ``uniform``, ``lsaq``, ``alpha`` or ``knapsack``.
         model: what the plan is for.
         scheme: how values are rounded into the types.
         settings: the policy's arguments: precision, alpha, budget, context, metric.
-        layers: precision of each layer.
+        layers: precision of each layer; ``mixed`` where its matrices have several types.
         tensors: tensor name -> ggml type, for every tensor of the model.
         bits_per_weight: over all weights of the model, as stored.
-        average_bits: mean of the layers' nominal bits, as LSAQ's tables count.
+        average_bits: mean of the layers' nominal bits, as LSAQ's tables count; of mixed layers stored bits.
         bytes: what a running variant needs.
         budget_bytes: what was allowed; None when no budget was given.
         predicted_loss: KL divergence from the reference in nats a token; None for policies that predict none.
