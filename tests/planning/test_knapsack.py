@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamella.core.artifacts import Plan
+from lamella.core.artifacts import Plan, TensorLoss
 from lamella.core.errors import DoesNotFit, InvalidRequest
+from lamella.core.model import ModelIdentity, ModelSpec, TensorSpec
 from lamella.core.precision import GGML_TYPES, MENU
 from lamella.planning.constraints import Constraints, TypePrice
 from lamella.planning.cost import bits_per_weight, weight_bytes
@@ -78,6 +79,35 @@ def test_never_worse_than_a_uniform_plan_of_its_size(scales: list[float], precis
         assert plan.predicted_loss <= loss
 
 
+def test_a_uniform_plan_that_no_sweep_finds_is_taken() -> None:
+    """Losses almost proportional to the bytes saved, and sizes of which no few fill the budget."""
+    rows = [
+        100_003,
+        71_993,
+        130_859,
+        86_453,
+        119_563,
+        95_471,
+        107_897,
+        79_903,
+        124_769,
+        90_007,
+        113_341,
+        83_777,
+        98_101,
+    ]
+    tensors = tuple(TensorSpec(f"blk.0.part_{i}.weight", (32, n), "F16") for i, n in enumerate(rows))
+    spec = ModelSpec(ModelIdentity("m", "m", "s"), 1, tensors)
+    losses = tuple(
+        TensorLoss(t.name, "Q4_0", 1, 0, {n: (t.n_bytes - t.bytes_as(GGML_TYPES[n])) / 1e6 + 1e-12 * (n == "Q8_0")
+                                         for n in ("Q8_0", "Q4_0", "F16")})
+        for t in tensors
+    )  # fmt: skip
+    uniform = {t.name: "Q8_0" for t in tensors}
+    asked = PlanRequest(spec, losses=losses, weights_bytes=weight_bytes(spec, uniform))
+    assert make_plan("knapsack", asked).predicted_loss == predicted_loss(asked, uniform)
+
+
 def test_uniform_plans_are_candidates_themselves() -> None:
     menu = option_menu(SPEC, REQUEST.losses)
     candidates = [menu.types(picks) for picks in uniform_picks(menu)]
@@ -92,7 +122,7 @@ def test_a_ceiling_gives_the_smallest_plan_that_keeps_it(scales: list[float], ce
     plan, best = (knapsack(losses=losses, loss_ceiling=ceiling, exact=exact) for exact in (False, True))
     assert plan.predicted_loss is not None
     assert plan.predicted_loss <= ceiling + 1e-12
-    assert plan.settings["bytes_bound"] <= best.bytes.weights <= plan.bytes.weights  # type: ignore[operator]
+    assert plan.settings["bytes_bound"] == plan.bytes.weights == pytest.approx(best.bytes.weights, rel=2e-5)
 
 
 def test_a_plans_own_figures_ask_for_it_again() -> None:

@@ -84,6 +84,14 @@ def test_the_cost_above_the_bound_is_less_than_one_step() -> None:
     assert answer == Answer((1, 1, 0), 9, 9 - 2)  # a third of the last step, which saves 6, would fit
 
 
+def test_options_off_the_hull_fill_what_is_left() -> None:
+    groups = [[(0, 10), (1, 6), (2, 0)]]
+    assert Hull(groups).best(1) == Answer((1,), 6, 6)
+    answer = Hull(groups * 20).best(21, depth=1)
+    assert answer is not None
+    assert answer.cost == 96
+
+
 def test_a_group_needs_options() -> None:
     with pytest.raises(ValueError, match="no options"):
         Hull([[(1, 1)], []])

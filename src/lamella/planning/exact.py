@@ -17,7 +17,8 @@ RELATIVE_GAP = 1e-5
 """A choice proven to be within this share of the best one is taken for the best: predictions are far less exact."""
 TIME_LIMIT_SECONDS = 60.0
 _LARGEST_COST = 1e4
-"""Costs are scaled to this, so that the absolute tolerances of the solver (1e-6) mean nothing beside them."""
+_LIMIT = 1e6
+"""Costs and limits are scaled to these, so that the solver's absolute tolerances (1e-6) mean little beside them."""
 _TRIES = 4
 
 
@@ -26,28 +27,18 @@ def solve_exactly(problem: Problem, time_limit_seconds: float = TIME_LIMIT_SECON
 
     The bound says how near a choice is that the time limit cut off.
     """
-    rows = [_whole_rows(uses, limit) for uses, limit in zip(problem.uses, problem.limits, strict=True)]
+    limits = list(problem.limits)
     for _ in range(_TRIES):
-        answer = _solve(problem, rows, time_limit_seconds)
+        answer = _solve(problem, limits, time_limit_seconds)
         if answer is None or problem.keeps(answer.picks):
             return answer
-        # broken by no more than the solver's tolerance: ask for as much less
-        rows = [
-            (uses, limit - max(0, total(uses, answer.picks) - limit) - (total(uses, answer.picks) > limit))
-            for uses, limit in rows
-        ]
+        # a limit is broken by what the solver tolerates: ask for as much less
+        excess = [total(uses, answer.picks) - limit for uses, limit in zip(problem.uses, problem.limits, strict=True)]
+        limits = [asked - over if over > 0 else asked for asked, over in zip(limits, excess, strict=True)]
     return None
 
 
-def _whole_rows(uses: Sequence[Sequence[int]], limit: int) -> tuple[list[list[int]], int]:
-    """A limit divided by the common measure of its uses, which makes numbers small enough to be exact."""
-    measure = math.gcd(*(n for of_group in uses for n in of_group)) or 1
-    return [[n // measure for n in of_group] for of_group in uses], limit // measure
-
-
-def _solve(
-    problem: Problem, rows: Sequence[tuple[Sequence[Sequence[int]], int]], time_limit_seconds: float
-) -> Answer | None:
+def _solve(problem: Problem, limits: Sequence[int], time_limit_seconds: float) -> Answer | None:
     import pulp  # a third of a second, which only those pay who ask for it
 
     scale = _LARGEST_COST / (max((abs(c) for costs in problem.costs for c in costs), default=0) or 1)
@@ -61,10 +52,12 @@ def _solve(
     )
     for group in taken:
         program += pulp.lpSum(group) == 1
-    for uses, limit in rows:
-        program += (
-            pulp.lpSum(u * x for us, xs in zip(uses, taken, strict=True) for u, x in zip(us, xs, strict=True)) <= limit
+    for uses, limit in zip(problem.uses, limits, strict=True):
+        share = _LIMIT / max(1, abs(limit), *(abs(use) for us in uses for use in us))
+        used = pulp.lpSum(
+            share * use * x for us, xs in zip(uses, taken, strict=True) for use, x in zip(us, xs, strict=True)
         )
+        program += used <= share * limit
     solver = pulp.HiGHS(msg=False, gapRel=RELATIVE_GAP, timeLimit=time_limit_seconds, threads=1)
     program.solve(solver)
     if program.sol_status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
