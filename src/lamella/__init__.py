@@ -28,11 +28,13 @@ if TYPE_CHECKING:
         devices,
         evaluate,
         export,
+        frontier,
         gather_importance,
         import_file,
         load,
         load_spec,
         measure,
+        measured_prices,
         open_engine,
         plan,
     )
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     from lamella.evaluating import Exams
     from lamella.llama.handles import ContextOptions, SamplingOptions
     from lamella.measuring import ImportanceSettings, MeasureSettings
+    from lamella.planning.constraints import Constraints
+    from lamella.planning.frontier import Frontier
     from lamella.run.chat import Message
     from lamella.run.engine import Engine, EngineOptions
     from lamella.store.store import Store
@@ -50,17 +54,21 @@ _WHERE = {
     "devices": "api",
     "evaluate": "api",
     "export": "api",
+    "frontier": "api",
     "gather_importance": "api",
     "import_file": "api",
     "load": "api",
     "load_spec": "api",
     "measure": "api",
+    "measured_prices": "api",
     "open_engine": "api",
     "plan": "api",
+    "Constraints": "planning.constraints",
     "ContextOptions": "llama.handles",
     "Engine": "run.engine",
     "EngineOptions": "run.engine",
     "Exams": "evaluating",
+    "Frontier": "planning.frontier",
     "ImportanceSettings": "measuring",
     "LamellaError": "core.errors",
     "MeasureSettings": "measuring",
@@ -73,10 +81,12 @@ _WHERE = {
 }
 
 __all__ = [
+    "Constraints",
     "ContextOptions",
     "Engine",
     "EngineOptions",
     "Exams",
+    "Frontier",
     "ImportanceSettings",
     "LamellaError",
     "MeasureSettings",
@@ -91,11 +101,13 @@ __all__ = [
     "devices",
     "evaluate",
     "export",
+    "frontier",
     "gather_importance",
     "import_file",
     "load",
     "load_spec",
     "measure",
+    "measured_prices",
     "open_engine",
     "plan",
 ]

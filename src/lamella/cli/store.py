@@ -137,14 +137,14 @@ def usage(store: StoreArgument, json: JsonFlag = False) -> None:
 
 
 def layer_strip(variant: Variant) -> str:
-    """One character a layer: its bits (``4`` for ``int4`` and ``Q4_K``), ``F`` for sixteen and more."""
+    """One character a layer: its bits (``4`` for ``int4`` and ``Q4_K``), ``F`` for 16 and more, ``m`` if mixed."""
     return "".join(_bits_digit(x.precision.lower()) for x in variant.plan.layers)
 
 
 def _bits_digit(precision: str) -> str:
     if precision in ("fp16", "f16", "bf16", "f32"):
         return "F"
-    return next((c for c in precision if c.isdigit()), "?")
+    return next((c for c in precision if c.isdigit()), precision[:1])
 
 
 def _summary(variant: Variant) -> dict[str, object]:

@@ -160,7 +160,7 @@ class Plan:
         model: what the plan is for.
         scheme: how values are rounded into the types.
         settings: the policy's arguments: precision, alpha, mix, seed, targets in bits, context, metric.
-        layers: precision of each layer; of a layer whose tensors differ, the type that most of its weights have.
+        layers: precision of each layer; ``mixed`` where its matrices have several types.
         tensors: tensor name -> ggml type, for every tensor of the model.
         bits_per_weight: over all weights of the model, as stored.
         average_bits: mean of the layers' nominal bits, as LSAQ's tables count; a layer whose tensors differ counts

@@ -10,6 +10,8 @@
     random_order the ladder in a random order
     alpha        bits by importance and aggressiveness
     stock        the types of a mix of llama-quantize
+    knapsack     a type for every tensor at least predicted loss: options (constraints), multichoice and exact (solve)
+    frontier     the same at every size
     policies     the policies by name, and the metric that each wants
     memory       KV cache and compute buffers, as formulas
 

@@ -14,6 +14,8 @@ from lamella.core.units import format_bytes
 from lamella.planning.request import KEEP, Overhead, PlanRequest
 
 _FP16_BITS = 16
+MIXED = "mixed"
+"""Precision of a layer whose matrices have several types."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,56 @@ def is_within(plan: Plan, request: PlanRequest) -> bool:
     return all(limit is None or found <= limit for found, limit in limits)
 
 
+def build_tensor_plan(
+    policy: str,
+    request: PlanRequest,
+    overhead: Overhead,
+    tensors: Mapping[str, str],
+    *,
+    scores: Sequence[float],
+    predicted_loss: float,
+    settings: Mapping[str, int | float | str],
+) -> Plan:
+    """The plan of a choice made for each tensor, counted as stored.
+
+    A layer's precision is the ggml type that all its matrices have, or ``mixed``; average bits are stored bits.
+
+    Args:
+        tensors: ggml type of every tensor.
+        scores: importance of each layer in [0, 1].
+        settings: of the policy, beside the request's own.
+    """
+    spec = request.spec
+    layers = spec.layers
+    sizes = [stored_bytes(layer.tensors, tensors) for layer in layers]
+    bits = [8 * size / layer.n_weights for size, layer in zip(sizes, layers, strict=True)]
+    need = MemoryNeed(
+        weight_bytes(spec, tensors), overhead.kv_cache_bytes, overhead.compute_bytes, overhead.reserve_bytes
+    )
+    return Plan(
+        policy=policy,
+        model=spec.identity,
+        scheme=request.scheme,
+        settings={**request.settings, "accounting": "exact", **settings},
+        layers=tuple(
+            LayerPlan(layer.index, layer_type(layer, tensors), size, score)
+            for layer, size, score in zip(layers, sizes, scores, strict=True)
+        ),
+        tensors=dict(tensors),
+        bits_per_weight=bits_per_weight(spec, tensors),
+        average_bits=math.fsum(bits) / len(bits),
+        bytes=need,
+        budget_bytes=request.budget_bytes,
+        predicted_loss=predicted_loss,
+    )
+
+
+def layer_type(layer: LayerSpec, tensors: Mapping[str, str]) -> str:
+    """The ggml type that all matrices of a layer have, or ``mixed``."""
+    types = {tensors[t.name] for t in layer.matrices}
+    return types.pop() if len(types) == 1 else MIXED
+
+
 def does_not_fit(
     policy: str, what: str, request: PlanRequest, overhead: Overhead, choice: Choice, advice: str = ""
 ) -> DoesNotFit:
@@ -155,6 +207,13 @@ def plan_does_not_fit(plan: Plan, what: str, request: PlanRequest, advice: str =
             what, "bits per weight as stored", plan.bits_per_weight, request.bits_per_weight, request.spec.n_weights
         )
         message += _outside_share(request.spec, plan)
+    message += f"; {advice}" if advice else ""
+    return DoesNotFit(message, needed_bytes=needed, budget_bytes=allowed, smallest_plan=plan)
+
+
+def misses_budget(plan: Plan, what: str, advice: str = "") -> DoesNotFit:
+    """The error for a plan that is made and exceeds its own budget in bytes."""
+    message, needed, allowed = _memory_missed(plan, what, plan.budget_bytes or 0)
     message += f"; {advice}" if advice else ""
     return DoesNotFit(message, needed_bytes=needed, budget_bytes=allowed, smallest_plan=plan)
 

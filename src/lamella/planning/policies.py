@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from lamella.core.artifacts import Metric, Plan
 from lamella.core.errors import InvalidRequest
 from lamella.planning.alpha import plan_alpha
+from lamella.planning.knapsack import plan_knapsack
 from lamella.planning.lsaq import plan_lsaq
 from lamella.planning.lwq import plan_lwq_cosine, plan_lwq_outlier
 from lamella.planning.random_order import plan_random
@@ -20,6 +21,7 @@ POLICIES: Mapping[str, Policy] = {
     "uniform": plan_uniform,
     "lsaq": plan_lsaq,
     "alpha": plan_alpha,
+    "knapsack": plan_knapsack,
     "lwq-cosine": plan_lwq_cosine,
     "lwq-outlier": plan_lwq_outlier,
     "random": plan_random,
@@ -29,13 +31,14 @@ POLICIES: Mapping[str, Policy] = {
 METRICS: Mapping[str, Metric] = {
     "lsaq": "jaccard",
     "alpha": "jaccard",
+    "knapsack": "sensitivity",
     "lwq-cosine": "cosine",
     "lwq-outlier": "outlier",
 }
 """What is measured for a policy where no measurement was given; policies that are not here look at none."""
 
-NAMED_BY_METRIC = frozenset(("lwq-cosine", "lwq-outlier"))
-"""Policies that are another policy under another metric, so they take a measurement of their own metric only."""
+NAMED_BY_METRIC = frozenset(("knapsack", "lwq-cosine", "lwq-outlier"))
+"""Policies that take a measurement of their own metric only."""
 
 LADDER = frozenset(("lsaq", "lwq-cosine", "lwq-outlier", "random"))
 """Policies that take the largest step of LSAQ's ladder within a limit, and so want a limit."""
