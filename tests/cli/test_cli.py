@@ -514,7 +514,7 @@ def test_a_plan_by_file_size_makes_no_larger_file(run: Run, model: Path, losses:
     ask = ("plan", model, "--policy", "knapsack", "--measurement", losses)
     plan = _json(run(*ask, "--file-size", str(limit), "--out", out, "--json"))
     weights = lamella.load_spec(model).n_bytes
-    assert limit - 2000 < plan["bytes"]["weights"] + model.stat().st_size - weights <= limit
+    assert 0.99 * limit < plan["bytes"]["weights"] + model.stat().st_size - weights <= limit
     code, _, err = run(*ask, "--file-size", "5KB")
     assert (code, "the metadata alone" in err) == (2, True)
 
@@ -531,7 +531,9 @@ def test_limits_of_a_knapsack_plan(run: Run, model: Path, losses: Path, asked: t
 
 def test_a_knapsack_plan_by_speed(run: Run, model: Path, losses: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     times = {"F16": KernelTimes(8.0, 6.0), "Q8_0": KernelTimes(4.0, 3.0), "Q4_0": KernelTimes(2.0, 2.0)}
-    monkeypatch.setattr(api, "kernel_times", lambda names, *_, **__: {n: times[n] for n in names if n in times})
+    monkeypatch.setattr(
+        api, "kernel_times", lambda names, *_, **__: {n: times.get(n, KernelTimes(3.0, 3.0)) for n in names}
+    )
     ask = ("plan", model, "--policy", "knapsack", "--measurement", losses, "--json")
     slow = _json(run(*ask, "--ms-per-token", "100"))["settings"]["predicted_ms_per_token"]
     plan = _json(run(*ask, "--ms-per-token", str(slow / 2)))

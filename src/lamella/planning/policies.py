@@ -68,6 +68,11 @@ def check_policy(policy: str, metric: Metric | None = None) -> None:
         raise InvalidRequest(f"unknown policy '{policy}'; known: {', '.join(POLICIES)}")
     if metric is None or policy not in NAMED_BY_METRIC or metric == METRICS[policy]:
         return
+    if policy == "knapsack":
+        raise InvalidRequest(
+            f"metric {metric} does not say what each tensor loses, which policy knapsack needs: measure with "
+            "--metric sensitivity"
+        )
     raise InvalidRequest(
         f"policy {policy} orders layers by {METRICS[policy]}, and the measurement is of {metric}: measure with "
         f"--metric {METRICS[policy]}, or use policy lsaq, which takes any metric"
