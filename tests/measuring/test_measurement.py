@@ -222,6 +222,7 @@ def test_progress_reaches_the_end_of_every_step(tiny: ModelFile) -> None:
         "counting outliers",
         "rounding weights",
         "probing",
+        "probing again",
         "comparing types",
     ]
     for calls in steps.values():

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lamella.core.errors import ArtifactError, InvalidRequest, StorageFailed
 from lamella.core.precision import GGML_TYPES
@@ -20,7 +24,7 @@ from lamella.measuring.calibration import read_texts
 from lamella.measuring.journal import journal_file
 from lamella.measuring.probes import Loss, Probes
 from lamella.measuring.samples import Sampling, TaskWindows, task_windows
-from lamella.measuring.sensitivity import measure_sensitivity, tensor_loss
+from lamella.measuring.sensitivity import loss_at, measure_sensitivity, tensor_loss
 from lamella.quantize.build import build_variant
 from lamella.store.store import Store
 from tests.fakes.matrices import make_matrix
@@ -144,6 +148,36 @@ def test_a_loss_below_its_noise_counts_as_the_noise() -> None:
     loss = tensor_loss("w", "Q4_0", Loss(-1e-6, 4e-6), {"Q4_0": 2.0, "Q8_0": 0.5, "F16": 0.0})
     assert loss.by_type == {"Q4_0": 4e-6, "Q8_0": 1e-6, "F16": 0.0}
     assert loss.mean == -1e-6
+
+
+def test_a_finer_probe_is_met_exactly_and_the_types_between_follow_a_power_law() -> None:
+    errors = {"Q4_0": 8.0, "Q5_0": 4.0, "Q5_1": 2.0, "Q8_0": 0.5, "Q2_K": 16.0}
+    loss = tensor_loss("w", "Q4_0", Loss(0.64, 0.0), errors, finer=Loss(0.01, 0.0))
+    assert loss.finer == {"Q5_1": 0.01}
+    assert loss.by_type == pytest.approx({"Q4_0": 0.64, "Q5_0": 0.08, "Q5_1": 0.01, "Q8_0": 0.0025, "Q2_K": 1.28})
+    noisy = tensor_loss("w", "Q4_0", Loss(0.01, 0.0), errors, finer=Loss(0.02, 0.0))
+    assert noisy.by_type["Q5_0"] == noisy.by_type["Q5_1"] == pytest.approx(0.01)  # never more for a smaller error
+
+
+@given(st.floats(1e-9, 1e3), st.floats(1.0001, 1e3), st.floats(1e-9, 1.0), st.floats(1.0, 1e3), st.data())
+def test_predicted_losses_never_fall_with_the_error(
+    low: float, wider: float, low_loss: float, more: float, data: st.DataObject
+) -> None:
+    points = {low: low_loss, low * wider: low_loss * more}
+    errors = sorted(data.draw(st.lists(st.floats(0, low * wider * 4), min_size=2)))
+    losses = [loss_at(error, points) for error in errors]
+    assert all(a <= b * (1 + 1e-9) for a, b in pairwise(losses))
+
+
+def test_the_tensors_that_lose_most_are_probed_twice(model: ModelFile, text: Path, tmp_path: Path) -> None:
+    found = measure_sensitivity(model, [parse_calibration(str(text))], SETTINGS)
+    ranked = sorted(found.tensors, key=lambda t: -t.mean)
+    twice = [t for t in found.tensors if t.finer]
+    assert {t.tensor for t in twice} == {t.tensor for t in ranked[: len(twice)]}
+    assert len(twice) == math.ceil(0.1 * len(ranked))
+    expected = stray(model, text, {ranked[0].tensor: "Q5_1"}, tmp_path)
+    assert ranked[0].finer["Q5_1"] == pytest.approx(expected, rel=1e-5)
+    assert ranked[0].by_type["Q5_1"] == pytest.approx(expected, rel=1e-5)
 
 
 class Interrupted(Exception):

@@ -50,6 +50,7 @@ class TensorLoss:
         mean: KL(reference || model with this tensor at ``probe``), in nats a token.
         standard_error: of the mean over tokens.
         by_type: ggml type -> the same loss predicted for it, for every type that the rows allow.
+        finer: ggml type -> the same loss measured at it, where a second, finer probe was made.
     """
 
     tensor: str
@@ -57,6 +58,7 @@ class TensorLoss:
     mean: float
     standard_error: float
     by_type: Mapping[str, float]
+    finer: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

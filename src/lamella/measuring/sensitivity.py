@@ -5,8 +5,9 @@
 
 The model is loaded once and stays as it is.  For each probe the weight is pointed at a rounded copy, the same text is
 read, and the distributions of the next token are compared with those of the untouched model, which are held
-(``measuring.probes``).  One probe a tensor is enough: what other types would cost follows from their errors in the
-tensor's products (``measuring.rounding_errors``).
+(``measuring.probes``).  One probe a tensor is enough for most: what other types would cost follows from their errors in
+the tensor's products (``measuring.rounding_errors``).  The tensors that lose most are probed at a finer type, too: they
+decide a plan, and a large loss need not shrink in step with the error.
 
 That losses of single tensors add up is an assumption.  It is checked by rounding *all* tensors at once at several
 types; the checks are part of the measurement, and planning corrects its predictions by them.
@@ -41,6 +42,9 @@ SELF_SAMPLES, SELF_WINDOW_TOKENS = 8, 64
 SHORTEST_WINDOW = 8
 OTHER_PROBES = ("IQ4_NL", "Q5_0")
 """For tensors that are stored at the probe's type, which would lose nothing."""
+FINER_PROBE = "Q5_1"
+FINER_SHARE = 0.1
+"""Of the tensors; a second probe of each would double the time for little."""
 CHECKED_TYPES = ("Q8_0", "Q5_0", "Q4_0")
 """For the whole model at once: rows of 32 allow them, and what they lose spans two orders of magnitude."""
 
@@ -107,7 +111,9 @@ def measure_sensitivity(
         with Probes(model_file, model, tasks, importance, settings.n_threads) as probes:
             todo = probes_of(spec, settings, probes.names)
             checks = _checks(spec, probes.names) if settings.level == "tensor" else {}
-            losses = _run(probes, todo | checks, journal, on_progress)
+            losses = _run(probes, todo | checks, journal, "probing", on_progress)
+            finer = _finer_probes(spec, todo, losses) if settings.level == "tensor" else {}
+            losses |= _run(probes, finer, journal, "probing again", on_progress)
         inputs = gather_inputs(model, tasks[0].windows[0], settings.n_threads)
     if settings.level == "layer":
         return _layer_measurement(spec, tasks, described, [losses[key] for key in todo])
@@ -135,6 +141,27 @@ def probes_of(spec: ModelSpec, settings: MeasureSettings, names: frozenset[str])
         f"layer {layer.index}": {t.name: probed[t.name] for t in layer.tensors if t.name in probed}
         for layer in spec.layers
     }
+
+
+def _finer_probes(
+    spec: ModelSpec, todo: Mapping[str, Mapping[str, GgmlType]], losses: Mapping[str, Losses]
+) -> dict[str, dict[str, GgmlType]]:
+    """A second probe of the tensors that lose most."""
+    finer = GGML_TYPES[FINER_PROBE]
+    tensors = {t.name: t for t in spec.tensors}
+    possible = [
+        name
+        for name, rounded in todo.items()
+        if finer.bits_per_weight > rounded[name].bits_per_weight
+        and finer.allows_row(tensors[name].row_length)
+        and finer != tensors[name].type
+    ]
+    ranked = sorted(possible, key=lambda name: -joint(losses[name]).mean)
+    return {_finer_key(name): {name: finer} for name in ranked[: math.ceil(FINER_SHARE * len(todo))]}
+
+
+def _finer_key(name: str) -> str:
+    return f"{name} at {FINER_PROBE}"
 
 
 def _sampling(settings: MeasureSettings, has_text: bool) -> Sampling:
@@ -172,9 +199,13 @@ def _probe_type(tensor: TensorSpec, probe: str) -> GgmlType | None:
 
 
 def _run(
-    probes: Probes, todo: Mapping[str, Mapping[str, GgmlType]], journal: Journal, on_progress: Progress
+    probes: Probes,
+    todo: Mapping[str, Mapping[str, GgmlType]],
+    journal: Journal,
+    what: str,
+    on_progress: Progress,
 ) -> dict[str, Losses]:
-    count = named(on_progress, len(todo), "probing")
+    count = named(on_progress, len(todo), what)
     found: dict[str, Losses] = {}
     for key, rounded in todo.items():
         if key in journal.done:
@@ -234,7 +265,16 @@ def _tensor_measurement(
     losses: Mapping[str, Losses],
     errors: Mapping[str, Mapping[str, float]],
 ) -> Measurement:
-    tensors = tuple(tensor_loss(name, probed[name][name].name, joint(losses[name]), errors[name]) for name in errors)
+    tensors = tuple(
+        tensor_loss(
+            name,
+            probed[name][name].name,
+            joint(losses[name]),
+            errors[name],
+            finer=joint(losses[_finer_key(name)]) if _finer_key(name) in losses else None,
+        )
+        for name in errors
+    )
     checks = tuple(_check(name, joint(losses[f"all {name}"]), tensors) for name in CHECKED_TYPES)
     per_task = {
         task.described.task: tuple(
@@ -249,14 +289,41 @@ def _tensor_measurement(
     )  # fmt: skip
 
 
-def tensor_loss(name: str, probe: str, measured: Loss, errors: Mapping[str, float]) -> TensorLoss:
+def tensor_loss(
+    name: str, probe: str, measured: Loss, errors: Mapping[str, float], *, finer: Loss | None = None
+) -> TensorLoss:
     """What a tensor loses at every type: the measured loss, times how much larger each type's error is.
 
     A loss that drowns in its noise counts as one standard error, so that no tensor looks free.
+
+    Args:
+        errors: ``errors_by_type`` of the tensor.
+        finer: loss at ``FINER_PROBE``.
     """
-    loss = max(measured.mean, measured.standard_error)
-    by_type = {t: loss * error / errors[probe] if errors[probe] > 0 else 0.0 for t, error in errors.items()}
-    return TensorLoss(name, probe, measured.mean, measured.standard_error, by_type)
+    points = {errors[probe]: _above_noise(measured)}
+    if finer is not None and 0 < errors[FINER_PROBE] < errors[probe]:
+        points[errors[FINER_PROBE]] = min(_above_noise(finer), _above_noise(measured))
+    by_type = {t: loss_at(error, points) for t, error in errors.items()}
+    also = {} if finer is None else {FINER_PROBE: finer.mean}
+    return TensorLoss(name, probe, measured.mean, measured.standard_error, by_type, also)
+
+
+def loss_at(error: float, points: Mapping[float, float]) -> float:
+    """Loss of a type by its error: in proportion below and above what was measured, by a power law in between.
+
+    Args:
+        points: error -> loss, one or two.
+    """
+    (low, low_loss), (high, high_loss) = min(points.items()), max(points.items())
+    if error <= low or low <= 0 or low_loss <= 0:
+        return low_loss * error / low if low > 0 else 0.0
+    if error >= high:
+        return high_loss * error / high
+    return low_loss * math.exp(math.log(error / low) * math.log(high_loss / low_loss) / math.log(high / low))
+
+
+def _above_noise(loss: Loss) -> float:
+    return max(loss.mean, loss.standard_error)
 
 
 def joint(losses: Losses) -> Loss:
