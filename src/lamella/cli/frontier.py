@@ -59,17 +59,16 @@ def frontier(
     if json:
         print_json(_document(found, others))
     else:
-        show_frontier(found, others)
+        show_frontier(found, others, with_speeds=speed)
 
 
-def show_frontier(found: Frontier, others: list[PlanPoint]) -> None:
-    """A line for each size, and for each plan beside them."""
+def show_frontier(found: Frontier, others: list[PlanPoint], *, with_speeds: bool) -> None:
+    """A line for each size, and for each plan beside them; no speed where a type was not timed."""
     say(f"{found.model.name}: least predicted KL divergence at each size; * is proven best")
-    is_priced = any(p.ms_per_token is not None for p in found.points)
-    speeds = (">ms/token", ">prompt tokens/s") if is_priced else ()
+    speeds = (">ms/token", ">prompt tokens/s") if with_speeds else ()
     shown = table(">bits/weight", ">weights", ">KL", "", *speeds)
     for p in found.points:
-        marks = (_number(p.ms_per_token, ".2f"), _number(p.prompt_tokens_per_second, ".0f")) if is_priced else ()
+        marks = (_number(p.ms_per_token, ".2f"), _number(p.prompt_tokens_per_second, ".0f")) if with_speeds else ()
         shown.add_row(
             f"{p.bits_per_weight:.3f}",
             format_bytes(p.weights_bytes),
@@ -80,7 +79,7 @@ def show_frontier(found: Frontier, others: list[PlanPoint]) -> None:
     stdout.print(shown)
     for other in others:
         say(f"{other.label}: {other.bits_per_weight:.3f} bits/weight, predicted KL {other.predicted_loss:.4g}")
-    if is_priced:
+    if with_speeds:
         say("speeds are of matrix products alone; attention and the rest come on top")
 
 
