@@ -19,10 +19,10 @@ from lamella.evaluating import Exams
 from lamella.exchange.exporting import export_variant
 from lamella.llama.gguf import read_model, read_tensors
 from lamella.llama.handles import Context, ContextOptions, Model
-from lamella.measuring import ImportanceSettings
 from lamella.resources.catalogue import model_path
 from lamella.store.store import Store
 from tests.fakes.disks import small_disk
+from tests.fakes.matrices import make_matrix
 from tests.fakes.tiny_model import write_tiny_model
 
 VARIANTS = ("eight", "four", "exact")
@@ -79,9 +79,7 @@ def test_llama_cpp_names_the_type_and_does_not_guess(store: Store, tmp_path: Pat
 
 
 def test_the_importance_matrix_is_named(model: Path, tmp_path: Path) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text("All happy families are alike; each unhappy family is unhappy in its own way. " * 5)
-    matrix = api.gather_importance(model, [str(text)], settings=ImportanceSettings(window_tokens=64))
+    matrix = make_matrix(read_model(model).spec)
     plan = api.plan(model, "uniform", precision="int4")
     used = api.build(model, tmp_path / "store", plan, "v", importance=matrix).variant.plan.settings["importance_matrix"]
     path = api.export(tmp_path / "store", tmp_path / "x.gguf").path
