@@ -15,6 +15,7 @@ nothing else.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,8 +54,9 @@ from lamella.resources.waiting import Waiting, wait_until_fits
 from lamella.run.engine import Engine, EngineOptions
 from lamella.run.kernel_table import KernelTable
 from lamella.run.prices import prices_of
-from lamella.store.files import new_file
+from lamella.store.files import new_file, storage_errors
 from lamella.store.store import Store
+from lamella.version import __version__
 
 DEFAULT_CONTEXT = 4096
 _LOSS_METRIC = "metric sensitivity, for each tensor"
@@ -124,6 +126,44 @@ def measure(
             load(model), [metric], files, settings, on_progress, importance=importance, open_journal=open_journal
         )
     return found[metric]
+
+
+def measure_once(
+    model: str | Path,
+    metric: str,
+    cache_folder: Path,
+    *,
+    settings: MeasureSettings | None = None,
+    on_progress: OnMeasure = _silent,
+) -> Measurement:
+    """``measure`` on text that the model writes, remembered in the cache: the same weights are measured once.
+
+    Interrupted measurements of sensitivity go on where they were.
+
+    Raises:
+        InvalidRequest, ModelError: as ``measure``.
+        StorageFailed: the cache folder cannot be written.
+    """
+    settings = settings or MeasureSettings()
+    source = load(model)
+    asked = f"{source.spec.identity.weights} {metric} {replace(settings, n_threads=0)} {__version__}"
+    path = cache_folder / "measurements" / f"{metric}-{hashlib.sha256(asked.encode()).hexdigest()[:32]}.json"
+    with contextlib.suppress(ArtifactError):
+        return read_measurement(path)
+    with storage_errors(path, "writing"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    found = measure(model, metric, settings=settings, journal=path.with_suffix(".probes"), on_progress=on_progress)
+    write_artifact(found, path)
+    return found
+
+
+def default_policy(model: str | Path, scheme: Scheme = "block", measurement: Measurement | None = None) -> str:
+    """``knapsack``, where tensors can be looked at one by one; else ``lsaq``: for specifications, for scheme
+    ``channel``, and for a measurement of layers.
+    """
+    if str(model).startswith(SPEC_PREFIX) or scheme != "block":
+        return "lsaq"
+    return "knapsack" if measurement is None or measurement.tensors else "lsaq"
 
 
 def gather_importance(
@@ -221,7 +261,7 @@ class _Goal:
 
 def plan(
     model: str | Path,
-    policy: str = "lsaq",
+    policy: str | None = None,
     *,
     memory: str | int | None = None,
     alpha: float | None = None,
@@ -254,7 +294,7 @@ def plan(
 
     Args:
         model: a path, ``smollm2``, or ``spec:NAME``.
-        policy: one of ``planning.policies.POLICIES``.
+        policy: one of ``planning.policies.POLICIES``; None: ``default_policy``.
         memory: bytes or a size such as ``6GiB``; None, and no other limit: what the device has free, for ``knapsack``,
             ``lsaq``, ``lwq-*``, ``random``, and for ``uniform`` without a precision; the others then plan without a
             limit.
@@ -284,6 +324,7 @@ def plan(
         ArtifactError: the measurement or the importance matrix is of another model.
     """
     budget = Budget(_as_bytes(memory), device)
+    policy = policy or default_policy(model, scheme, measurement)
     check_plan_arguments(
         policy, measurement, memory=memory, average_bits=average_bits, bits_per_weight=bits_per_weight,
         seed=seed, mix=mix, importance=importance,

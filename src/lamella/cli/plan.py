@@ -30,7 +30,12 @@ def plan(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Path of a GGUF file, smollm2, or spec:NAME (spec:llama-2-7b ...).")
     ],
-    policy: Annotated[str, typer.Option(help=f"One of {', '.join(POLICIES)}.")] = "lsaq",
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            help=f"One of {', '.join(POLICIES)}. Default: knapsack; lsaq for spec:NAME and measurements of layers."
+        ),
+    ] = None,
     memory: Annotated[
         str | None, typer.Option(help="Memory to stay within, such as 6GiB. Default: what the device has free.")
     ] = None,
@@ -76,7 +81,8 @@ def plan(
     parallel: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
     kv_type: Annotated[str, typer.Option(help="ggml type of the KV cache.")] = "F16",
     measurement: Annotated[
-        Path | None, typer.Option(help="What 'lamella measure --out' wrote. Default: measured now.")
+        Path | None,
+        typer.Option(help="What 'lamella measure --out' wrote. Default: measured once a model."),
     ] = None,
     scheme: Annotated[
         Scheme, typer.Option(help="How weights are rounded: ggml's blocks, or one scale a row.")
@@ -95,14 +101,15 @@ def plan(
     config = Config.from_environment(os.environ)
     given = api.read_measurement(measurement) if measurement else None
     importance = api.read_importance(imatrix) if imatrix else None
+    policy = policy or api.default_policy(model, scheme, given)
     api.check_plan_arguments(
         policy, given, memory=memory, average_bits=average_bits, bits_per_weight=bits_per_weight,
         seed=seed, mix=mix, importance=importance,
     )  # fmt: skip
     if given is None and api.needs_measuring(model, policy):
-        with progress("measuring importance", quiet=json) as update:
-            settings = MeasureSettings(n_threads=config.n_threads)
-            given = api.measure(model, METRICS[policy], settings=settings, on_progress=update)
+        metric, settings = METRICS[policy], MeasureSettings(n_threads=config.n_threads)
+        with progress(f"measuring {metric}", quiet=json) as update:
+            given = api.measure_once(model, metric, config.cache_folder, settings=settings, on_progress=update)
     prices = None
     if given is not None and (ms_per_token is not None or prompt_tokens_per_second is not None):
         with progress("timing kernels", quiet=json):

@@ -10,7 +10,7 @@ the tensor's products (``measuring.rounding_errors``).  The tensors that lose mo
 decide a plan, and a large loss need not shrink in step with the error.
 
 That losses of single tensors add up is an assumption.  It is checked by rounding *all* tensors at once at several
-types; the checks are part of the measurement, and planning corrects its predictions by them.
+types; the checks are part of the measurement.
 """
 
 from __future__ import annotations
