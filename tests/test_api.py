@@ -11,6 +11,7 @@ import pytest
 
 import lamella
 from lamella import api
+from lamella.core.artifacts import to_json
 from lamella.core.errors import ArtifactError, DoesNotFit, InvalidRequest
 from lamella.llama.gguf import TensorData, read_model
 from tests.fakes.matrices import make_matrix
@@ -43,6 +44,37 @@ def test_every_public_name_is_there() -> None:
         assert getattr(lamella, name) is not None
     with pytest.raises(AttributeError, match="nothing"):
         lamella.nothing  # noqa: B018
+
+
+def test_a_plan_is_a_knapsack_unless_something_speaks_against_it(model: Path) -> None:
+    settings = lamella.MeasureSettings(samples=2, window_tokens=16)
+    losses = lamella.measure(model, "sensitivity", settings=settings)
+    layers = lamella.measure(model, "outlier")
+    plan = lamella.plan(model, bits_per_weight=5.0, measurement=losses)
+    assert (plan.policy, plan.settings["metric"]) == ("knapsack", "sensitivity")
+    assert plan.predicted_loss == pytest.approx(
+        sum(t.by_type[plan.tensors[t.tensor]] for t in losses.tensors), rel=1e-6
+    )
+    assert api.default_policy(model) == "knapsack"
+    assert lamella.plan(model, bits_per_weight=9.0, measurement=layers).policy == "lsaq"
+    assert lamella.plan("spec:llama-2-7b", memory="6GiB").policy == "lsaq"
+    assert api.default_policy(model, "channel") == "lsaq"
+
+
+def test_what_a_plan_measures_is_measured_once(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = lamella.MeasureSettings(samples=2, window_tokens=16)
+    first = api.measure_once(model, "sensitivity", tmp_path, settings=settings)
+    other = api.measure_once(model, "sensitivity", tmp_path, settings=lamella.MeasureSettings(samples=3))
+    assert len(other.texts) == 1
+    assert other.settings["samples"] == 3
+    assert len(list(tmp_path.rglob("*.json"))) == 2
+    assert not list(tmp_path.rglob("*.probes"))
+    monkeypatch.setattr(api, "measure", lambda *_, **__: pytest.fail("measured again"))
+    assert to_json(api.measure_once(model, "sensitivity", tmp_path, settings=settings)) == to_json(first)
+    for path in tmp_path.rglob("*.json"):
+        path.write_text("{")  # a broken cache is no reason to fail
+    monkeypatch.undo()
+    assert api.measure_once(model, "sensitivity", tmp_path, settings=settings).tensors == first.tensors
 
 
 def test_lsaq_measures_what_it_needs(model: Path) -> None:
