@@ -120,7 +120,7 @@ def _row(
     row = {
         "mix": mix,
         "plans": {name: _described(plan) for name, plan in plans.items() if name != "reference"},
-        "kl": {text: _divergences(store, list(plans), TEXTS[text], n) for text, n in windows.items()},
+        "kl": {text: _divergences(store, _readers(text, plans), TEXTS[text], n) for text, n in windows.items()},
     }
     shutil.rmtree(store)
     path.write_text(json.dumps(row))
@@ -143,6 +143,11 @@ def _plans(
         if plan is not None:
             plans[policy] = plan
     return plans
+
+
+def _readers(text: str, plans: Mapping[str, Plan]) -> list[str]:
+    """Who reads a text: everybody the one that counts, the two that are compared the others."""
+    return [name for name in plans if text == "wiki" or name not in LADDERS]
 
 
 def _if_it_fits(make: Callable[[], Plan]) -> Plan | None:

@@ -25,7 +25,10 @@ def imatrix(
         int | None, typer.Option(help="Windows of each text, from its start. Default: the whole text.")
     ] = None,
     window_tokens: Annotated[int, typer.Option(help="Tokens in a window.")] = ImportanceSettings().window_tokens,
-    head: Annotated[bool, typer.Option("--head", help="Gather for output.weight too.")] = False,
+    head: Annotated[
+        bool,
+        typer.Option("--head/--no-head", help="Also of the matrix behind the logits; llama-imatrix leaves it out."),
+    ] = True,
     json: JsonFlag = False,
 ) -> None:
     """Gather an importance matrix: the mean squared activation of each weight column, for lamella build --imatrix."""

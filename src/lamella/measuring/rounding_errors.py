@@ -29,7 +29,7 @@ from lamella.llama.quantize import decode_rows, encode_rows, prepare
 from lamella.measuring.inputs import InputStatistics
 from lamella.measuring.rows import PIECE_WEIGHTS, read_rows
 
-SAMPLED_ROWS = 64
+SAMPLED_ROWS = 32
 """Rows that errors are taken from: they differ little from row to row, and some types are slow to write."""
 RUN_ROWS = 8
 MAX_EXPERTS = 8
