@@ -71,11 +71,18 @@ def test_sums_are_those_of_the_activations_that_another_observer_sees(model: Mod
     assert found.structure == model.spec.identity.structure
 
 
-def test_every_matrix_of_the_layers_is_there_and_the_head_only_on_request(model: ModelFile, text: Path) -> None:
-    settings = ImportanceSettings(window_tokens=32, windows=1)
-    found = gather_importance(model, [parse_calibration(str(text))], settings)
-    assert set(found.sums) == {t.name for layer in model.spec.layers for t in layer.matrices}
-    found.check_model(model.spec.identity, model.spec.tensors)
+def test_every_matrix_that_multiplies_is_there_and_the_head_may_be_left_out(
+    model: ModelFile, text: Path, tmp_path: Path
+) -> None:
+    tied = read_model(write_tiny_model(tmp_path / "tied.gguf", tied=True))
+    for source, head_name in ((model, "output.weight"), (tied, "token_embd.weight")):
+        layers = {t.name for layer in source.spec.layers for t in layer.matrices}
+        for head in (False, True):
+            settings = ImportanceSettings(window_tokens=32, windows=1, head=head)
+            found = gather_importance(source, [parse_calibration(str(text))], settings)
+            assert set(found.sums) == layers | ({head_name} if head else set())
+            assert {tuple(s.counts) for s in found.sums.values()} == {(32,)}
+            found.check_model(source.spec.identity, source.spec.tensors)
 
 
 def test_windows_longer_than_a_pass_count_every_token(model: ModelFile, text: Path) -> None:
@@ -125,7 +132,7 @@ def test_values_equal_those_of_llama_imatrix(model: ModelFile, text: Path, tmp_p
     command = [f"{RIVAL}/llama-imatrix", "-m", str(model.paths[0]), "-f", str(text), "-o", str(out)]
     subprocess.run([*command, "-c", "128", "-b", "128", "--no-ppl"], check=True, capture_output=True, timeout=120)
     rival = read_imatrix(out)
-    ours = gather_importance(model, [parse_calibration(str(text))], ImportanceSettings(window_tokens=128))
+    ours = gather_importance(model, [parse_calibration(str(text))], ImportanceSettings(window_tokens=128, head=False))
     assert set(ours.sums) == set(rival.sums)
     assert (ours.chunk_count, ours.chunk_tokens) == (rival.chunk_count, rival.chunk_tokens)
     for name, sums in rival.sums.items():

@@ -16,7 +16,7 @@ from lamella.llama.handles import Model
 from lamella.llama.quantize import decode_rows, encode_rows
 from lamella.measuring.columns import sum_columns
 from lamella.measuring.inputs import InputStatistics, gather_inputs, rounding_change
-from lamella.measuring.rounding_errors import errors_by_type, offered_types
+from lamella.measuring.rounding_errors import SAMPLED_ROWS, errors_by_type, offered_types
 from lamella.measuring.rows import read_rows
 from tests.fakes.tiny_model import write_tiny_model
 
@@ -72,8 +72,8 @@ def test_mean_squares_are_those_of_the_importance_matrix_and_the_tied_head_is_th
 def test_an_error_is_the_mean_change_of_a_product(model: ModelFile) -> None:
     """Against products really computed: rounded weights with rounded inputs, inputs with random signs."""
     data = model.tensors["blk.0.ffn_up.weight"]
-    rows = read_rows(data, 0, 64)
-    first_rows = dataclasses.replace(data.spec, shape=(256, 64))
+    rows = read_rows(data, 0, SAMPLED_ROWS)
+    first_rows = dataclasses.replace(data.spec, shape=(256, SAMPLED_ROWS))
     data = dataclasses.replace(data, spec=first_rows, n_bytes=first_rows.n_bytes)
     inputs = some_inputs(5, n_rows=4000)
     changes = {block: np.square(rounding_change(inputs, block)).mean(axis=0) for block in (32, 256)}

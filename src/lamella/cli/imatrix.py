@@ -27,7 +27,7 @@ def imatrix(
     window_tokens: Annotated[int, typer.Option(help="Tokens in a window.")] = ImportanceSettings().window_tokens,
     head: Annotated[
         bool,
-        typer.Option("--head/--no-head", help="Also of the matrix behind the logits; llama-imatrix leaves it out."),
+        typer.Option("--head/--no-head", help="Also of the matrix behind the logits."),
     ] = True,
     json: JsonFlag = False,
 ) -> None:

@@ -32,9 +32,9 @@ class ImportanceSettings:
     Attributes:
         window_tokens: tokens in a window; what llama-imatrix calls n_ctx.
         windows: of each text, from its start; None for all that fit.
-        head: gather for the matrix that makes the logits, too: ``output.weight``, or a tied ``token_embd.weight``, which
-            llama-imatrix leaves out.  In small models it is a fifth of the weights; rounded without importance it loses
-            twice as much.
+        head: gather for the matrix that makes the logits, too: ``output.weight``, or a tied ``token_embd.weight``.
+            llama-imatrix leaves it out; in small models it is a fifth of the weights, and rounded without importance it
+            loses twice as much.
         n_threads: 0 for all cores.
         n_gpu_layers: layers that llama.cpp may put on a GPU.
     """
