@@ -23,7 +23,18 @@ from typing import TYPE_CHECKING, Any
 from lamella.version import __version__
 
 if TYPE_CHECKING:
-    from lamella.api import build, devices, evaluate, gather_importance, load, load_spec, measure, open_engine, plan
+    from lamella.api import (
+        build,
+        devices,
+        evaluate,
+        gather_importance,
+        load,
+        load_spec,
+        measure,
+        open_engine,
+        plan,
+        tune_on,
+    )
     from lamella.core.artifacts import Measurement, Plan, Variant
     from lamella.core.errors import LamellaError
     from lamella.evaluating import Exams
@@ -43,6 +54,7 @@ _WHERE = {
     "measure": "api",
     "open_engine": "api",
     "plan": "api",
+    "tune_on": "api",
     "ContextOptions": "llama.handles",
     "Engine": "run.engine",
     "EngineOptions": "run.engine",
@@ -82,6 +94,7 @@ __all__ = [
     "measure",
     "open_engine",
     "plan",
+    "tune_on",
 ]
 
 

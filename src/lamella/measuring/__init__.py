@@ -6,6 +6,7 @@
     tokensets     hidden states -> top-k token sets, through the embedding matrix (LSAQ eq. 1-3)
     weights       metrics of the weights alone: outliers, weight difference
     columns       mean squared activation of each weight column: the importance matrix for rounding
+    covariance    how the inputs of weights go together: what rounding makes up for its errors with
     rows          weight rows as float32, a bounded piece at a time, on all cores
     scores        values of samples -> mean and standard error, per task and joint
     progress      how far it has come
@@ -20,13 +21,18 @@ is closed, the threads end with their piece, and nothing stays behind.
 
 from lamella.measuring.calibration import CalibrationFile, parse_calibration
 from lamella.measuring.columns import ImportanceSettings, gather_importance
+from lamella.measuring.covariance import DEFAULT_WINDOWS, CovarianceText, covariance_text, gather_covariances
 from lamella.measuring.measurement import METRICS, MeasureSettings, measure_model
 
 __all__ = [
+    "DEFAULT_WINDOWS",
     "METRICS",
     "CalibrationFile",
+    "CovarianceText",
     "ImportanceSettings",
     "MeasureSettings",
+    "covariance_text",
+    "gather_covariances",
     "gather_importance",
     "measure_model",
     "parse_calibration",
