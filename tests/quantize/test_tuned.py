@@ -104,6 +104,15 @@ def test_independent_inputs_leave_ggmls_rounding_under_their_importance(name: st
         )
 
 
+def test_inputs_that_go_together_within_a_block_only_leave_ggmls_rounding_of_the_block() -> None:
+    covariance, rows, q4 = np.zeros((512, 512), np.float32), some_rows(4, 512, seed=8), GGML_TYPES["Q4_K"]
+    for start in (0, 256):
+        covariance[start : start + 256, start : start + 256] = correlated(256, seed=start)
+    feedback = Feedback.of(covariance)
+    expected = encode_rows(rows, q4, feedback.importance)
+    assert (tuned.encode_rows(rows, q4, feedback) == expected).mean() > 0.99
+
+
 def test_rows_are_rounded_each_for_itself() -> None:
     feedback, rows = Feedback.of(correlated(128, seed=6)), some_rows(6, 128, seed=7)
     q4 = GGML_TYPES["Q4_0"]
