@@ -17,6 +17,10 @@ the blocks up to b: its part of the loss is least where it is nearest to
 
 under the metric R_bb diag(d_b) R_bb^T, whose diagonal ggml gets as importance.
 
+What goes together in one text need not in another: errors moved to where the text saw nothing hurt text of another
+kind.  So covariances between columns count by half (``SHRINKAGE``; without any they are an importance matrix), which
+costs little where the text is alike and was measured to gain on text that is not (docs/log.md).
+
 BLAS adds in an order of its own on each kind of processor: another machine may store other bytes for the same input.
 """
 
@@ -37,8 +41,11 @@ if TYPE_CHECKING:
 
     Matrix = NDArray[np.float32]
 
+SHRINKAGE = 0.5
+"""How far covariances between columns are drawn to 0; variances stay."""
+
 DAMPING = 0.01
-"""Of the mean diagonal, added to all of it (GPTQ's default): directions that the text never showed still count."""
+"""Of the mean variance, added to all of them (GPTQ's default): columns that the text never showed still count."""
 
 BATCH_BYTES = 1 << 30
 """Of covariances held at once, where a layer needs no more."""
@@ -69,7 +76,7 @@ class Tuning:
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """A covariance of n inputs, made ready: H = R diag(d) R^T.
+    """A covariance of n inputs, shrunk, damped and factored: H = R diag(d) R^T.
 
     Attributes:
         triangle: R, unit upper triangular, shape (n, n).
@@ -88,11 +95,12 @@ class Feedback:
         Args:
             covariance: mean of x x^T, shape (n, n), finite.
         """
-        damped = covariance.astype(np.float64)
-        diagonal = damped.diagonal().copy()
+        shrunk = covariance.astype(np.float64)
+        diagonal = shrunk.diagonal().copy()
         diagonal += DAMPING * diagonal.mean() or 1.0  # inputs that are all zero: any weight will do
-        np.fill_diagonal(damped, diagonal)
-        upper = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
+        shrunk *= 1 - SHRINKAGE
+        np.fill_diagonal(shrunk, diagonal)
+        upper = np.linalg.cholesky(shrunk[::-1, ::-1])[::-1, ::-1]
         roots = upper.diagonal()
         triangle = np.ascontiguousarray(upper / roots, np.float32)
         return cls(triangle, np.square(roots).astype(np.float32), diagonal.astype(np.float32))
