@@ -25,6 +25,7 @@ from typing import ClassVar
 from lamella.core.artifacts import Plan, ShardRef, Variant
 from lamella.core.errors import INTERRUPTED_EXIT_CODE, LamellaError, StorageFailed, UnknownVariant
 from lamella.core.units import format_bytes
+from lamella.llama.blas import one_blas_thread
 from lamella.llama.gguf import ModelFile, padding
 from lamella.llama.imatrix import ImportanceMatrix
 from lamella.quantize.recipe import ShardJob, importance_hash, shard_jobs, tuned_on
@@ -128,7 +129,8 @@ def build_variant(
         for batch in _batches(missing):
             watch.check()
             ready = _with_feedback(batch, tuning)
-            made |= _make_shards(source, store, ready, n_threads or len(os.sched_getaffinity(0)), watch)
+            with one_blas_thread():
+                made |= _make_shards(source, store, ready, n_threads or len(os.sched_getaffinity(0)), watch)
         shards.update(made)
         variant = store.add_variant(name, plan, [shards[job.group.number] for job in jobs])
     written_bytes = sum(ref.n_bytes for ref in made.values())
