@@ -15,9 +15,10 @@ from typing import Any
 
 import psutil
 
-from lamella.core.artifacts import LayerPlan, MemoryNeed, Plan
+from lamella.core.artifacts import Plan
 from lamella.llama.gguf import ModelFile, read_model
 from lamella.llama.library import installed_version, load
+from lamella.planning.as_stored import as_stored
 from lamella.run.kernel_table import processor_name
 from lamella.version import __version__
 
@@ -54,19 +55,7 @@ def reference_model(name: str) -> Path:
 
 def plan_like(example: ModelFile, source: ModelFile, name: str) -> Plan:
     """A plan that gives ``source`` the types that ``example``, a quantized file of the same model, has."""
-    spec = example.spec
-    layers = [LayerPlan(x.index, name, sum(t.n_bytes for t in x.tensors)) for x in spec.layers]
-    return Plan(
-        policy="like",
-        model=source.spec.identity,
-        scheme="block",
-        settings={"example": name},
-        layers=layers,
-        tensors={t.name: t.type_name for t in spec.tensors},
-        bits_per_weight=spec.bits_per_weight,
-        average_bits=spec.bits_per_weight,
-        bytes=MemoryNeed(spec.n_bytes, 0, 0, 0),
-    )
+    return as_stored(example.spec, "like", {"example": name}, source.spec.identity)
 
 
 def open_model(path: Path) -> ModelFile:

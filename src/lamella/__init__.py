@@ -27,10 +27,14 @@ if TYPE_CHECKING:
         build,
         devices,
         evaluate,
+        export,
+        frontier,
         gather_importance,
+        import_file,
         load,
         load_spec,
         measure,
+        measured_prices,
         open_engine,
         plan,
         tune_on,
@@ -40,6 +44,8 @@ if TYPE_CHECKING:
     from lamella.evaluating import Exams
     from lamella.llama.handles import ContextOptions, SamplingOptions
     from lamella.measuring import ImportanceSettings, MeasureSettings
+    from lamella.planning.constraints import Constraints
+    from lamella.planning.frontier import Frontier
     from lamella.run.chat import Message
     from lamella.run.engine import Engine, EngineOptions
     from lamella.store.store import Store
@@ -48,17 +54,23 @@ _WHERE = {
     "build": "api",
     "devices": "api",
     "evaluate": "api",
+    "export": "api",
+    "frontier": "api",
     "gather_importance": "api",
+    "import_file": "api",
     "load": "api",
     "load_spec": "api",
     "measure": "api",
+    "measured_prices": "api",
     "open_engine": "api",
     "plan": "api",
     "tune_on": "api",
+    "Constraints": "planning.constraints",
     "ContextOptions": "llama.handles",
     "Engine": "run.engine",
     "EngineOptions": "run.engine",
     "Exams": "evaluating",
+    "Frontier": "planning.frontier",
     "ImportanceSettings": "measuring",
     "LamellaError": "core.errors",
     "MeasureSettings": "measuring",
@@ -71,10 +83,12 @@ _WHERE = {
 }
 
 __all__ = [
+    "Constraints",
     "ContextOptions",
     "Engine",
     "EngineOptions",
     "Exams",
+    "Frontier",
     "ImportanceSettings",
     "LamellaError",
     "MeasureSettings",
@@ -88,10 +102,14 @@ __all__ = [
     "build",
     "devices",
     "evaluate",
+    "export",
+    "frontier",
     "gather_importance",
+    "import_file",
     "load",
     "load_spec",
     "measure",
+    "measured_prices",
     "open_engine",
     "plan",
     "tune_on",

@@ -14,27 +14,38 @@ nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamella import measuring
-from lamella.core.artifacts import Measurement, Plan, check_same_structure, from_json, to_json
-from lamella.core.errors import ArtifactError, InvalidRequest
+from lamella.core.artifacts import Measurement, Plan, TensorLoss, check_same_structure, from_json, to_json
+from lamella.core.errors import ArtifactError, InvalidRequest, UnknownVariant
 from lamella.core.model import ModelSpec
-from lamella.core.precision import Scheme
+from lamella.core.precision import GGML_TYPES, Scheme
 from lamella.core.units import format_bytes, parse_bytes
 from lamella.evaluating import Evaluation, Exams
 from lamella.evaluating import evaluate as evaluate_variants
+from lamella.exchange import exporting, importing
+from lamella.exchange.exporting import ExportReport
+from lamella.exchange.importing import ImportReport
 from lamella.llama.gguf import ModelFile, read_model
 from lamella.llama.handles import ContextOptions, usable_cores
 from lamella.llama.imatrix import ImportanceMatrix, read_imatrix, serialise_imatrix
 from lamella.llama.kernels import KernelTimes
+from lamella.llama.stock_mix import MIXES, canonical_mix, stock_types
 from lamella.measuring import ImportanceSettings, MeasureSettings, measure_model, parse_calibration
-from lamella.planning.policies import make_plan
-from lamella.planning.request import PlanRequest
+from lamella.measuring.journal import journal_file
+from lamella.measuring.sensitivity import no_journal
+from lamella.planning import frontier as planning_frontier
+from lamella.planning.constraints import Constraints, Prices, TypePrice
+from lamella.planning.frontier import DEFAULT_POINTS, Frontier
+from lamella.planning.policies import LADDER, METRICS, check_policy, make_plan
+from lamella.planning.request import PlanRequest, StockTypes, check_limits
 from lamella.planning.specs import builtin_spec
 from lamella.quantize.build import BuildReport, OnProgress, build_variant
 from lamella.quantize.tuned import Tuning
@@ -45,14 +56,17 @@ from lamella.resources.need import default_reserve, file_overhead, spec_overhead
 from lamella.resources.waiting import Waiting, wait_until_fits
 from lamella.run.engine import Engine, EngineOptions
 from lamella.run.kernel_table import KernelTable
-from lamella.store.files import storage_errors
+from lamella.run.prices import prices_of
+from lamella.store.files import new_file, storage_errors
 from lamella.store.store import Store
+from lamella.version import __version__
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 DEFAULT_CONTEXT = 4096
+_LOSS_METRIC = "metric sensitivity, for each tensor"
 
 OnMeasure = Callable[[int, int, str], None]
 
@@ -96,20 +110,67 @@ def measure(
     *,
     calibration: Sequence[str] = (),
     settings: MeasureSettings | None = None,
+    importance: ImportanceMatrix | None = None,
+    journal: Path | None = None,
     on_progress: OnMeasure = _silent,
 ) -> Measurement:
-    """What each layer contributes.
+    """What each layer, or each tensor, contributes.
 
     Args:
-        metric: ``jaccard``, ``cosine``, ``outlier`` or ``weight-difference``.
+        metric: ``jaccard``, ``cosine``, ``outlier``, ``weight-difference`` or ``sensitivity``.
         calibration: text files, each ``FILE`` or ``TASK=FILE``; none: the model writes its own text.
+        importance: of ``sensitivity``: the matrix that the build will round with.
+        journal: of ``sensitivity``: file for finished probes, so that an interrupted run goes on; removed at the end.
 
     Raises:
         InvalidRequest: unknown metric, text missing or too short.
         ModelError: the model cannot be used.
     """
     files = [parse_calibration(text) for text in calibration]
-    return measure_model(load(model), [metric], files, settings, on_progress)[metric]
+    with contextlib.ExitStack() as stack:
+        open_journal = stack.enter_context(journal_file(journal)) if journal else no_journal
+        found = measure_model(
+            load(model), [metric], files, settings, on_progress, importance=importance, open_journal=open_journal
+        )
+    return found[metric]
+
+
+def measure_once(
+    model: str | Path,
+    metric: str,
+    cache_folder: Path,
+    *,
+    settings: MeasureSettings | None = None,
+    on_progress: OnMeasure = _silent,
+) -> Measurement:
+    """``measure`` on text that the model writes, remembered in the cache: the same weights are measured once.
+
+    Interrupted measurements of sensitivity go on where they were.
+
+    Raises:
+        InvalidRequest, ModelError: as ``measure``.
+        StorageFailed: the cache folder cannot be written.
+    """
+    settings = settings or MeasureSettings()
+    source = load(model)
+    asked = f"{source.spec.identity.weights} {metric} {replace(settings, n_threads=0)} {__version__}"
+    path = cache_folder / "measurements" / f"{metric}-{hashlib.sha256(asked.encode()).hexdigest()[:32]}.json"
+    with contextlib.suppress(ArtifactError):
+        return read_measurement(path)
+    with storage_errors(path, "writing"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    found = measure(model, metric, settings=settings, journal=path.with_suffix(".probes"), on_progress=on_progress)
+    write_artifact(found, path)
+    return found
+
+
+def default_policy(model: str | Path, scheme: Scheme = "block", measurement: Measurement | None = None) -> str:
+    """``knapsack``, where tensors can be looked at one by one; else ``lsaq``: for specifications, for scheme
+    ``channel``, and for a measurement of layers.
+    """
+    if str(model).startswith(SPEC_PREFIX) or scheme != "block":
+        return "lsaq"
+    return "knapsack" if measurement is None or measurement.tensors else "lsaq"
 
 
 def gather_importance(
@@ -180,14 +241,81 @@ class Budget:
         return free if self.limit_bytes is None else min(free, self.limit_bytes)
 
 
+@dataclass(frozen=True, slots=True)
+class _Goal:
+    """What only ``knapsack`` can be asked for; see ``plan``."""
+
+    file_size: str | int | None
+    kl: float | None
+    ms_per_token: float | None
+    prompt_tokens_per_second: float | None
+    constraints: Constraints | None
+    prices: Prices | None
+    exact: bool
+
+    @property
+    def has_speed(self) -> bool:
+        return self.ms_per_token is not None or self.prompt_tokens_per_second is not None
+
+    @property
+    def has_limit(self) -> bool:
+        return self.has_speed or self.file_size is not None or self.kl is not None
+
+    def check(self, policy: str) -> None:
+        """Refuse, before anything is measured, what another policy cannot do.
+
+        Raises:
+            InvalidRequest: the goal of another policy.
+        """
+        if policy != "knapsack" and (self.has_limit or self.constraints is not None or self.exact):
+            raise InvalidRequest(
+                f"file size, KL ceiling, speed, constraints and proof belong to policy knapsack, not to {policy}"
+            )
+
+    def added_to(
+        self, request: PlanRequest, model: str | Path, policy: str, measurement: Measurement | None
+    ) -> PlanRequest:
+        """The request with this goal.
+
+        Raises:
+            InvalidRequest: no measurement of what tensors lose.
+        """
+        if policy != "knapsack":
+            return request
+        losses = _losses(measurement)
+        return replace(
+            request,
+            losses=losses,
+            weights_bytes=_weights_bytes(model, request.spec, _as_bytes(self.file_size)),
+            loss_ceiling=self.kl,
+            ms_per_token=self.ms_per_token,
+            prompt_tokens_per_second=self.prompt_tokens_per_second,
+            constraints=self.constraints or Constraints(),
+            prices=self.prices or (measured_prices(losses) if self.has_speed else {}),
+            exact=self.exact,
+        )
+
+
 def plan(
     model: str | Path,
-    policy: str = "lsaq",
+    policy: str | None = None,
     *,
     memory: str | int | None = None,
     alpha: float | None = None,
     precision: str | None = None,
     outside: str | None = None,
+    average_bits: float | None = None,
+    bits_per_weight: float | None = None,
+    file_size: str | int | None = None,
+    kl: float | None = None,
+    ms_per_token: float | None = None,
+    prompt_tokens_per_second: float | None = None,
+    constraints: Constraints | None = None,
+    prices: Prices | None = None,
+    exact: bool = False,
+    seed: int | None = None,
+    mix: str | None = None,
+    importance: ImportanceMatrix | None = None,
     scheme: Scheme = "block",
     context: int | None = None,
     parallel: int = 1,
@@ -203,31 +331,57 @@ def plan(
 
     Args:
         model: a path, ``smollm2``, or ``spec:NAME``.
-        policy: ``uniform``, ``lsaq`` or ``alpha``.
-        memory: bytes or a size such as ``6GiB``; None: what the device has free, for ``lsaq`` and for ``uniform``
-            without a precision; the others then plan without a limit.
+        policy: one of ``planning.policies.POLICIES``; None: ``default_policy``.
+        memory: bytes or a size such as ``6GiB``; None, and no other limit: what the device has free, for ``knapsack``,
+            ``lsaq``, ``lwq-*``, ``random``, and for ``uniform`` without a precision; the others then plan without a
+            limit.
         alpha: aggressiveness of ``alpha``, in (0, 1]; smaller is more aggressive.
         precision: of ``uniform``: a menu name or a ggml type.
         outside: precision of embedding and head, or ``keep``; None: the policy's default.
+        average_bits: in place of memory: ceiling of the layers' mean nominal bits.
+        bits_per_weight: in place of memory (``knapsack``: or with it): ceiling of the stored bits over all weights.
+        file_size: ``knapsack``: bytes or a size of one GGUF file of the plan: weights, and the source's metadata.
+        kl: ``knapsack``: the smallest plan that is predicted to lose at most so many nats a token.
+        ms_per_token, prompt_tokens_per_second: ``knapsack``: speed of matrix products, by ``prices``.
+        constraints: ``knapsack``: types to avoid, floors, fused groups.
+        prices: speed of each type; None: measured now (``measured_prices``) if a speed was asked for.
+        exact: ``knapsack``: prove the plan by integer program, in seconds instead of milliseconds.
+        seed: of ``random``: of the order of the layers; None: 0.
+        mix: of ``stock``: a mix of llama-quantize, such as ``Q4_K_M``.
+        importance: of ``stock``: the matrix that the plan will be built with; some mixes choose other types then.
         context: tokens for each sequence that memory is kept for; None: up to 4096 (for a specification: LSAQ's
             own arithmetic, whose reserve covers it).
-        measurement: importance of the layers; None: ``jaccard`` on text that the model writes, or for a
-            specification the prior of ``planning.importance``.
+        measurement: what was measured; None: the policy's metric (``planning.policies.METRICS``), on text
+            that the model writes, or for a specification the prior of ``planning.importance``.
         wait: wait until memory is free instead of failing (LSAQ's pause).
 
     Raises:
         DoesNotFit: nothing fits; says by how much.
         InvalidRequest: arguments without a meaning.
-        ArtifactError: the measurement is of another model.
+        ArtifactError: the measurement or the importance matrix is of another model.
     """
     budget = Budget(_as_bytes(memory), device)
-    base = _base_request(model, policy, measurement, scheme, alpha, precision, outside, on_progress)
+    policy = policy or default_policy(model, scheme, measurement)
+    check_plan_arguments(
+        policy, measurement, memory=memory, average_bits=average_bits, bits_per_weight=bits_per_weight,
+        seed=seed, mix=mix, importance=importance,
+    )  # fmt: skip
+    base = PlanRequest(
+        load_spec(model), scheme=scheme, alpha=alpha, precision=precision, outside=outside,
+        average_bits=average_bits, bits_per_weight=bits_per_weight, seed=seed,
+        stock=_stock(model, mix, importance) if mix is not None else None,
+    )  # fmt: skip
+    goal = _Goal(file_size, kl, ms_per_token, prompt_tokens_per_second, constraints, prices, exact)
+    goal.check(policy)
+    measurement = measurement or _measured_now(model, policy, on_progress)
+    base = goal.added_to(_with_measurement(base, policy, measurement), model, policy, measurement)
     needs = _needs(model, base.spec, policy, context, parallel, kv_type)
 
     def try_plan(budget_bytes: int | None) -> Plan:
         return make_plan(policy, replace(needs(base, budget_bytes), budget_bytes=budget_bytes))
 
-    needs_limit = policy == "lsaq" or (policy == "uniform" and precision is None)
+    wants_limit = policy in LADDER or policy == "knapsack" or (policy == "uniform" and precision is None)
+    needs_limit = wants_limit and not base.has_limit and not goal.has_limit
     limit = budget.limit_bytes
     if limit is None and not needs_limit:
         return try_plan(None)
@@ -236,6 +390,36 @@ def plan(
     if limit is not None:
         try_plan(limit)  # what does not fit the limit itself is not worth waiting for
     return wait_until_fits(try_plan, budget.now, timeout_seconds=timeout_seconds, on_wait=on_wait)
+
+
+def check_plan_arguments(
+    policy: str,
+    measurement: Measurement | None = None,
+    *,
+    memory: str | int | None = None,
+    average_bits: float | None = None,
+    bits_per_weight: float | None = None,
+    seed: int | None = None,
+    mix: str | None = None,
+    importance: ImportanceMatrix | None = None,
+) -> None:
+    """Refuse at once, before anything is measured, arguments of ``plan`` that do not go together.
+
+    Raises:
+        InvalidRequest: says which, and what would do.
+    """
+    check_policy(policy, measurement.metric if measurement else None)
+    check_limits(_as_bytes(memory), average_bits, bits_per_weight, together=policy == "knapsack")
+    if mix is None and policy == "stock":
+        raise InvalidRequest(f"policy stock needs a mix of llama-quantize: {', '.join(MIXES)}")
+    if mix is not None and policy != "stock":
+        raise InvalidRequest(f"a mix is for policy stock, not for {policy}")
+    if importance is not None and policy != "stock":
+        raise InvalidRequest(f"policy {policy} asks no importance matrix which types to choose; only stock does")
+    if seed is not None and policy != "random":
+        raise InvalidRequest(f"a seed is for policy random, not for {policy}")
+    if measurement is not None and policy in ("random", "stock"):
+        raise InvalidRequest(f"policy {policy} looks at no measurement")
 
 
 def build(
@@ -274,6 +458,60 @@ def build(
         n_threads=n_threads,
         on_progress=on_progress,
     )
+
+
+def export(
+    store: str | Path,
+    file: str | Path,
+    variant: str | None = None,
+    *,
+    force: bool = False,
+    on_progress: OnMeasure = _silent,
+) -> ExportReport:
+    """Write a variant as one GGUF file, for llama.cpp and every program that is built on it.
+
+    Args:
+        variant: its name; None: the only one of the store.
+        force: replace the file if it exists.
+
+    Raises:
+        InvalidRequest: the file exists, or the store has several variants and none was named.
+        StoreError, StorageFailed: see ``lamella.exchange.exporting.export_variant``.
+    """
+    opened = Store.open(Path(store))
+    name = variant or _only_variant(opened)
+    return exporting.export_variant(opened, name, Path(file), force=force, on_progress=on_progress)
+
+
+def import_file(
+    file: str | Path,
+    store: str | Path,
+    name: str | None = None,
+    *,
+    n_threads: int | None = None,
+    on_progress: OnMeasure = _silent,
+) -> ImportReport:
+    """Take a GGUF file of any tool into a store as a variant, its tensors as they are.
+
+    Args:
+        store: folder; made if it does not exist.
+        name: of the variant; None: the one that the file was exported from, or the file's own.
+
+    Raises:
+        ModelError, StoreError, StorageFailed: see ``lamella.exchange.importing.import_file``.
+    """
+    return importing.import_file(Path(file), Path(store), name, n_threads=n_threads, on_progress=on_progress)
+
+
+def _only_variant(store: Store) -> str:
+    names = store.variant_names()
+    if len(names) > 1:
+        raise InvalidRequest(
+            f"{store.path} has {len(names)} variants; say which, as {store.path}@NAME: {', '.join(names)}"
+        )
+    if not names:
+        raise UnknownVariant(f"{store.path} holds no variant yet; build one with: lamella build MODEL {store.path}")
+    return names[0]
 
 
 def open_engine(
@@ -331,20 +569,122 @@ def kernel_times(
     return _kernel_table(n_threads, cache_folder).times(type_names)
 
 
+def measured_prices(
+    losses: Sequence[TensorLoss], n_threads: int = 0, *, cache_folder: Path | None = None
+) -> dict[str, TypePrice]:
+    """How fast this machine multiplies by each type that the losses name; half a second for each, the first time.
+
+    Types that cannot be written without an importance matrix have no price.  Arguments as ``kernel_times``.
+    """
+    names = {name for loss in losses for name in loss.by_type if name in GGML_TYPES}
+    return prices_of(kernel_times(names, n_threads, cache_folder=cache_folder))
+
+
+def frontier(
+    model: str | Path,
+    measurement: Measurement,
+    *,
+    points: int = DEFAULT_POINTS,
+    min_bits: float | None = None,
+    max_bits: float | None = None,
+    constraints: Constraints | None = None,
+    prices: Prices | None = None,
+) -> Frontier:
+    """The least predicted loss at each size, and the plan for it, in one call.
+
+    Args:
+        model: a path, ``smollm2``, or ``spec:NAME``.
+        measurement: what each tensor loses at each type.
+        points: how many sizes, evenly spaced in bits per weight.
+        min_bits, max_bits: ends of the range; None: the smallest plan, and at most 8.5.
+        prices: from ``measured_prices``, to predict speeds too.
+
+    Raises:
+        InvalidRequest, ArtifactError: see ``lamella.planning.frontier.frontier``.
+    """
+    request = _loss_request(model, measurement)
+    request = replace(request, constraints=constraints or Constraints(), prices=prices or {})
+    return planning_frontier.frontier(request, points, min_bits, max_bits)
+
+
+def predicted_loss(model: str | Path, measurement: Measurement, plan: Plan) -> float | None:
+    """Nats a token that any plan of the model is predicted to lose; None where it has a type without a prediction.
+
+    Raises:
+        ArtifactError: the plan or the measurement are for another model.
+    """
+    request = _loss_request(model, measurement)
+    check_same_structure(plan, request.spec.identity, "the plan")
+    return planning_frontier.predicted_loss(request, plan.tensors)
+
+
+def _loss_request(model: str | Path, measurement: Measurement) -> PlanRequest:
+    request = PlanRequest(load_spec(model), losses=_losses(measurement))
+    check_same_structure(measurement, request.spec.identity, "the measurement")
+    return request
+
+
+def _losses(measurement: Measurement | None) -> tuple[TensorLoss, ...]:
+    """The tensors' losses.
+
+    Raises:
+        InvalidRequest: there is no measurement, or one of a metric that looks at layers only.
+    """
+    if measurement is None:
+        raise InvalidRequest(f"policy knapsack needs a measurement of what each tensor loses ({_LOSS_METRIC})")
+    if not measurement.tensors:
+        raise InvalidRequest(
+            f"a measurement of metric {measurement.metric} does not say what each tensor loses at each type; "
+            f"policy knapsack needs one that does ({_LOSS_METRIC})"
+        )
+    return tuple(measurement.tensors)
+
+
+def _weights_bytes(model: str | Path, spec: ModelSpec, file_bytes: int | None) -> int | None:
+    """What a file of so many bytes leaves for weights: the source's metadata is in it too."""
+    if file_bytes is None or str(model).startswith(SPEC_PREFIX):
+        return file_bytes
+    metadata = sum(path.stat().st_size for path in load(model).paths) - spec.n_bytes
+    if metadata >= file_bytes:
+        raise InvalidRequest(
+            f"a file of {format_bytes(file_bytes)} holds no weights: the metadata alone takes {format_bytes(metadata)}"
+        )
+    return file_bytes - metadata
+
+
 def _kernel_table(n_threads: int, cache_folder: Path | None) -> KernelTable:
     return KernelTable(cache_folder / "kernels.json" if cache_folder else None, n_threads or usable_cores())
 
 
 def default_name(plan: Plan) -> str:
-    """A variant's name after its plan: ``alpha-0.5``, ``uniform-int4``, ``lsaq-6.00GiB``; ``-channel`` behind it."""
+    """A variant's name after its plan, with ``-channel`` behind it for that scheme.
+
+    ``alpha-0.5``, ``uniform-int4``, ``lsaq-6.00GiB``, ``lwq-cosine-7bits``, ``random-seed3-5.5bpw``, ``stock-q4_k_m``,
+    and ``stock-q4_k_m-imatrix`` where its types were chosen for an importance matrix; ``knapsack-4.50bpw`` by the bits
+    that it has, where no memory budget was given.
+    """
     if plan.policy == "alpha":
         name = f"alpha-{plan.settings['alpha']:g}"
     elif plan.policy == "uniform":
         name = f"uniform-{plan.layers[0].precision}"
+    elif plan.policy == "stock":
+        name = f"stock-{plan.settings['mix']}".lower() + ("-imatrix" if plan.settings["imatrix"] == "yes" else "")
+    elif plan.policy == "knapsack" and plan.budget_bytes is None:
+        name = f"knapsack-{plan.bits_per_weight:.2f}bpw"
     else:
-        limit = plan.budget_bytes
-        name = plan.policy + (f"-{format_bytes(limit)}".replace(" ", "") if limit else "")
+        seed = plan.settings.get("seed")
+        name = plan.policy + (f"-seed{seed}" if seed else "") + _limit_name(plan)
     return name if plan.scheme == "block" else f"{name}-{plan.scheme}"
+
+
+def _limit_name(plan: Plan) -> str:
+    """How large the plan was allowed to be, for a name; "" without a limit."""
+    if plan.budget_bytes:
+        return f"-{format_bytes(plan.budget_bytes)}".replace(" ", "")
+    for setting, unit in (("target_average_bits", "bits"), ("target_bits_per_weight", "bpw")):
+        if setting in plan.settings:
+            return f"-{plan.settings[setting]:g}{unit}"
+    return ""
 
 
 def read_measurement(path: Path) -> Measurement:
@@ -393,13 +733,8 @@ def write_importance(matrix: ImportanceMatrix, path: Path) -> None:
 
 
 def _write_whole(data: bytes, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    with storage_errors(path, "writing", len(data)):
-        try:
-            temporary.write_bytes(data)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with new_file(path, len(data), replace=True) as file:
+        file.write(data)
 
 
 def _read(path: Path) -> bytes:
@@ -415,30 +750,34 @@ def _as_bytes(memory: str | int | None) -> int | None:
     return parse_bytes(memory) if isinstance(memory, str) else memory
 
 
-def _base_request(
-    model: str | Path,
-    policy: str,
-    measurement: Measurement | None,
-    scheme: Scheme,
-    alpha: float | None,
-    precision: str | None,
-    outside: str | None,
-    on_progress: OnMeasure,
-) -> PlanRequest:
-    """The request without memory; measures the layers' importance where the policy needs it and nobody gave it."""
-    request = PlanRequest(load_spec(model), scheme=scheme, alpha=alpha, precision=precision, outside=outside)
-    if measurement is not None:
-        check_same_structure(measurement, request.spec.identity, "the measurement")
-    elif needs_measuring(model, policy):
-        measurement = measure(model, on_progress=on_progress)
+def _stock(model: str | Path, mix: str, importance: ImportanceMatrix | None) -> StockTypes:
+    """The types of a mix, by llama.cpp's own dry run."""
+    if str(model).startswith(SPEC_PREFIX):
+        raise InvalidRequest(f"policy stock asks llama.cpp about a model file, and {model} is a specification")
+    mix, source = canonical_mix(mix), load(model)
+    if importance is not None:
+        importance.check_model(source.spec.identity, source.spec.tensors)
+    with_importance = importance is not None
+    return StockTypes(mix, with_importance, stock_types(source.paths, mix, with_importance=with_importance))
+
+
+def _measured_now(model: str | Path, policy: str, on_progress: OnMeasure) -> Measurement | None:
+    """What the policy wants to know, where it wants to know something that can be measured."""
+    return measure(model, METRICS[policy], on_progress=on_progress) if needs_measuring(model, policy) else None
+
+
+def _with_measurement(request: PlanRequest, policy: str, measurement: Measurement | None) -> PlanRequest:
+    """The request with what was measured of layers; ``knapsack`` looks at tensors (``_Goal``)."""
     if measurement is None:
         return request
-    return replace(request, importance=measurement.importance(), settings={"metric": measurement.metric})
+    check_same_structure(measurement, request.spec.identity, "the measurement")
+    importance = None if policy == "knapsack" else measurement.importance()
+    return replace(request, importance=importance, settings={"metric": measurement.metric})
 
 
 def needs_measuring(model: str | Path, policy: str) -> bool:
     """Whether a policy wants to know the layers' importance, and there are weights to measure it on."""
-    return policy in ("lsaq", "alpha") and not str(model).startswith(SPEC_PREFIX)
+    return policy in METRICS and not str(model).startswith(SPEC_PREFIX)
 
 
 def _needs(
@@ -446,7 +785,7 @@ def _needs(
 ) -> Callable[[PlanRequest, int | None], PlanRequest]:
     """How to add to a request what running needs besides weights; the dry run is made once."""
     is_spec = str(model).startswith(SPEC_PREFIX)
-    if is_spec and policy == "lsaq" and context is None:
+    if is_spec and policy in LADDER and context is None:
         return lambda request, _: request  # LSAQ's own arithmetic
     n_ctx = context if context is not None else min(DEFAULT_CONTEXT, spec.context_length or DEFAULT_CONTEXT)
     options = ContextOptions(n_ctx=n_ctx, n_sequences=parallel, kv_type=kv_type, n_outputs=parallel)

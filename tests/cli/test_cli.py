@@ -7,13 +7,20 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import lamella
+from lamella import api
+from lamella.api import write_artifact
 from lamella.cli import main
+from lamella.core.artifacts import Measurement
+from lamella.llama.kernels import KernelTimes
 from tests.fakes.tiny_model import write_tiny_model
+from tests.planning.losses import made_losses
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -55,7 +62,19 @@ def _json(result: tuple[int, str, str]) -> Any:
 def test_help_lists_the_commands(run: Run) -> None:
     code, out, _ = run("--help")
     assert code == 0
-    for command in ("inspect", "devices", "measure", "imatrix", "plan", "build", "store", "run", "eval"):
+    for command in (
+        "inspect",
+        "devices",
+        "measure",
+        "imatrix",
+        "plan",
+        "build",
+        "store",
+        "run",
+        "eval",
+        "export",
+        "import",
+    ):
         assert command in out
 
 
@@ -142,6 +161,50 @@ def test_waiting_for_what_can_never_fit_fails_at_once(run: Run, model: Path) -> 
                        "--measurement", _measured(run, model))  # fmt: skip
     assert code == 4
     assert "1.00 MiB" in err
+
+
+@pytest.mark.parametrize("policy", ["lsaq", "lwq-cosine", "lwq-outlier", "random"])
+def test_plans_of_equal_average_bits_compare(run: Run, policy: str) -> None:
+    document = _json(run("plan", "spec:llama-2-7b", "--policy", policy, "--average-bits", "7", "--json"))
+    assert document["average_bits"] == 7
+    assert document["budget_bytes"] is None
+    assert [x["precision"] for x in document["layers"]].count("int4") == 8
+    assert document["settings"]["target_average_bits"] == 7
+
+
+def test_too_few_bits_do_not_fit_in_both_forms(run: Run) -> None:
+    code, out, err = run("plan", "spec:llama-2-7b", "--average-bits", "3", "--json")
+    document = json.loads(out)
+    assert (code, document["fits"], document["average_bits"]) == (4, False, 4)
+    assert "has 4 average bits, more than the 3 that were asked" in err
+
+
+def test_a_stock_mix_is_planned_and_built(run: Run, model: Path, tmp_path: Path) -> None:
+    plan, folder = tmp_path / "q4.json", tmp_path / "store"
+    document = _json(run("plan", model, "--policy", "stock", "--mix", "q4_k_m", "--out", plan, "--json"))
+    assert (document["settings"]["mix"], document["settings"]["imatrix"]) == ("Q4_K_M", "no")
+    assert {document["tensors"][f"blk.{i}.attn_q.weight"] for i in range(3)} == {"Q4_K"}
+    assert _json(run("build", model, folder, "--plan", plan, "--json"))["built"][0]["variant"] == "q4"
+    assert " 444" in run("store", "ls", folder)[1]  # one character a layer
+    assert "stock, 3 Q4_K" in run("plan", model, "--policy", "stock", "--mix", "Q4_K", "--plot", tmp_path / "p.png")[1]
+
+
+def test_bad_mixes_and_measurements_are_refused_before_work(run: Run, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    for arguments, code, says in (
+        (["stock", "--mix", "Q4_K_XL"], 2, "llama-quantize knows Q1_0"),
+        (["stock", "--mix", "IQ2_XS"], 2, "makes no IQ2_XS of this model without an importance matrix"),
+        (["stock", "--mix", "Q4_K_M", "--imatrix", model], 5, "no importance matrix"),
+        (["stock", "--mix", "Q4_K_M", "--outside", "int8"], 2, "every type from the mix"),
+        (["stock", "--mix", "Q4_K_M", "--average-bits", "2"], 4, "ask for a smaller mix"),
+        (["stock", "--mix", "Q4_K_M", "--measurement", _measured(run, model)], 2, "looks at no measurement"),
+        (["lwq-cosine", "--measurement", _measured(run, model)], 2, "measure with --metric cosine"),
+    ):
+        found, shown, err = run("plan", model, "--policy", *arguments, "--out", out)
+        assert (found, shown) == (code, "")
+        assert says in err
+        assert len(err.strip().splitlines()) == 1
+    assert not out.exists()
 
 
 def _measured(run: Run, model: Path) -> Path:
@@ -254,12 +317,26 @@ def test_a_chat_obeys_its_commands(run: Run, store: Path, monkeypatch: pytest.Mo
     ("arguments", "code", "says"),
     [
         (["plan", "spec:gpt-9"], 2, "llama-2-7b"),
-        (["plan", "spec:llama-2-7b", "--policy", "magic"], 2, "uniform, lsaq, alpha"),
+        (["plan", "spec:llama-2-7b", "--policy", "magic"], 2, "uniform, lsaq, alpha, knapsack"),
+        (["plan", "spec:llama-2-7b", "--policy", "knapsack"], 2, "metric sensitivity"),
+        (["plan", "spec:llama-2-7b", "--kl", "0.1"], 2, "belong to policy knapsack, not to lsaq"),
+        (["plan", "spec:llama-2-7b", "--avoid", "Q9"], 2, "no ggml type"),
+        (["frontier", "spec:llama-2-7b"], 2, "--measurement"),
+        (["frontier", "spec:llama-2-7b", "--measurement", "nowhere.json"], 5, "nowhere.json"),
         (["plan", "spec:llama-2-7b", "--memory", "0"], 2, "more than zero"),
         (["plan", "spec:llama-2-7b", "--memory", "much"], 2, "no memory size"),
         (["plan", "spec:llama-2-7b", "--policy", "alpha", "--alpha", "0"], 2, "(0, 1]"),
         (["plan", "spec:llama-2-7b", "--policy", "alpha", "--alpha", "1.5"], 2, "(0, 1]"),
         (["plan", "spec:llama-2-7b", "--policy", "uniform", "--precision", "int9"], 2, "int9"),
+        (["plan", "spec:llama-2-7b", "--average-bits", "7", "--memory", "6GiB"], 2, "not memory and average bits"),
+        (["plan", "spec:llama-2-7b", "--average-bits", "7", "--bits-per-weight", "6"], 2, "a plan has one limit"),
+        (["plan", "spec:llama-2-7b", "--average-bits", "-1"], 2, "above 0"),
+        (["plan", "spec:llama-2-7b", "--bits-per-weight", "nan"], 2, "above 0"),
+        (["plan", "spec:llama-2-7b", "--policy", "stock"], 2, "needs a mix of llama-quantize: Q1_0"),
+        (["plan", "spec:llama-2-7b", "--policy", "stock", "--mix", "Q4_K_M"], 2, "is a specification"),
+        (["plan", "spec:llama-2-7b", "--policy", "lsaq", "--mix", "Q4_K_M"], 2, "a mix is for policy stock"),
+        (["plan", "spec:llama-2-7b", "--policy", "lsaq", "--seed", "1"], 2, "a seed is for policy random"),
+        (["plan", "spec:llama-2-7b", "--policy", "random", "--seed", "-1"], 2, "at least 0"),
         (["plan", "nowhere.gguf"], 3, "does not exist"),
         (["inspect", "nowhere.gguf"], 3, "does not exist"),
         (["store", "ls", "nowhere"], 6, "nowhere"),
@@ -378,3 +455,139 @@ def test_eval_complains_in_one_sentence(run: Run, store: Path, tmp_path: Path) -
     assert code == 2
     assert "nothing to evaluate on" in err
     assert run("eval", store, "--text", tmp_path, "--no-kl", "--reference", "uniform-int4")[0] == 2
+
+
+def test_export_and_import_have_what_scripts_rely_on(run: Run, store: Path, tmp_path: Path) -> None:
+    file, copy = tmp_path / "four.gguf", tmp_path / "copy"
+    exported = _json(run("export", f"{store}@uniform-int4", file, "--json"))
+    assert (exported["variant"], exported["file"]) == ("uniform-int4", str(file))
+    assert exported["bytes"] == file.stat().st_size
+    imported = _json(run("import", file, copy, "--json"))
+    assert (imported["variant"], imported["policy"], imported["from_export"]) == ("uniform-int4", "uniform", True)
+    assert (imported["shards"], imported["shared"]) == (6, 0)
+    again = _json(run("import", file, copy, "--name", "again", "--json"))
+    assert (again["shared"], again["new_bytes"], again["metadata_left_out"]) == (6, 0, [])
+    assert "llama-server -m" in run("export", f"{copy}@again", tmp_path / "again.gguf")[1]
+    assert "6 of 6 shards" in run("import", file, copy, "--name", "third")[1]
+
+
+def test_export_and_import_complain_in_one_sentence(run: Run, store: Path, model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "x.gguf"
+    file.write_text("mine")
+    for words, code, says in (
+        (["export", store, tmp_path / "y.gguf"], 2, "uniform-int4, uniform-int8"),
+        (["export", f"{store}@uniform-int4", file], 2, "--force"),
+        (["export", f"{store}@huge", tmp_path / "y.gguf"], 6, "uniform-int4"),
+        (["import", file, tmp_path / "s"], 3, "not a GGUF file"),
+        (["import", model, tmp_path / "s", "--name", "../up"], 2, "cannot name a variant"),
+        (["import", model, file], 6, "is a file"),
+    ):
+        found, out, err = run(*words)
+        assert (found, out) == (code, "")
+        assert says in err
+        assert len(err.strip().splitlines()) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["x.gguf"]
+
+
+def test_layers_are_drawn_by_their_bits_whatever_named_them(run: Run, model: Path, tmp_path: Path) -> None:
+    for precision in ("Q6_K", "IQ4_NL", "fp16"):
+        _json(run("build", model, tmp_path / "s", "--precision", precision, "--json"))
+    listed = run("store", "ls", tmp_path / "s")[1]
+    for strip in ("666", "444", "FFF"):
+        assert strip in listed
+
+
+@pytest.fixture(scope="module")
+def losses(model: Path) -> Path:
+    """A measurement of what each tensor loses, by formula."""
+    spec = lamella.load_spec(model)
+    made = Measurement("sensitivity", spec.identity, {}, (), (), tensors=made_losses(spec))
+    path = model.with_name("losses.json")
+    write_artifact(made, path)
+    return path
+
+
+def test_a_knapsack_plan_is_built_and_runs(run: Run, model: Path, losses: Path, tmp_path: Path) -> None:
+    out, plot, folder = tmp_path / "mixed.json", tmp_path / "mixed.png", tmp_path / "store"
+    ask = ("plan", model, "--policy", "knapsack", "--measurement", losses, "--bits-per-weight", "5")
+    plan = _json(run(*ask, "--at-least", "token_embd=int6", "--avoid", "Q4_0", "--out", out, "--plot", plot, "--json"))
+    assert plan["bits_per_weight"] <= 5
+    assert plan["predicted_loss"] >= plan["settings"]["loss_bound"]
+    assert plan["tensors"]["token_embd.weight"] == "Q6_K"
+    assert "Q4_0" not in plan["tensors"].values()
+    assert plot.exists()
+    shown = run(*ask)[1]
+    assert "predicted KL divergence" in shown
+    assert "token_embd.weight Q" in shown
+    built = _json(run("build", model, folder, "--plan", out, "--json"))["built"][0]
+    assert built["variant"] == "mixed"
+    assert "mixed" in run("store", "ls", folder)[1]
+    answer = _json(run("run", folder, "once upon", "--raw", "--max-tokens", "4", "--context", "64", "--json"))
+    assert answer["generated_tokens"] == 4
+
+
+def test_a_plan_by_file_size_makes_no_larger_file(run: Run, model: Path, losses: Path) -> None:
+    limit = model.stat().st_size // 2
+    ask = ("plan", model, "--policy", "knapsack", "--measurement", losses)
+    plan = _json(run(*ask, "--file-size", str(limit), "--json"))
+    weights = lamella.load_spec(model).n_bytes
+    assert 0.99 * limit < plan["bytes"]["weights"] + model.stat().st_size - weights <= limit
+    code, _, err = run(*ask, "--file-size", "5KB")
+    assert (code, "the metadata alone" in err) == (2, True)
+
+
+@pytest.mark.parametrize("asked", [("--kl", "0.5"), ("--kl", "0.5", "--exact"), ("--memory", "100MiB"), ("--fused",)])
+def test_limits_of_a_knapsack_plan(run: Run, model: Path, losses: Path, asked: tuple[str, ...]) -> None:
+    plan = _json(
+        run("plan", model, "--policy", "knapsack", "--measurement", losses, "--context", "64", *asked, "--json")
+    )
+    assert plan["fits"]
+    assert plan["predicted_loss"] <= (0.5 if "--kl" in asked else 0)  # else there is room for everything as it is
+    assert (plan["budget_bytes"] is None) == ("--kl" in asked)
+
+
+def test_a_knapsack_plan_by_speed(run: Run, model: Path, losses: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"F16": KernelTimes(8.0, 6.0), "Q8_0": KernelTimes(4.0, 3.0), "Q4_0": KernelTimes(2.0, 2.0)}
+    monkeypatch.setattr(
+        api, "kernel_times", lambda names, *_, **__: {n: times.get(n, KernelTimes(3.0, 3.0)) for n in names}
+    )
+    ask = ("plan", model, "--policy", "knapsack", "--measurement", losses, "--json")
+    slow = _json(run(*ask, "--ms-per-token", "100"))["settings"]["predicted_ms_per_token"]
+    plan = _json(run(*ask, "--ms-per-token", str(slow / 2)))
+    assert slow / 4 < plan["settings"]["predicted_ms_per_token"] <= slow / 2
+    shown = run("frontier", model, "--measurement", losses, "--points", "3", "--speed")[1]
+    assert "ms/token" in shown
+    assert len(_json(run("frontier", model, "--measurement", losses, "--points", "3", "--json"))["points"]) == 3
+
+
+def test_what_exceeds_a_size_says_where_its_bytes_go(run: Run, model: Path, losses: Path) -> None:
+    ask = ("plan", model, "--policy", "knapsack", "--measurement", losses, "--bits-per-weight", "1")
+    code, out, err = run(*ask, "--json")
+    assert code == 4
+    document = json.loads(out)
+    assert document["fits"] is False
+    assert document["bytes"]["total"] == document["bytes"]["weights"] > document["budget_bytes"]
+    assert "the smallest plan of tiny needs" in err
+
+
+def test_frontier_has_what_scripts_rely_on(run: Run, model: Path, losses: Path, tmp_path: Path) -> None:
+    plan, plot = tmp_path / "uniform.json", tmp_path / "frontier.svg"
+    _json(run("plan", model, "--policy", "uniform", "--precision", "int4", "--out", plan, "--json"))
+    ask = ("frontier", model, "--measurement", losses, "--points", "8", "--max-bpw", "8", "--plan", plan)
+    document = _json(run(*ask, "--plot", plot, "--json"))
+    points = document["points"]
+    assert len(points) == 8
+    assert all(a["predicted_loss"] > b["predicted_loss"] for a, b in pairwise(points))
+    assert all(p["bits_per_weight"] <= 8 and p["loss_bound"] <= p["predicted_loss"] for p in points)
+    assert document["plans"][0]["name"] == "uniform"
+    assert "uniform" in plot.read_text()
+    shown = run(*ask)[1]
+    assert f"{points[0]['bits_per_weight']:.3f}" in shown
+    assert "uniform: " in shown
+
+
+def test_measurements_of_layers_alone_make_no_knapsack(run: Run, model: Path) -> None:
+    for ask in (("plan", model, "--policy", "knapsack"), ("frontier", model)):
+        code, _, err = run(*ask, "--measurement", _measured(run, model))
+        assert code == 2
+        assert "metric outlier does not say what each tensor loses" in err

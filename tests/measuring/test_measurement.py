@@ -206,13 +206,24 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, int]) -> None:
 
 def test_progress_reaches_the_end_of_every_step(tiny: ModelFile) -> None:
     steps: dict[str, list[tuple[int, int]]] = {}
-    measure_model(tiny, METRICS, (), SMALL, lambda done, total, what: steps.setdefault(what, []).append((done, total)))
+    text = tiny.paths[0].with_name("progress.txt")
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 20)
+
+    def keep(done: int, total: int, what: str) -> None:
+        steps.setdefault(what, []).append((done, total))
+
+    others = [metric for metric in METRICS if metric != "sensitivity"]
+    measure_model(tiny, others, (), SMALL, keep)
+    measure_model(tiny, ["sensitivity"], [CalibrationFile("text", text)], SMALL, keep)
     assert list(steps) == [
         "writing text",
         "reading layers",
         "comparing token sets",
         "counting outliers",
         "rounding weights",
+        "probing",
+        "probing again",
+        "comparing types",
     ]
     for calls in steps.values():
         assert [done for done, _ in calls] == sorted(done for done, _ in calls)

@@ -106,5 +106,5 @@ def test_needs_are_not_negative() -> None:
 
 
 def test_unknown_policies_list_the_known_ones() -> None:
-    with pytest.raises(InvalidRequest, match="uniform, lsaq, alpha"):
+    with pytest.raises(InvalidRequest, match="uniform, lsaq, alpha, knapsack"):
         make_plan("magic", PlanRequest(tiny_spec()))

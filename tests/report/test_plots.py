@@ -10,7 +10,8 @@ import pytest
 from lamella.core.artifacts import CalibrationText, LayerPlan, LayerScore, Measurement, MemoryNeed, Plan
 from lamella.core.errors import InvalidRequest, StorageFailed
 from lamella.core.model import ModelIdentity
-from lamella.report.plots import DPI, HEIGHT_INCHES, plot_measurement, plot_plan
+from lamella.planning.frontier import Frontier, FrontierPoint
+from lamella.report.plots import DPI, HEIGHT_INCHES, PlanPoint, plot_frontier, plot_measurement, plot_plan
 
 MODEL = ModelIdentity("llama", "A model of $5 \\frac and 50$", "s", "w")
 
@@ -118,3 +119,44 @@ def test_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path: Path)
     with pytest.raises(StorageFailed, match="cannot write the plot"):
         plot_plan(plan(), target)
     assert list(tmp_path.iterdir()) == [target]
+
+
+def mixed_plan() -> Plan:
+    kinds = ("Q4_K", "Q6_K")
+    tensors = {
+        f"blk.{i}.{part}.weight": kinds[(i + j) % 2] for i in range(3) for j, part in enumerate(("attn_q", "up"))
+    }
+    tensors |= {"token_embd.weight": "Q8_0", "blk.0.attn_norm.weight": "F32", "blk.0.attn_q.bias": "F32"}
+    return Plan(
+        "knapsack", MODEL, "block", {}, [LayerPlan(i, "mixed", 1000) for i in range(3)], tensors, 5.5, 5.0,
+        MemoryNeed(100, 10, 10, 10), None, 0.0625,
+    )  # fmt: skip
+
+
+def test_mixed_layers_are_drawn_tensor_by_tensor(tmp_path: Path) -> None:
+    path = tmp_path / "plan.svg"
+    plot_plan(mixed_plan(), path)
+    text = path.read_text()
+    for words in ("attn_q", "up", "Q4_K: 3", "Q6_K: 3", "token_embd Q8_0", "predicted KL 0.0625"):
+        assert words in text
+    assert "F32" not in text
+
+
+def found(losses: tuple[float, ...] = (1.0, 0.1, 0.0)) -> Frontier:
+    points = [FrontierPoint(4.0 + i, 1000 * i, x, x, True, None, None, {}) for i, x in enumerate(losses)]
+    return Frontier(MODEL, tuple(points), tuple((p.bits_per_weight, p.predicted_loss) for p in points))
+
+
+def test_a_frontier_is_drawn_with_the_plans_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "frontier.svg"
+    plot_frontier(found(), path, [PlanPoint("stock $mix$", 4.5, 0.4), PlanPoint("lossless", 16.0, 0.0)])
+    text = path.read_text()
+    assert "<!-- stock $mix$ -->" in text
+    assert "bits per weight" in text
+    assert "lossless" not in text  # zero has no place on a logarithmic axis
+
+
+def test_a_frontier_needs_a_known_suffix(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest):
+        plot_frontier(found(), tmp_path / "frontier.bmp")
+    assert list(tmp_path.iterdir()) == []

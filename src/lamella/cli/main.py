@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from lamella.cli import build, devices, eval, imatrix, inspect, measure, plan, run, store
+from lamella.cli import build, devices, eval, exchange, frontier, imatrix, inspect, lm_eval, measure, plan, run, store
 from lamella.cli.output import print_json, stderr
 from lamella.core.errors import INTERRUPTED_EXIT_CODE, InvalidRequest, LamellaError
 from lamella.version import __version__
@@ -45,9 +45,13 @@ app.command("devices")(devices.devices)
 app.command("measure")(measure.measure)
 app.command("imatrix")(imatrix.imatrix)
 app.command("plan")(plan.plan)
+app.command("frontier")(frontier.frontier)
 app.command("build")(build.build)
 app.command("run")(run.run)
 app.command("eval")(eval.evaluate)
+app.command("export")(exchange.export_variant)
+app.command("import")(exchange.import_file)
+app.command("lm-eval", context_settings=lm_eval.OPTIONS)(lm_eval.lm_eval)
 app.add_typer(store.app, name="store")
 
 

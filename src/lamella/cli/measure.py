@@ -16,7 +16,10 @@ from lamella.config import Config
 from lamella.core.artifacts import Measurement
 from lamella.core.precision import Scheme
 from lamella.measuring import METRICS, MeasureSettings
+from lamella.measuring.settings import PROBE, Level
 from lamella.report.plots import plot_measurement
+
+SHOWN_TENSORS = 10
 
 
 def measure(
@@ -33,21 +36,36 @@ def measure(
     window_tokens: Annotated[int | None, typer.Option(help="Tokens in a window.")] = None,
     seed: Annotated[int, typer.Option(help="Where windows lie, or what the model writes.")] = 0,
     scheme: Annotated[Scheme, typer.Option(help="How weight-difference rounds.")] = "block",
+    level: Annotated[Level, typer.Option(help="Sensitivity of each tensor, or of each layer as a whole.")] = "tensor",
+    probe: Annotated[str, typer.Option(help="ggml type that sensitivity rounds to.")] = PROBE,
+    imatrix: Annotated[
+        Path | None, typer.Option(help="Importance matrix that sensitivity rounds with, as the build will.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the measurement to this file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw it to this file (png, svg or pdf).")] = None,
     json: JsonFlag = False,
 ) -> None:
-    """Measure how much each layer contributes, on texts of your tasks or on text that the model writes itself."""
+    """Measure how much each layer contributes, on texts of your tasks or on text that the model writes itself.
+
+    Sensitivity probes every tensor, which takes minutes; with --out an interrupted run goes on where it was.
+    """
     settings = MeasureSettings(
         k=k,
         samples=samples,
         window_tokens=window_tokens,
         seed=seed,
         scheme=scheme,
+        level=level,
+        probe=probe,
         n_threads=Config.from_environment(os.environ).n_threads,
     )
+    matrix = api.read_importance(imatrix) if imatrix else None
+    journal = out.with_name(f".{out.name}.probes") if out and metric == "sensitivity" else None
     with progress(f"measuring {metric}", quiet=json) as update:
-        found = api.measure(model, metric, calibration=calibration or (), settings=settings, on_progress=update)
+        found = api.measure(
+            model, metric, calibration=calibration or (), settings=settings,
+            importance=matrix, journal=journal, on_progress=update,
+        )  # fmt: skip
     deliver(found, out=out, plot=plot, draw=plot_measurement, show=show_measurement, json=json)
 
 
@@ -65,3 +83,25 @@ def show_measurement(measurement: Measurement) -> None:
         error = f"{score.standard_error:.4f}" if score.standard_error else ""
         shown.add_row(str(score.layer), f"{score.mean:.4f}", error, *more, bar(score.mean / largest))
     stdout.print(shown)
+    _show_tensors(measurement)
+
+
+def _show_tensors(measurement: Measurement) -> None:
+    """The tensors that lose most, and whether single losses add up."""
+    if not measurement.tensors:
+        return
+    probe = measurement.settings["probe"]
+    say(f"largest losses of single tensors at {probe}, in nats a token (KL from the untouched model)")
+    shown = table("tensor", ">loss", ">± s.e.", "")
+    ranked = sorted(measurement.tensors, key=lambda t: -t.mean)[:SHOWN_TENSORS]
+    largest = max(ranked[0].mean, 1e-12)
+    for tensor in ranked:
+        shown.add_row(
+            tensor.tensor, f"{tensor.mean:.5f}", f"{tensor.standard_error:.5f}", bar(max(0.0, tensor.mean) / largest)
+        )
+    stdout.print(shown)
+    for check in measurement.checks:
+        say(
+            f"all tensors at {check.type_name}: single losses add up to {check.predicted:.4f}, "
+            f"measured {check.measured:.4f} ± {check.standard_error:.4f}"
+        )

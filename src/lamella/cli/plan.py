@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from lamella import api
+from lamella.cli.constraints import AtLeastOption, AvoidOption, FusedFlag, read_constraints
 from lamella.cli.deliver import deliver
 from lamella.cli.output import JsonFlag, bar, note, print_json, progress, say, stdout, table
 from lamella.config import Config
@@ -18,7 +20,8 @@ from lamella.core.errors import DoesNotFit
 from lamella.core.precision import Scheme
 from lamella.core.units import format_bytes, format_seconds
 from lamella.measuring import MeasureSettings
-from lamella.planning.policies import POLICIES
+from lamella.planning.cost import MIXED
+from lamella.planning.policies import METRICS, POLICIES
 from lamella.report.plots import plot_plan
 from lamella.resources.waiting import Waiting
 
@@ -27,24 +30,59 @@ def plan(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Path of a GGUF file, smollm2, or spec:NAME (spec:llama-2-7b ...).")
     ],
-    policy: Annotated[str, typer.Option(help=f"One of {', '.join(POLICIES)}.")] = "lsaq",
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            help=f"One of {', '.join(POLICIES)}. Default: knapsack; lsaq for spec:NAME and measurements of layers."
+        ),
+    ] = None,
     memory: Annotated[
         str | None, typer.Option(help="Memory to stay within, such as 6GiB. Default: what the device has free.")
+    ] = None,
+    average_bits: Annotated[
+        float | None, typer.Option(help="In place of --memory: mean nominal bits of the layers, as LSAQ counts.")
+    ] = None,
+    bits_per_weight: Annotated[
+        float | None, typer.Option(help="In place of --memory: stored bits over all weights, at most.")
     ] = None,
     alpha: Annotated[float | None, typer.Option(help="Of policy alpha: in (0, 1], smaller is more aggressive.")] = None,
     precision: Annotated[
         str | None, typer.Option(help="Of policy uniform: fp16, int8 ... int2, or a ggml type. Default: what fits.")
     ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of policy random: of the order of the layers. Default: 0.")] = None,
+    mix: Annotated[
+        str | None, typer.Option(help="Of policy stock: a mix that llama-quantize knows, such as Q4_K_M.")
+    ] = None,
+    imatrix: Annotated[
+        Path | None, typer.Option(help="Of policy stock: the importance matrix that lamella build will be given.")
+    ] = None,
     outside: Annotated[
         str | None, typer.Option(help="Precision of embedding and head, or 'keep'. Default: the policy's.")
     ] = None,
+    file_size: Annotated[
+        str | None, typer.Option(help="Of knapsack: size of one GGUF file of the plan, such as 80MB.")
+    ] = None,
+    kl: Annotated[
+        float | None, typer.Option(help="Of knapsack: the smallest plan of at most this predicted KL divergence.")
+    ] = None,
+    ms_per_token: Annotated[
+        float | None, typer.Option(help="Of knapsack: most milliseconds a token, in matrix products on this machine.")
+    ] = None,
+    prompt_tokens_per_second: Annotated[
+        float | None, typer.Option(help="Of knapsack: slowest reading of a prompt, in matrix products.")
+    ] = None,
+    avoid: AvoidOption = None,
+    at_least: AtLeastOption = None,
+    fused: FusedFlag = False,
+    exact: Annotated[bool, typer.Option("--exact", help="Of knapsack: prove the plan by integer program.")] = False,
     context: Annotated[
         int | None, typer.Option(help="Tokens of each sequence to keep memory for. Default: up to 4096.")
     ] = None,
     parallel: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
     kv_type: Annotated[str, typer.Option(help="ggml type of the KV cache.")] = "F16",
     measurement: Annotated[
-        Path | None, typer.Option(help="What 'lamella measure --out' wrote. Default: measured now.")
+        Path | None,
+        typer.Option(help="What 'lamella measure --out' wrote. Default: measured once a model."),
     ] = None,
     scheme: Annotated[
         Scheme, typer.Option(help="How weights are rounded: ggml's blocks, or one scale a row.")
@@ -62,21 +100,34 @@ def plan(
     """
     config = Config.from_environment(os.environ)
     given = api.read_measurement(measurement) if measurement else None
+    importance = api.read_importance(imatrix) if imatrix else None
+    policy = policy or api.default_policy(model, scheme, given)
+    api.check_plan_arguments(
+        policy, given, memory=memory, average_bits=average_bits, bits_per_weight=bits_per_weight,
+        seed=seed, mix=mix, importance=importance,
+    )  # fmt: skip
     if given is None and api.needs_measuring(model, policy):
-        with progress("measuring importance", quiet=json) as update:
-            settings = MeasureSettings(n_threads=config.n_threads)
-            given = api.measure(model, settings=settings, on_progress=update)
-    if memory is None:
+        metric, settings = METRICS[policy], MeasureSettings(n_threads=config.n_threads)
+        with progress(f"measuring {metric}", quiet=json) as update:
+            given = api.measure_once(model, metric, config.cache_folder, settings=settings, on_progress=update)
+    prices = None
+    if given is not None and (ms_per_token is not None or prompt_tokens_per_second is not None):
+        with progress("timing kernels", quiet=json):
+            prices = api.measured_prices(given.tensors, config.n_threads, cache_folder=config.cache_folder)
+    if all(limit is None for limit in (memory, average_bits, bits_per_weight, file_size, kl, ms_per_token)):
         _say_device(device or config.device)
     try:
         made = api.plan(
             model, policy, memory=memory, alpha=alpha, precision=precision, outside=outside, scheme=scheme,
+            average_bits=average_bits, bits_per_weight=bits_per_weight, file_size=file_size, kl=kl,
+            ms_per_token=ms_per_token, prompt_tokens_per_second=prompt_tokens_per_second, prices=prices, exact=exact,
+            constraints=read_constraints(avoid, at_least, fused), seed=seed, mix=mix, importance=importance,
             context=context, parallel=parallel, kv_type=kv_type, measurement=given,
             device=device or config.device, wait=wait, timeout_seconds=timeout, on_wait=_say_waiting,
         )  # fmt: skip
     except DoesNotFit as error:
         if json:
-            print_json({**to_plain(error.smallest_plan), "error": _error(error)})
+            print_json({**to_plain(error.smallest_plan), "fits": False, "error": _error(error)})
             note(f"lamella: {error}")
             raise typer.Exit(error.exit_code) from None
         raise
@@ -85,16 +136,20 @@ def plan(
 
 def show_plan(plan: Plan) -> None:
     """What each layer gets, and where the memory goes."""
-    counts = Counter(x.precision for x in plan.layers)
-    chosen = ", ".join(f"{n} {name.upper()}" for name, n in counts.most_common())
-    say(f"{plan.model.name}: {plan.policy}, {chosen}")
+    say(f"{plan.model.name}: {plan.policy}, {_chosen(plan)}")
     accounting = " (nominal bytes, as LSAQ counts)" if plan.settings.get("accounting") == "nominal" else ""
-    say(f"{plan.average_bits:g} average bits, {plan.bits_per_weight:.2f} bits per weight as stored{accounting}")
+    say(f"{plan.average_bits:.4g} average bits, {plan.bits_per_weight:.2f} bits per weight as stored{accounting}")
+    if plan.predicted_loss is not None:
+        say(f"predicted KL divergence {plan.predicted_loss:.4g} nats a token{_speed(plan)}")
     shown = table(">layer", "precision", ">bytes", "importance")
     for layer in plan.layers:
         score = bar(layer.importance) if layer.importance is not None else ""
-        shown.add_row(str(layer.layer), layer.precision, format_bytes(layer.bytes), score)
+        what = layer.precision if layer.precision != MIXED else _counted(_types_of_layer(plan, layer.layer))
+        shown.add_row(str(layer.layer), what, format_bytes(layer.bytes), score)
     stdout.print(shown)
+    if plan.policy == "knapsack":
+        outside = {name: kind for name, kind in plan.tensors.items() if not name.startswith("blk.")}
+        say(", ".join(f"{name} {kind}" for name, kind in outside.items()))
     need = plan.bytes
     parts = ", ".join(
         f"{label} {format_bytes(n)}"
@@ -103,6 +158,27 @@ def show_plan(plan: Plan) -> None:
     )  # fmt: skip
     budget = f" of {format_bytes(plan.budget_bytes)}" if plan.budget_bytes is not None else ""
     say(f"needs {format_bytes(need.total)}{budget}: {parts}")
+
+
+def _chosen(plan: Plan) -> str:
+    """What the layers get, or the tensors where layers are mixed."""
+    if any(layer.precision == MIXED for layer in plan.layers):
+        return _counted(kind for kind in plan.tensors.values() if kind != "F32")
+    counts = Counter(x.precision for x in plan.layers)
+    return ", ".join(f"{n} {name.upper()}" for name, n in counts.most_common())
+
+
+def _types_of_layer(plan: Plan, layer: int) -> list[str]:
+    return [kind for name, kind in plan.tensors.items() if name.startswith(f"blk.{layer}.") and kind != "F32"]
+
+
+def _counted(types: Iterable[str]) -> str:
+    return ", ".join(f"{n} {name}" for name, n in Counter(types).most_common())
+
+
+def _speed(plan: Plan) -> str:
+    ms = plan.settings.get("predicted_ms_per_token")
+    return "" if ms is None else f", matrix products {ms:.3g} ms a token"
 
 
 def _say_device(wanted: str | None) -> None:

@@ -11,6 +11,7 @@ import typer
 from lamella.cli.output import JsonFlag, print_json, progress, say, stdout, table
 from lamella.core.artifacts import Variant, to_plain
 from lamella.core.errors import ShardDamaged
+from lamella.core.precision import GGML_TYPES, MENU, nominal_bits
 from lamella.core.units import format_bytes
 from lamella.store.store import Store
 
@@ -137,9 +138,15 @@ def usage(store: StoreArgument, json: JsonFlag = False) -> None:
 
 
 def layer_strip(variant: Variant) -> str:
-    """One character a layer: its bits, ``F`` for sixteen."""
-    digits = {"fp16": "F"}
-    return "".join(digits.get(x.precision, x.precision.removeprefix("int")[:1]) for x in variant.plan.layers)
+    """One character a layer: its bits, ``F`` for sixteen, ``m`` where they are mixed."""
+    return "".join(_bits_character(layer.precision) for layer in variant.plan.layers)
+
+
+def _bits_character(precision: str) -> str:
+    if precision not in MENU and precision not in GGML_TYPES:
+        return precision[:1]
+    bits = int(nominal_bits(precision))
+    return "F" if bits >= 16 else str(bits)
 
 
 def _summary(variant: Variant) -> dict[str, object]:

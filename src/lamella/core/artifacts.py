@@ -50,6 +50,7 @@ class TensorLoss:
         mean: KL(reference || model with this tensor at ``probe``), in nats a token.
         standard_error: of the mean over tokens.
         by_type: ggml type -> the same loss predicted for it, for every type that the rows allow.
+        finer: ggml type -> the same loss measured at it, where a second, finer probe was made.
     """
 
     tensor: str
@@ -57,6 +58,23 @@ class TensorLoss:
     mean: float
     standard_error: float
     by_type: Mapping[str, float]
+    finer: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class AdditivityCheck:
+    """Whether losses of single tensors add up: all tensors rounded at once.
+
+    Attributes:
+        type_name: ggml type of every matrix whose rows allow it.
+        predicted: sum of the single losses at that type, in nats a token.
+        measured: KL(reference || model so rounded), in nats a token, and its standard error.
+    """
+
+    type_name: str
+    predicted: float
+    measured: float
+    standard_error: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +105,7 @@ class Measurement:
         per_task: the same for each task alone.
         per_precision: ``weight-difference`` only: precision -> scores.
         tensors: ``sensitivity`` only: what each tensor loses at each type; empty for whole layers.
+        checks: ``sensitivity`` only: sums of ``tensors`` against the whole model's loss.
     """
 
     metric: Metric
@@ -97,6 +116,7 @@ class Measurement:
     per_task: Mapping[str, Sequence[LayerScore]] = field(default_factory=dict)
     per_precision: Mapping[str, Sequence[LayerScore]] = field(default_factory=dict)
     tensors: Sequence[TensorLoss] = ()
+    checks: Sequence[AdditivityCheck] = ()
 
     def importance(self) -> tuple[float, ...]:
         """Joint score of each layer, in layer order."""
@@ -108,6 +128,7 @@ class LayerPlan:
     """What one layer gets.
 
     Attributes:
+        precision: a name of the menu or a ggml type; of a layer that mixes types, the type of most of its weights.
         bytes: of all its tensors at that precision.
         importance: the layer's score in [0, 1] that the policy saw; None for policies that look at none.
     """
@@ -137,14 +158,15 @@ class Plan:
     """Which ggml type each tensor gets, and what that costs.
 
     Attributes:
-        policy: ``uniform``, ``lsaq`` or ``alpha``.
+        policy: its name (``planning.policies``); ``imported`` for types read off a file.
         model: what the plan is for.
         scheme: how values are rounded into the types.
-        settings: the policy's arguments: precision, alpha, budget, context, metric.
-        layers: precision of each layer.
+        settings: the policy's arguments: precision, alpha, mix, seed, targets in bits, context, metric.
+        layers: precision of each layer; ``mixed`` where its matrices have several types.
         tensors: tensor name -> ggml type, for every tensor of the model.
         bits_per_weight: over all weights of the model, as stored.
-        average_bits: mean of the layers' nominal bits, as LSAQ's tables count.
+        average_bits: mean of the layers' nominal bits, as LSAQ's tables count; a layer whose tensors differ counts
+            the stored bits of its matrices.
         bytes: what a running variant needs.
         budget_bytes: what was allowed; None when no budget was given.
         predicted_loss: KL divergence from the reference in nats a token; None for policies that predict none.

@@ -71,11 +71,11 @@ class InvalidWeights(ModelError):
 
 
 class DoesNotFit(LamellaError):
-    """No plan fits the memory.
+    """No plan is within the limit: the memory, or the bits that were asked.
 
     Attributes:
-        needed_bytes: what the smallest plan needs.
-        budget_bytes: what there is.
+        needed_bytes: what the smallest plan needs; for a limit in bits, of the weights that it speaks of.
+        budget_bytes: what there is, or what those weights may take.
         smallest_plan: that plan, for those who want to see where its bytes go.
     """
 

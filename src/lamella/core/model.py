@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from lamella.core.precision import GGML_TYPES, GgmlType
@@ -175,11 +175,19 @@ class ShardGroup:
 
 
 def shard_groups(spec: ModelSpec) -> Iterator[ShardGroup]:
-    """How a store cuts a model into files; depends on the structure only, never on types (docs/store-format.md)."""
+    """How a store cuts a model into files; depends on the structure only, never on types (docs/store-format.md).
+
+    Tensors stand by name, because tools write them in different orders (llama-quantize sorts what converters do not)
+    and a layer must be the same shard whichever file it came from.
+    """
     yield ShardGroup(0, "meta", ())
     layers = spec.layers
     for layer in layers:
-        yield ShardGroup(layer.index + 1, f"layer {layer.index}", layer.tensors)
+        yield ShardGroup(layer.index + 1, f"layer {layer.index}", _by_name(layer.tensors))
     outside = spec.outside
-    yield ShardGroup(len(layers) + 1, "embedding", tuple(t for t in outside if not is_output(t)))
-    yield ShardGroup(len(layers) + 2, "head", tuple(t for t in outside if is_output(t)))
+    yield ShardGroup(len(layers) + 1, "embedding", _by_name(t for t in outside if not is_output(t)))
+    yield ShardGroup(len(layers) + 2, "head", _by_name(t for t in outside if is_output(t)))
+
+
+def _by_name(tensors: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
+    return tuple(sorted(tensors, key=lambda t: t.name))

@@ -39,6 +39,16 @@ class GgmlType:
     def bits_per_weight(self) -> float:
         return 8 * self.block_bytes / self.block_weights
 
+    @property
+    def input_block(self) -> int:
+        """Block length in which ggml's CPU code rounds what such a weight is multiplied by; 0 where it does not.
+
+        ``vec_dot_type`` in ggml-cpu.c: Q8_K for types with blocks of 256, Q8_0 or Q8_1 for other blocks.
+        """
+        if self.block_weights == 1:
+            return 0
+        return 256 if self.block_weights == 256 else 32
+
     def allows_row(self, row_length: int) -> bool:
         return row_length % self.block_weights == 0
 

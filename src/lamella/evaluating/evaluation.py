@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,10 +11,9 @@ from pathlib import Path
 from lamella.core.artifacts import Variant
 from lamella.core.errors import InvalidRequest
 from lamella.evaluating.scoring import AnswerScores, ChoiceScores, TaskExam
-from lamella.evaluating.subject import Subject
+from lamella.evaluating.subject import Room, Subject
 from lamella.evaluating.tasks import TasksFile, read_tasks
 from lamella.evaluating.text import Text, TextExam, TextScores, read_text
-from lamella.llama.handles import ContextOptions
 from lamella.run.engine import largest_variant
 from lamella.store.store import Store
 
@@ -108,7 +108,8 @@ def evaluate(
     with Subject(store, everyone) as subject:
         text_exam = TextExam(text, subject.model, exams.window_tokens, exams.n_windows) if text else None
         task_exams = [TaskExam(t, subject.model) for t in tasks]
-        subject.make_room(_context_options([*([text_exam] if text_exam else []), *task_exams], exams.n_threads))
+        rooms = [*([text_exam.room] if text_exam else []), *(exam.room for exam in task_exams)]
+        subject.make_room(functools.reduce(Room.joined, rooms), exams.n_threads)
         n_items = sum(len(t.items) for t in tasks)
         n_windows = len(text_exam.windows) if text_exam else 0
         tick = _Ticker(n_windows * len(everyone) + n_items * len(chosen), on_progress)
@@ -137,12 +138,6 @@ def _read(exams: Exams) -> tuple[Text | None, list[TasksFile]]:
         if names.count(name) > 1:
             raise InvalidRequest(f"{names.count(name)} tasks files are named '{name}'; results could not be told apart")
     return (read_text(exams.text) if exams.text else None), tasks
-
-
-def _context_options(exams: Sequence[TextExam | TaskExam], n_threads: int) -> ContextOptions:
-    """Room for the longest window or request in one pass."""
-    n_ctx = max(e.n_ctx for e in exams)
-    return ContextOptions(n_ctx=n_ctx, n_batch=n_ctx, n_outputs=max(e.n_outputs for e in exams), n_threads=n_threads)
 
 
 class _Ticker:

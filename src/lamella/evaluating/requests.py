@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lamella.core.errors import InvalidRequest
@@ -26,7 +27,9 @@ class Request:
         return self.context + self.continuation[:-1]
 
 
-def make_request(vocabulary: Vocabulary, context: str, continuation: str, most_tokens: int) -> Request:
+def make_request(
+    vocabulary: Vocabulary, context: str, continuation: str, most_tokens: int, *, parse_special: bool = False
+) -> Request:
     """Tokenize a pair as lm-evaluation-harness does (``TemplateLM._encode_pair``).
 
     Spaces at the end of the context belong to the continuation, whose tokens are those that the whole text has beyond
@@ -34,19 +37,46 @@ def make_request(vocabulary: Vocabulary, context: str, continuation: str, most_t
 
     Args:
         most_tokens: that the model may read; a longer context loses its start.
+        parse_special: as ``tokenize_prompt``.
 
     Raises:
         InvalidRequest: the continuation alone is longer.
     """
     stripped = context.rstrip()
     continuation = context[len(stripped) :] + continuation
-    whole = vocabulary.tokenize(stripped + continuation, parse_special=False)
-    before = vocabulary.tokenize(stripped, parse_special=False) if stripped else []
-    if not before:
-        starts = vocabulary.tokenize("") or [vocabulary.bos if vocabulary.bos >= 0 else vocabulary.eos]
-        before, whole = starts, [*starts, *vocabulary.tokenize(continuation, add_special=False, parse_special=False)]
-    after = whole[len(before) :] or vocabulary.tokenize(continuation, add_special=False, parse_special=False)
-    room = most_tokens - (len(after) - 1)
+    whole = tokenize_prompt(vocabulary, stripped + continuation, parse_special)
+    before = tokenize_prompt(vocabulary, stripped, parse_special) if stripped else []
+    after = whole[len(before) :] if before else []
+    if not after:  # nothing before it, or its first characters ended a token of the context
+        after = vocabulary.tokenize(continuation, add_special=False, parse_special=parse_special)
+    return cut_request(before or start_tokens(vocabulary), after, most_tokens)
+
+
+def cut_request(context: Sequence[int], continuation: Sequence[int], most_tokens: int) -> Request:
+    """A request of tokens; the context loses its start where both together are too long.
+
+    Raises:
+        InvalidRequest: the continuation alone is longer than ``most_tokens``, or empty.
+    """
+    if not continuation:
+        raise InvalidRequest("a continuation of no tokens")
+    room = most_tokens - (len(continuation) - 1)
     if room < 1:
-        raise InvalidRequest(f"a continuation of {len(after)} tokens; the model reads {most_tokens} at once")
-    return Request(tuple(before[-room:]), tuple(after), max(0, len(before) - room))
+        raise InvalidRequest(f"a continuation of {len(continuation)} tokens; the model reads {most_tokens} at once")
+    return Request(tuple(context[-room:]), tuple(continuation), max(0, len(context) - room))
+
+
+def tokenize_prompt(vocabulary: Vocabulary, text: str, parse_special: bool) -> list[int]:
+    """Tokens of a text that a model reads from its start.
+
+    Args:
+        parse_special: control tokens written in the text count, as in what a chat template rendered; a BOS that is
+            written there is not added once more.
+    """
+    tokens = vocabulary.tokenize(text, parse_special=parse_special)
+    return tokens[1:] if parse_special and tokens[:2] == [vocabulary.bos] * 2 else tokens
+
+
+def start_tokens(vocabulary: Vocabulary) -> list[int]:
+    """What stands for an empty context: BOS, or EOS where the model knows none."""
+    return vocabulary.tokenize("") or [vocabulary.bos if vocabulary.bos >= 0 else vocabulary.eos]

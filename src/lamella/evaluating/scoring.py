@@ -11,7 +11,7 @@ import numpy as np
 from lamella.core.errors import InvalidRequest
 from lamella.evaluating.requests import Request, make_request
 from lamella.evaluating.statistics import Estimate, exponential, mean, ratio
-from lamella.evaluating.subject import Subject
+from lamella.evaluating.subject import Room, Subject
 from lamella.evaluating.tasks import AnswerItem, ChoiceItem, TasksFile
 from lamella.llama.handles import Model
 
@@ -56,6 +56,7 @@ class TaskExam:
     """The items of a tasks file, tokenized for one model.
 
     Attributes:
+        room: that the longest request needs.
         n_cut: items whose context was cut at its start because the model's context is shorter.
     """
 
@@ -68,8 +69,7 @@ class TaskExam:
         self.tasks = tasks
         self.requests = [_requests(tasks, item, model) for item in tasks.items]
         every = [r for requests in self.requests for r in requests]
-        self.n_ctx = max(len(r.fed) for r in every)
-        self.n_outputs = max(len(r.continuation) for r in every)
+        self.room = Room.for_requests(every)
         self.n_cut = sum(any(r.n_cut for r in requests) for requests in self.requests)
 
     def run(

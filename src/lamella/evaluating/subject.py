@@ -3,20 +3,66 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lamella.core.artifacts import Variant
-from lamella.evaluating.distributions import Column, Logits, log_normalizers, token_losses
 from lamella.evaluating.requests import Request
 from lamella.llama import gguf
-from lamella.llama.handles import Context, ContextOptions, Model, Vocabulary
+from lamella.llama.handles import Context, ContextOptions, Model, Vocabulary, usable_cores
+from lamella.llama.logits import Column, Logits, Survey, survey, token_losses
 from lamella.run.prefix import shared_prefix
 from lamella.run.variants import LiveVariants
 from lamella.store.store import Store
+
+MOST_READ_TOGETHER = 2048  # tokens of one pass: the compute buffer grows with them
+MOST_SCORED_TOGETHER = 512  # tokens of one pass with logits: 100 MB for 49,152 tokens of vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a context must hold.
+
+    Attributes:
+        n_ctx: tokens read one after another.
+        n_batch: of which so many in one pass.
+        n_outputs: of which so many with logits.
+    """
+
+    n_ctx: int
+    n_batch: int
+    n_outputs: int
+
+    @classmethod
+    def for_requests(cls, requests: Iterable[Request]) -> Self:
+        """Enough for each of at least one request; long ones are read in several passes."""
+        lengths = [(len(r.fed), len(r.continuation)) for r in requests]
+        n_ctx = max(n for n, _ in lengths)
+        return cls(n_ctx, min(n_ctx, MOST_READ_TOGETHER), min(max(n for _, n in lengths), MOST_SCORED_TOGETHER))
+
+    def joined(self, other: Room) -> Room:
+        """Enough for both."""
+        return Room(
+            max(self.n_ctx, other.n_ctx), max(self.n_batch, other.n_batch), max(self.n_outputs, other.n_outputs)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model thinks of a continuation.
+
+    Attributes:
+        losses: ``-log p`` of each of its tokens.
+        is_greedy: each of them was the likeliest.
+    """
+
+    losses: Column
+    is_greedy: bool
 
 
 class Subject:
@@ -27,6 +73,7 @@ class Subject:
 
     Attributes:
         model: the loaded model.
+        n_threads: that compute.
     """
 
     def __init__(self, store: Store, variants: Sequence[Variant]) -> None:
@@ -46,6 +93,7 @@ class Subject:
             on_failure.callback(self.model.close)
             self._live = LiveVariants(store, self.model, tensors, {}, n_warm=len(variants), check=False)
             on_failure.pop_all()
+        self.n_threads = usable_cores()
         self._context: Context | None = None
         self._cached: tuple[int, ...] = ()
         self._name = ""
@@ -54,13 +102,19 @@ class Subject:
     def vocabulary(self) -> Vocabulary:
         return self.model.vocabulary
 
-    def make_room(self, options: ContextOptions) -> None:
-        """Allocate the context; once, before anything is computed.
+    def make_room(self, room: Room, n_threads: int = 0) -> None:
+        """Allocate the context, before anything is computed; an earlier one goes, with what it had computed.
+
+        Args:
+            n_threads: 0 for the cores that this process may use.
 
         Raises:
             EngineFailed: llama.cpp cannot allocate it.
         """
-        assert self._context is None
+        if self._context is not None:
+            self._context.close()
+        self._context, self._cached, self.n_threads = None, (), n_threads or usable_cores()
+        options = ContextOptions(n_ctx=room.n_ctx, n_batch=room.n_batch, n_outputs=room.n_outputs, n_threads=n_threads)
         self._context = Context(self.model, options)
 
     def use(self, variant: str) -> None:
@@ -82,18 +136,41 @@ class Subject:
         self._cached = tuple(tokens)
         return self._working.last_logits(n_outputs)
 
+    def survey(self, logits: Logits) -> Survey:
+        """Look at logits on as many threads as compute them."""
+        return survey(logits, self.n_threads)
+
     def losses(self, request: Request) -> Column:
         """``-log p`` of each token of the continuation.
 
         What the request shares with the previous one (a question with other choices, a paragraph with another question)
         is taken from the KV cache.
         """
-        tokens, n_outputs = request.fed, len(request.continuation)
-        n_kept = self._drop_cache_after(min(shared_prefix(self._cached, tokens), len(request.context) - 1))
-        self._working.decode(tokens[n_kept:], n_kept, n_outputs=n_outputs)
-        self._cached = tokens
-        logits = self._working.last_logits(n_outputs)
-        return token_losses(logits, log_normalizers(logits), np.array(request.continuation))
+        return self.answer(request).losses
+
+    def answer(self, request: Request) -> Answer:
+        """The losses, and whether the continuation is what the model itself would have written."""
+        losses, is_greedy = [], True
+        for logits, targets in self._scored(request):
+            seen = self.survey(logits)
+            losses.append(token_losses(logits, seen.normalizers, targets))
+            is_greedy = is_greedy and bool((seen.best == targets).all())
+        return Answer(np.concatenate(losses), is_greedy)
+
+    def _scored(self, request: Request) -> Iterator[tuple[Logits, NDArray[np.int64]]]:
+        """Logits that score the continuation, and its tokens, in pieces that fit the context's passes."""
+        tokens, first, context = request.fed, len(request.context) - 1, self._working
+        targets = np.array(request.continuation)
+        n_read = self._drop_cache_after(min(shared_prefix(self._cached, tokens), first))
+        most = min(context.options.n_outputs, context.n_batch)
+        if min(first + most, len(tokens)) - n_read > context.n_batch:
+            context.decode(tokens[n_read:first], n_read, n_outputs=0)
+            n_read = first
+        for start in range(first, len(tokens), most):
+            end = min(start + most, len(tokens))
+            context.decode(tokens[n_read:end], n_read, n_outputs=end - start)
+            self._cached, n_read = tokens[:end], end
+            yield context.last_logits(end - start), targets[start - first : end - first]
 
     def close(self) -> None:
         """Free everything; later calls do nothing."""

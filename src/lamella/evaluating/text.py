@@ -4,8 +4,8 @@ Windows are llama-perplexity's (tools/perplexity/perplexity.cpp, ``perplexity``)
 into windows of ``n_tokens``; the first token of each gives way to BOS where the model wants one; tokens of the second
 half are scored, each after everything before it in the window.  So figures compare with llama.cpp's.
 
-Window by window the reference reads first and its logits of the scored half are held; then each variant reads the same
-window and is compared.  Memory is one window's logits, twice.
+Window by window the reference reads first and its logits of the scored half are held, and their probabilities; then
+each variant reads the same window and is compared.  Memory is one window's logits, three times.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamella.core.errors import InvalidRequest
-from lamella.evaluating.distributions import Column, Logits, divergences, log_normalizers, token_losses
 from lamella.evaluating.statistics import Estimate, exponential, mean
-from lamella.evaluating.subject import Subject
+from lamella.evaluating.subject import Room, Subject
 from lamella.llama.handles import Model
+from lamella.llama.logits import Column, Logits, Reference, Survey, token_losses
 
 SMALLEST_WINDOW = 4  # two halves, each with a token to score or to see
 
@@ -92,8 +92,7 @@ class TextExam:
         if 0 < model.trained_context < n_tokens:
             raise InvalidRequest(f"windows of {n_tokens} tokens, but the model was trained for {model.trained_context}")
         self.windows = cut_windows(text, model, n_tokens, n_windows)
-        self.n_ctx = n_tokens
-        self.n_outputs = n_tokens - n_tokens // 2
+        self.room = Room(n_tokens, n_tokens, n_tokens - n_tokens // 2)
 
     def run(
         self, subject: Subject, variants: Sequence[str], reference: str | None, tick: Callable[[str], None]
@@ -106,21 +105,26 @@ class TextExam:
         """
         order = [reference, *variants] if reference else list(variants)
         tallies = {name: _Tally() for name in order}
+        held = Reference((self.room.n_outputs - 1, subject.vocabulary.n_tokens)) if reference else None
         for window in self.windows:
-            held: _Reading | None = None
+            first: _Reading | None = None
             for name in order:
                 subject.use(name)
                 reading = self._read(subject, window)
-                tallies[name].add(reading, held)
-                if name == reference:
-                    held = reading.copy()
+                tallies[name].add(reading)
+                if held and first:
+                    kl = held.divergences(reading.logits, reading.seen.normalizers, subject.n_threads)
+                    tallies[name].compare(reading, first, kl)
+                elif held:
+                    first = reading
+                    held.hold(reading.logits, reading.seen.normalizers, subject.n_threads)
                 tick(name)
         return {name: tally.scores() for name, tally in tallies.items()}
 
     def _read(self, subject: Subject, window: Window) -> _Reading:
-        logits = subject.window_logits(window.fed, self.n_outputs)[:-1]  # nothing follows the last token
-        normalizers = log_normalizers(logits)
-        return _Reading(logits, normalizers, token_losses(logits, normalizers, window.targets))
+        logits = subject.window_logits(window.fed, self.room.n_outputs)[:-1]  # nothing follows the last token
+        seen = subject.survey(logits)
+        return _Reading(logits, seen, token_losses(logits, seen.normalizers, window.targets))
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,14 +162,11 @@ def _window(tokens: list[int], prefix: list[int]) -> Window:
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """What one variant said in the scored half of one window; the logits may be a view of the context's memory."""
+    """What one variant said in the scored half of one window; the logits are a view that the next pass overwrites."""
 
     logits: Logits
-    normalizers: Column
+    seen: Survey
     losses: Column
-
-    def copy(self) -> _Reading:
-        return _Reading(self.logits.copy(), self.normalizers, self.losses)
 
 
 class _Tally:
@@ -177,16 +178,14 @@ class _Tally:
         self._divergences: list[Column] = []
         self._agreements: list[Column] = []
 
-    def add(self, reading: _Reading, reference: _Reading | None) -> None:
+    def add(self, reading: _Reading) -> None:
         self._losses.append(reading.losses)
-        if reference is None:
-            return
+
+    def compare(self, reading: _Reading, reference: _Reading, divergences: Column) -> None:
+        """Against what the reference said of the same window; its logits are not looked at."""
         self._differences.append(reading.losses - reference.losses)
-        self._divergences.append(
-            divergences(reference.logits, reference.normalizers, reading.logits, reading.normalizers)
-        )
-        same = reading.logits.argmax(axis=1) == reference.logits.argmax(axis=1)
-        self._agreements.append(same.astype(np.float64))
+        self._divergences.append(divergences)
+        self._agreements.append((reading.seen.best == reference.seen.best).astype(np.float64))
 
     def scores(self) -> TextScores:
         loss = mean(np.concatenate(self._losses))

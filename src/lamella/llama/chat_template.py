@@ -9,11 +9,12 @@ from lamella.llama import library
 from lamella.llama.handles import Model
 
 
-def render(model: Model, messages: list[dict[str, str]]) -> str:
+def render(model: Model, messages: list[dict[str, str]], *, ask_for_answer: bool = True) -> str:
     """The prompt for a chat, ending where the assistant's answer begins.
 
     Args:
         messages: dictionaries with ``role`` and ``content``.
+        ask_for_answer: open the assistant's turn (``add_generation_prompt`` of the template).
 
     Raises:
         EngineFailed: the model has no template, or the template refuses the messages.
@@ -29,6 +30,7 @@ def render(model: Model, messages: list[dict[str, str]]) -> str:
         template=template,
         eos_token=_special(vocabulary, vocabulary.eos),
         bos_token=_special(vocabulary, vocabulary.bos),
+        add_generation_prompt=ask_for_answer,
     )
     try:
         rendered: Any = formatter(messages=messages)

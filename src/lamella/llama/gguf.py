@@ -29,8 +29,8 @@ _SCALARS: dict[int, Any] = {
     6: ct.c_float, 7: ct.c_bool, 10: ct.c_uint64, 11: ct.c_int64, 12: ct.c_double,
 }  # fmt: skip
 _SPLIT_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
-_TYPE_KEYS = ("general.file_type", "general.alignment", "general.quantization_version")
-_TYPE_PREFIXES = ("split.", "quantize.")
+_FILE_KEYS = ("general.file_type", "general.alignment", "general.quantization_version")
+_FILE_PREFIXES = ("split.", "quantize.", "lamella.")
 
 Scalar = int | float | str | bool
 
@@ -122,6 +122,15 @@ class Header:
         value: Scalar = ct.cast(data, ct.POINTER(_SCALARS[kind])).contents.value
         return value
 
+    def model_values(self) -> dict[str, Scalar]:
+        """The values that describe the model and not this file of it, for comparing: of an array its SHA-256."""
+        values: dict[str, Scalar] = {}
+        for key_id, key in self.keys():
+            if not describes_file(key):
+                value = self.scalar(key_id)
+                values[key] = hash_parts(self.array_bytes(key_id)) if value is None else value
+        return values
+
     def array_bytes(self, key_id: int) -> Iterator[bytes]:
         """The contents of an array, for hashing: strings end with a zero byte, numbers stand as in memory."""
         kind = self._base.gguf_get_arr_type(self.address, key_id)
@@ -179,10 +188,10 @@ class Header:
             raise NotGguf(f"{self._path}: the GGUF header is damaged: {what} {data!r} is not UTF-8") from None
 
     def copy_metadata_from(self, other: Header) -> None:
-        """Take over all key-value pairs that do not describe types or splits."""
+        """Take over all key-value pairs that describe the model: what ``describes_file`` stays behind."""
         self._base.gguf_set_kv(self.address, other.address)
-        described = [k for _, k in self.keys() if k in _TYPE_KEYS or k.startswith(_TYPE_PREFIXES)]
-        for key in described:
+        left_out = [key for _, key in self.keys() if describes_file(key)]
+        for key in left_out:
             self._base.gguf_remove_key(self.address, key.encode())
 
     def set(self, key: str, value: int | float | str, kind: str) -> None:
@@ -215,6 +224,11 @@ class Header:
             return buffer.raw
         finally:
             base.ggml_free(scratch)
+
+
+def describes_file(key: str) -> bool:
+    """Whether a key is about one file (types, splits, how it was made) and not about the model in it."""
+    return key in _FILE_KEYS or key.startswith(_FILE_PREFIXES)
 
 
 def padding(n_bytes: int) -> int:
@@ -258,7 +272,7 @@ def read_model(path: Path) -> ModelFile:
             raise ModelError(f"{path} holds no model: it has no {'architecture' if not architecture else 'tensors'}")
         structure = _structure_hash(headers[0], architecture, [t.spec for t in tensors.values()])
     identity = ModelIdentity(
-        architecture, str(metadata.get("general.name", path.stem)), structure, _weights_hash(tensors.values())
+        architecture, str(metadata.get("general.name", path.stem)), structure, weights_hash(tensors.values())
     )
     hyper = {k.removeprefix(f"{architecture}."): v for k, v in metadata.items() if k.startswith(f"{architecture}.")}
     specs = tuple(t.spec for t in tensors.values())
@@ -308,7 +322,7 @@ def _layer_count(path: Path, architecture: str, block_count: Scalar, tensors: It
 def _structure_hash(header: Header, architecture: str, tensors: Iterable[TensorSpec]) -> str:
     digest = hashlib.sha256()
     for key_id, key in sorted(header.keys(), key=lambda pair: pair[1]):
-        if not key.startswith((f"{architecture}.", "tokenizer.ggml.")):
+        if not is_structural(key, architecture):
             continue
         digest.update(key.encode() + b"\0")
         value = header.scalar(key_id)
@@ -319,7 +333,13 @@ def _structure_hash(header: Header, architecture: str, tensors: Iterable[TensorS
     return digest.hexdigest()
 
 
-def _weights_hash(tensors: Iterable[TensorData]) -> str:
+def is_structural(key: str, architecture: str) -> bool:
+    """Whether a key is part of the model's structure: hyper-parameters and tokenizer."""
+    return key.startswith((f"{architecture}.", "tokenizer.ggml."))
+
+
+def weights_hash(tensors: Iterable[TensorData]) -> str:
+    """``ModelIdentity.weights``: SHA-256 over name, type and samples of each tensor, in the order given."""
     digest = hashlib.sha256()
     by_path: dict[Path, list[TensorData]] = {}
     for tensor in tensors:
@@ -330,4 +350,12 @@ def _weights_hash(tensors: Iterable[TensorData]) -> str:
                 digest.update(f"{tensor.spec.name} {tensor.spec.type_name}\0".encode())
                 for start in (0, max(0, tensor.n_bytes - SAMPLE_BYTES)):
                     digest.update(os.pread(file.fileno(), min(SAMPLE_BYTES, tensor.n_bytes), tensor.offset + start))
+    return digest.hexdigest()
+
+
+def hash_parts(parts: Iterable[bytes | memoryview]) -> str:
+    """SHA-256 over all parts, one after another."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
     return digest.hexdigest()

@@ -71,6 +71,11 @@ class ImportanceMatrix:
         found = self.sums.get(name)
         return None if found is None else found.means()
 
+    def digest(self) -> str:
+        """SHA-256 over all names and their mean squares: equal matrices round alike."""
+        parts = (f"{name} {hash_values(self.sums[name].means())}\n" for name in sorted(self.sums))
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
+
     def check_model(self, identity: ModelIdentity, tensors: Iterable[TensorSpec]) -> None:
         """Refuse a matrix that was gathered on another model.
 

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,7 +22,11 @@ from lamella.core.precision import GGML_TYPES, GgmlType
 from lamella.llama import api, gguf, library
 from lamella.llama.handles import ContextOptions, Model, tensor_at
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 _MADV_POPULATE_READ = 22  # Linux 5.14: fault pages in, without touching them one by one
+_ALIGNMENT = 64  # at least ggml's TENSOR_ALIGNMENT
 _MADV_HUGEPAGE = 14  # Linux: fewer entries in the translation cache for weights that are read for every token
 
 
@@ -158,6 +162,41 @@ class MappedShard:
             self._buffer = None
             self._bytes = None
             self._mapping.close()
+
+
+class OwnWeight:
+    """A weight's stored rows in memory of our own, as a CPU buffer of ggml.  Owns memory and buffer.
+
+    Attributes:
+        state: points into that memory.
+    """
+
+    def __init__(self, rows: NDArray[np.uint8], ggml_type: GgmlType, shape: tuple[int, ...]) -> None:
+        """Copy ``rows``, which must be the whole weight as ``ggml_type`` stores it.
+
+        Raises:
+            EngineFailed: the CPU device cannot use this memory.
+        """
+        lib = library.load()
+        self._base = lib.base
+        memory = np.empty(rows.nbytes + _ALIGNMENT, np.uint8)
+        start = -memory.ctypes.data % _ALIGNMENT
+        self._memory: Any = memory[start : start + rows.nbytes]
+        self._memory[:] = rows.reshape(-1)
+        data = int(self._memory.ctypes.data)
+        device = lib.ggml.ggml_backend_dev_by_type(library.DEVICE_TYPE_CPU)
+        self._buffer = self._base.ggml_backend_dev_buffer_from_host_ptr(device, data, rows.nbytes, rows.nbytes)
+        if not self._buffer:
+            raise EngineFailed("the CPU device cannot compute on memory of ours")
+        self._base.ggml_backend_buffer_set_usage(self._buffer, api.BUFFER_USAGE_WEIGHTS)
+        self.state = WeightState(ggml_type.code, strides(ggml_type, shape), self._buffer, data, None)
+
+    def close(self) -> None:
+        """Free buffer and memory.  No weight may point here any more."""
+        if self._buffer:
+            self._base.ggml_backend_buffer_free(self._buffer)
+            self._buffer = None
+            self._memory = None
 
 
 class RepackedShard:

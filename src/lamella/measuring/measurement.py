@@ -3,82 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lamella.core.artifacts import CalibrationText, Measurement, Metric
 from lamella.core.errors import InvalidRequest
-from lamella.core.precision import SCHEMES, Scheme
 from lamella.llama.gguf import ModelFile, TensorData
 from lamella.llama.handles import Model
-from lamella.measuring import selftext, weights
+from lamella.llama.imatrix import ImportanceMatrix
+from lamella.measuring import weights
 from lamella.measuring.activations import Activations, read_activations
-from lamella.measuring.calibration import SELF_TASK, CalibrationFile, TaskText, Window, cut_windows, read_texts
+from lamella.measuring.calibration import CalibrationFile, read_texts
 from lamella.measuring.progress import Progress, named, shifted
+from lamella.measuring.samples import Sampling, TaskWindows, task_windows
 from lamella.measuring.scores import exact_scores, joint_scores, task_scores
+from lamella.measuring.sensitivity import OpenJournal, measure_sensitivity, no_journal
+from lamella.measuring.settings import MeasureSettings
 from lamella.measuring.tokensets import check_embedding, layer_distances
 
 ACTIVATION_METRICS: tuple[Metric, ...] = ("jaccard", "cosine")
 WEIGHT_METRICS: tuple[Metric, ...] = ("outlier", "weight-difference")
-METRICS: tuple[Metric, ...] = ACTIVATION_METRICS + WEIGHT_METRICS
+METRICS: tuple[Metric, ...] = (*ACTIVATION_METRICS, *WEIGHT_METRICS, "sensitivity")
 
 FILE_SAMPLES, FILE_WINDOW_TOKENS = 32, 128
 SELF_SAMPLES, SELF_WINDOW_TOKENS = 16, 64  # writing a token costs more than reading one
-
-
-@dataclass(frozen=True, slots=True)
-class MeasureSettings:
-    """What changes a measurement, and how it is computed.
-
-    Attributes:
-        k: size of the token sets of ``jaccard``.
-        samples: windows of each task; None for 32 of a file and 16 of text the model writes.
-        window_tokens: tokens in a window; None for 128 and 64.
-        seed: where windows lie, or what the model writes.
-        scheme: how ``weight-difference`` rounds.
-        n_threads: 0 for all cores.
-        n_gpu_layers: layers that llama.cpp may put on a GPU.
-    """
-
-    k: int = 20
-    samples: int | None = None
-    window_tokens: int | None = None
-    seed: int = 0
-    scheme: Scheme = "block"
-    n_threads: int = 0
-    n_gpu_layers: int = 0
-
-    def __post_init__(self) -> None:
-        if self.k < 1:
-            raise InvalidRequest(f"k must be at least 1, not {self.k}")
-        if self.samples is not None and self.samples < 2:
-            raise InvalidRequest(f"a standard error needs at least 2 samples, not {self.samples}")
-        if self.window_tokens is not None and self.window_tokens < 2:
-            raise InvalidRequest(f"a window needs at least 2 tokens, not {self.window_tokens}")
-        if self.scheme not in SCHEMES:
-            raise InvalidRequest(f"unknown scheme '{self.scheme}'; known: {', '.join(SCHEMES)}")
-        if self.n_threads < 0:
-            raise InvalidRequest(f"n_threads must be at least 0, not {self.n_threads}")
-
-
-@dataclass(frozen=True, slots=True)
-class _Sampling:
-    """Settings with the defaults of the text's source filled in."""
-
-    samples: int
-    window_tokens: int
-    seed: int
-
-    def described(self) -> dict[str, int | float | str]:
-        return {"samples": self.samples, "window_tokens": self.window_tokens, "seed": self.seed}
-
-
-@dataclass(frozen=True, slots=True)
-class _TaskWindows:
-    described: CalibrationText
-    windows: tuple[Window, ...]
 
 
 def measure_model(
@@ -87,18 +36,24 @@ def measure_model(
     calibration: Sequence[CalibrationFile] = (),
     settings: MeasureSettings | None = None,
     on_progress: Progress = lambda _done, _total, _what: None,
+    *,
+    importance: ImportanceMatrix | None = None,
+    open_journal: OpenJournal = no_journal,
 ) -> dict[Metric, Measurement]:
     """Score every layer of a model by each metric.
 
     Args:
-        calibration: text for ``jaccard`` and ``cosine``, one file a task; without any the model writes its own.
-            The other metrics read no text.
+        calibration: text for ``jaccard``, ``cosine`` and ``sensitivity``, one file a task; without any the model writes
+            its own.  The other metrics read no text.
+        importance: of ``sensitivity``: what rounding weighs columns by, as the build will.
+        open_journal: of ``sensitivity``: finds and keeps finished probes, so that an interrupted run can go on.
 
     Returns:
         Metric -> measurement, in the order asked.
 
     Raises:
         InvalidRequest: an unknown metric, a calibration file that cannot be used, a setting out of range.
+        ArtifactError: the importance matrix is of another model.
         EngineFailed: llama.cpp cannot load the model, or does not show its layers.
         InvalidWeights: a weight is NaN or infinite.
     """
@@ -111,6 +66,10 @@ def measure_model(
         measured["outlier"] = _measure_outliers(model_file, settings, on_progress)
     if "weight-difference" in metrics:
         measured["weight-difference"] = _measure_differences(model_file, settings, on_progress)
+    if "sensitivity" in metrics:
+        measured["sensitivity"] = measure_sensitivity(
+            model_file, calibration, settings, importance=importance, open_journal=open_journal, on_progress=on_progress
+        )
     return {metric: measured[metric] for metric in metrics}
 
 
@@ -130,14 +89,13 @@ def _measure_activations(
 ) -> dict[Metric, Measurement]:
     embedding = check_embedding(model_file, settings.k) if "jaccard" in metrics else None
     texts = read_texts(calibration)
-    sampling = _Sampling(
+    sampling = Sampling(
         settings.samples or (FILE_SAMPLES if texts else SELF_SAMPLES),
         settings.window_tokens or (FILE_WINDOW_TOKENS if texts else SELF_WINDOW_TOKENS),
         settings.seed,
     )
     with Model.load(model_file.paths, n_gpu_layers=settings.n_gpu_layers) as model:
-        _check_window(sampling, model)
-        tasks = _task_windows(model, texts, sampling, settings, on_progress)
+        tasks = task_windows(model, texts, sampling, settings.n_threads, on_progress)
         by_task = _read_tasks(model, tasks, settings, on_progress)
     described = [task.described for task in tasks]
     measured: dict[Metric, Measurement] = {}
@@ -152,42 +110,8 @@ def _measure_activations(
     return measured
 
 
-def _check_window(sampling: _Sampling, model: Model) -> None:
-    if sampling.window_tokens > model.trained_context > 0:
-        raise InvalidRequest(
-            f"windows of {sampling.window_tokens} tokens are longer than the {model.trained_context} tokens "
-            "the model was trained for"
-        )
-
-
-def _task_windows(
-    model: Model,
-    texts: Sequence[TaskText],
-    sampling: _Sampling,
-    settings: MeasureSettings,
-    on_progress: Progress,
-) -> list[_TaskWindows]:
-    n, window_tokens, seed = sampling.samples, sampling.window_tokens, sampling.seed
-    if texts:
-        windows = [cut_windows(text, model.vocabulary, n, window_tokens, seed) for text in texts]
-        return [
-            _TaskWindows(CalibrationText(text.task, text.sha256, n), cut)
-            for text, cut in zip(texts, windows, strict=True)
-        ]
-    total = n * window_tokens
-    written = selftext.write_samples(
-        model,
-        n,
-        window_tokens,
-        seed,
-        n_threads=settings.n_threads,
-        on_tokens=named(on_progress, total, "writing text"),
-    )
-    return [_TaskWindows(CalibrationText(SELF_TASK, selftext.hash_samples(written), n), written)]
-
-
 def _read_tasks(
-    model: Model, tasks: Sequence[_TaskWindows], settings: MeasureSettings, on_progress: Progress
+    model: Model, tasks: Sequence[TaskWindows], settings: MeasureSettings, on_progress: Progress
 ) -> dict[str, Activations]:
     count = named(on_progress, sum(len(task.windows) for task in tasks), "reading layers")
     found: dict[str, Activations] = {}

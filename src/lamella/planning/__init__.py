@@ -4,9 +4,15 @@
     importance   scores normalised to [0, 1], and the prior used where nothing was measured
     cost         what a choice of precisions costs; building the Plan
     uniform      one precision for all layers
-    lsaq         FP16 -> INT8 -> INT8 with the least important layers at INT4 -> does not fit
+    ladder       FP16 -> INT8 -> INT8 with the least important layers at INT4 -> does not fit
+    lsaq         the ladder by the importance that was measured, jaccard by default
+    lwq          the ladder by cosine, or by outliers
+    random_order the ladder in a random order
     alpha        bits by importance and aggressiveness
-    policies     the policies by name
+    stock        the types of a mix of llama-quantize
+    knapsack     a type for every tensor at least predicted loss: options (constraints), multichoice and exact (solve)
+    frontier     the same at every size
+    policies     the policies by name, and the metric that each wants
     memory       KV cache and compute buffers, as formulas
 
 Everything here is a pure function of its arguments: no file, no clock, no machine.

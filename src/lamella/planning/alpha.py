@@ -40,7 +40,7 @@ def plan_alpha(request: PlanRequest) -> Plan:
 
     Raises:
         InvalidRequest: no alpha was given.
-        DoesNotFit: the plan exceeds the budget.
+        DoesNotFit: the plan exceeds the limit.
     """
     if request.alpha is None:
         raise InvalidRequest("policy alpha needs an alpha in (0, 1]")

@@ -14,6 +14,8 @@ from lamella.core.units import format_bytes
 from lamella.planning.request import KEEP, Overhead, PlanRequest
 
 _FP16_BITS = 16
+MIXED = "mixed"
+"""Precision of a layer whose matrices have several types."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,12 @@ def realise(
 
 def weight_bytes(spec: ModelSpec, tensors: Mapping[str, str]) -> int:
     """Bytes of all tensors stored as the mapping says."""
-    return _stored_bytes(spec.tensors, tensors)
+    return stored_bytes(spec.tensors, tensors)
+
+
+def stored_bytes(specs: Sequence[TensorSpec], tensors: Mapping[str, str]) -> int:
+    """The same of some tensors."""
+    return sum(t.bytes_as(GGML_TYPES[tensors[t.name]]) for t in specs)
 
 
 def bits_per_weight(spec: ModelSpec, tensors: Mapping[str, str]) -> float:
@@ -102,30 +109,136 @@ def build_plan(policy: str, request: PlanRequest, overhead: Overhead, choice: Ch
 
 
 def fits(request: PlanRequest, overhead: Overhead, choice: Choice) -> bool:
-    """Whether the choice fits the budget; without a budget everything does."""
-    return request.budget_bytes is None or total_bytes(request, overhead, choice) <= request.budget_bytes
+    """Whether the choice is within the request's limit: memory, average bits or bits per weight; true without one."""
+    if request.budget_bytes is not None:
+        return total_bytes(request, overhead, choice) <= request.budget_bytes
+    if request.average_bits is not None:
+        return average_bits(choice.layers) <= request.average_bits
+    if request.bits_per_weight is not None:
+        tensors = realise(request.spec, choice.layers, request.scheme, choice.outside)
+        return bits_per_weight(request.spec, tensors) <= request.bits_per_weight
+    return True
+
+
+def is_within(plan: Plan, request: PlanRequest) -> bool:
+    """The same question about a plan that is made."""
+    limits = (
+        (plan.bytes.total, request.budget_bytes),
+        (plan.average_bits, request.average_bits),
+        (plan.bits_per_weight, request.bits_per_weight),
+    )
+    return all(limit is None or found <= limit for found, limit in limits)
+
+
+def build_tensor_plan(
+    policy: str,
+    request: PlanRequest,
+    overhead: Overhead,
+    tensors: Mapping[str, str],
+    *,
+    scores: Sequence[float],
+    predicted_loss: float,
+    settings: Mapping[str, int | float | str],
+) -> Plan:
+    """The plan of a choice made for each tensor, counted as stored.
+
+    A layer's precision is the ggml type that all its matrices have, or ``mixed``; average bits are stored bits.
+
+    Args:
+        tensors: ggml type of every tensor.
+        scores: importance of each layer in [0, 1].
+        settings: of the policy, beside the request's own.
+    """
+    spec = request.spec
+    layers = spec.layers
+    sizes = [stored_bytes(layer.tensors, tensors) for layer in layers]
+    bits = [8 * size / layer.n_weights for size, layer in zip(sizes, layers, strict=True)]
+    need = MemoryNeed(
+        weight_bytes(spec, tensors), overhead.kv_cache_bytes, overhead.compute_bytes, overhead.reserve_bytes
+    )
+    return Plan(
+        policy=policy,
+        model=spec.identity,
+        scheme=request.scheme,
+        settings={**request.settings, "accounting": "exact", **settings},
+        layers=tuple(
+            LayerPlan(layer.index, layer_type(layer, tensors), size, score)
+            for layer, size, score in zip(layers, sizes, scores, strict=True)
+        ),
+        tensors=dict(tensors),
+        bits_per_weight=bits_per_weight(spec, tensors),
+        average_bits=math.fsum(bits) / len(bits),
+        bytes=need,
+        budget_bytes=request.budget_bytes,
+        predicted_loss=predicted_loss,
+    )
+
+
+def layer_type(layer: LayerSpec, tensors: Mapping[str, str]) -> str:
+    """The ggml type that all matrices of a layer have, or ``mixed``."""
+    types = {tensors[t.name] for t in layer.matrices}
+    return types.pop() if len(types) == 1 else MIXED
 
 
 def does_not_fit(
     policy: str, what: str, request: PlanRequest, overhead: Overhead, choice: Choice, advice: str = ""
 ) -> DoesNotFit:
-    """The error that says by how much ``choice`` misses the budget, and where its bytes go.
+    """The error that says by how much ``choice`` misses the limit, and where its bytes go.
 
     Args:
         what: names the choice: ``the smallest plan (all INT4)``.
         advice: what would fit.
     """
-    budget = request.budget_bytes or 0
-    plan = build_plan(policy, request, overhead, choice)
+    return plan_does_not_fit(build_plan(policy, request, overhead, choice), what, request, advice)
+
+
+def plan_does_not_fit(plan: Plan, what: str, request: PlanRequest, advice: str = "") -> DoesNotFit:
+    """The same error for a plan that is made."""
+    if request.budget_bytes is not None:
+        message, needed, allowed = _memory_missed(plan, what, request.budget_bytes)
+    elif request.average_bits is not None:
+        n_weights = sum(layer.n_weights for layer in request.spec.layers)
+        message, needed, allowed = _bits_missed(
+            what, "average bits", plan.average_bits, request.average_bits, n_weights
+        )
+    else:
+        assert request.bits_per_weight is not None
+        message, needed, allowed = _bits_missed(
+            what, "bits per weight as stored", plan.bits_per_weight, request.bits_per_weight, request.spec.n_weights
+        )
+        message += _outside_share(request.spec, plan)
+    message += f"; {advice}" if advice else ""
+    return DoesNotFit(message, needed_bytes=needed, budget_bytes=allowed, smallest_plan=plan)
+
+
+def misses_budget(plan: Plan, what: str, advice: str = "") -> DoesNotFit:
+    """The error for a plan that is made and exceeds its own budget in bytes."""
+    message, needed, allowed = _memory_missed(plan, what, plan.budget_bytes or 0)
+    message += f"; {advice}" if advice else ""
+    return DoesNotFit(message, needed_bytes=needed, budget_bytes=allowed, smallest_plan=plan)
+
+
+def _memory_missed(plan: Plan, what: str, budget: int) -> tuple[str, int, int]:
     need = plan.bytes
     parts = {"weights": need.weights, "KV cache": need.kv_cache, "compute": need.compute, "reserve": need.reserve}
     listed = ", ".join(f"{name} {format_bytes(n)}" for name, n in parts.items() if n)
     message = (
-        f"{what} of {request.spec.identity.name} needs {format_bytes(need.total)}, "
+        f"{what} of {plan.model.name} needs {format_bytes(need.total)}, "
         f"{format_bytes(need.total - budget)} more than the budget of {format_bytes(budget)} ({listed})"
     )
-    message += f"; {advice}" if advice else ""
-    return DoesNotFit(message, needed_bytes=need.total, budget_bytes=budget, smallest_plan=plan)
+    return message, need.total, budget
+
+
+def _bits_missed(what: str, unit: str, found: float, asked: float, n_weights: int) -> tuple[str, int, int]:
+    """The sentence, and both figures as bytes of the weights that they speak of."""
+    message = f"{what} has {found:.4g} {unit}, more than the {asked:.4g} that were asked"
+    return message, _nominal_bytes(n_weights, found), _nominal_bytes(n_weights, asked)
+
+
+def _outside_share(spec: ModelSpec, plan: Plan) -> str:
+    """What no choice for the layers changes, where there is such: in small models the embedding is a large part."""
+    outside = stored_bytes(spec.outside, plan.tensors)
+    return f" ({format_bytes(outside)} of {format_bytes(plan.bytes.weights)} are embedding and head)"
 
 
 def _need(request: PlanRequest, overhead: Overhead, choice: Choice) -> tuple[list[int], MemoryNeed]:
@@ -138,15 +251,21 @@ def _need(request: PlanRequest, overhead: Overhead, choice: Choice) -> tuple[lis
 
 
 def _settings(request: PlanRequest, overhead: Overhead, choice: Choice) -> dict[str, int | float | str]:
-    settings = dict(request.settings)
+    settings = {**request.settings, **targets(request)}
     settings["accounting"] = overhead.accounting
     settings["outside"] = choice.outside
-    settings["importance"] = "prior" if request.importance is None else "measured"
+    settings.setdefault("importance", "prior" if request.importance is None else "measured")
     if request.precision is not None:
         settings["precision"] = request.precision
     if request.alpha is not None:
         settings["alpha"] = request.alpha
     return settings
+
+
+def targets(request: PlanRequest) -> dict[str, int | float | str]:
+    """The limits in bits, as settings record them (``Plan.budget_bytes`` records the one in memory)."""
+    limits = {"target_average_bits": request.average_bits, "target_bits_per_weight": request.bits_per_weight}
+    return {name: limit for name, limit in limits.items() if limit is not None}
 
 
 def _precision_of(tensor: TensorSpec, layer_precisions: Sequence[str], outside: str) -> str:
@@ -159,10 +278,6 @@ def _type_name(tensor: TensorSpec, precision: str, scheme: Scheme) -> str:
     if precision == KEEP:
         return "F16" if tensor.type.bits_per_weight > _FP16_BITS else tensor.type_name
     return container(precision, tensor.row_length, scheme).name
-
-
-def _stored_bytes(specs: Sequence[TensorSpec], tensors: Mapping[str, str]) -> int:
-    return sum(t.bytes_as(GGML_TYPES[tensors[t.name]]) for t in specs)
 
 
 def _nominal_bytes(n_weights: int, bits: float) -> int:

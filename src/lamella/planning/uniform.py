@@ -1,4 +1,4 @@
-"""``uniform``: one precision for all layers; with a budget and no precision, the largest that fits."""
+"""``uniform``: one precision for all layers; with a limit and no precision, the largest within it."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ every precision lets all variants of a store share these two shards, which are l
 
 
 def plan_uniform(request: PlanRequest) -> Plan:
-    """All layers at ``request.precision``, or at the largest precision of the menu that fits the budget.
+    """All layers at ``request.precision``, or at the largest precision of the menu within the limit.
 
     Raises:
-        InvalidRequest: neither a precision nor a budget was given.
-        DoesNotFit: the plan, or the smallest one where the precision is free, exceeds the budget.
+        InvalidRequest: neither a precision nor a limit was given.
+        DoesNotFit: the plan, or the smallest one where the precision is free, exceeds the limit.
     """
     overhead = request.overhead or Overhead()
     if request.precision is not None:
         return _at(request, overhead, request.precision)
-    if request.budget_bytes is None:
-        raise InvalidRequest(f"policy uniform needs a precision ({', '.join(MENU)}) or a memory budget")
+    if not request.has_limit:
+        raise InvalidRequest(
+            f"policy uniform needs a precision ({', '.join(MENU)}), or a limit: memory, average bits or bits per weight"
+        )
     for precision in MENU:
         choice = _choice(request, precision)
         if fits(request, overhead, choice):

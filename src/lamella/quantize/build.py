@@ -17,18 +17,18 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from lamella.core.artifacts import Plan, ShardRef, Variant
-from lamella.core.errors import INTERRUPTED_EXIT_CODE, LamellaError, StorageFailed, UnknownVariant
+from lamella.core.errors import INTERRUPTED_EXIT_CODE, ArtifactError, LamellaError, StorageFailed, UnknownVariant
 from lamella.core.units import format_bytes
 from lamella.llama.blas import one_blas_thread
 from lamella.llama.gguf import ModelFile, padding
 from lamella.llama.imatrix import ImportanceMatrix
-from lamella.quantize.recipe import ShardJob, importance_hash, shard_jobs, tuned_on
+from lamella.quantize.recipe import ShardJob, copy_jobs, importance_hash, shard_jobs, tuned_on
 from lamella.quantize.shard import shard_header
 from lamella.quantize.tensor import Chunk, Conversion, SourceFiles, chunks_of, convert_chunk, in_order, prepare
 from lamella.quantize.tuned import BATCH_BYTES, Tuning
@@ -114,25 +114,65 @@ def build_variant(
         StorageFailed: the file system refused; no partial file is left.
         BuildStopped: ``should_stop`` said so.
     """
-    started = time.perf_counter()
     check_variant_name(name)
     store.check_same_model(source.spec.identity)
     jobs = shard_jobs(source, plan, importance, tuning)
     plan = replace(plan, settings={**plan.settings, **_rounding_settings(jobs)})
     with store.shared_lock():
         _refuse_taken_name(source, store, name, jobs, importance, tuning)
-        shards = {job.group.number: ref for job in jobs if (ref := store.recall(job.recipe_id))}
-        missing = [job for job in jobs if job.group.number not in shards]
-        _check_space(store, missing)
-        watch = _Watch(len(jobs), missing, on_progress, should_stop)
-        made: dict[int, ShardRef] = {}
-        for batch in _batches(missing):
-            watch.check()
-            ready = _with_feedback(batch, tuning)
-            with one_blas_thread():
-                made |= _make_shards(source, store, ready, n_threads or len(os.sched_getaffinity(0)), watch)
-        shards.update(made)
-        variant = store.add_variant(name, plan, [shards[job.group.number] for job in jobs])
+        return _make_variant(source, plan, store, name, jobs, {}, tuning, n_threads, on_progress, should_stop)
+
+
+def copy_variant(
+    source: ModelFile,
+    plan: Plan,
+    store: Store,
+    name: str,
+    *,
+    known: Mapping[int, ShardRef],
+    n_threads: int | None = None,
+    on_progress: OnProgress | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> BuildReport:
+    """Make the variant ``name`` of a source's tensors as they are; for the rest see ``build_variant``.
+
+    The caller has seen to it that source and store are one model, and holds ``shared_lock``.
+
+    Args:
+        plan: what the variant's document says about its types; nothing is converted.
+        known: shards to take from the store instead of making them, by number.
+    """
+    jobs = copy_jobs(source)
+    return _make_variant(source, plan, store, name, jobs, known, None, n_threads, on_progress, should_stop)
+
+
+def _make_variant(
+    source: ModelFile,
+    plan: Plan,
+    store: Store,
+    name: str,
+    jobs: Sequence[ShardJob],
+    known: Mapping[int, ShardRef],
+    tuning: Tuning | None,
+    n_threads: int | None,
+    on_progress: OnProgress | None,
+    should_stop: Callable[[], bool] | None,
+) -> BuildReport:
+    """Make the shards that the store has not, and the variant of all of them.  The caller holds ``shared_lock``."""
+    started = time.perf_counter()
+    shards = {job.group.number: ref for job in jobs if (ref := store.recall(job.recipe_id))} | dict(known)
+    missing = [job for job in jobs if job.group.number not in shards]
+    _check_space(store, missing)
+    watch = _Watch(len(jobs), missing, on_progress, should_stop)
+    made: dict[int, ShardRef] = {}
+    for batch in _batches(missing):
+        if tuning is not None:
+            watch.check()  # gathering covariances takes long, and asks nobody
+        ready = _with_feedback(batch, tuning)
+        with one_blas_thread():
+            made |= _make_shards(source, store, ready, n_threads or len(os.sched_getaffinity(0)), watch)
+    shards.update(made)
+    variant = store.add_variant(name, plan, [shards[job.group.number] for job in jobs])
     written_bytes = sum(ref.n_bytes for ref in made.values())
     return BuildReport(variant, len(jobs), len(jobs) - len(made), written_bytes, time.perf_counter() - started)
 
@@ -161,7 +201,10 @@ def _refuse_taken_name(
         raise variant_exists(store, found)
     importance = importance if IMPORTANCE_SETTING in used else None  # the found plan may be of a scheme that takes none
     tuning = tuning if TUNING_SETTING in used else None
-    found_jobs = shard_jobs(source, found.plan, importance, tuning)
+    try:
+        found_jobs = shard_jobs(source, found.plan, importance, tuning)
+    except ArtifactError:  # an imported variant: its plan is for the file that it came from
+        raise variant_exists(store, found) from None
     if [job.recipe_id for job in found_jobs] != [job.recipe_id for job in jobs]:
         raise variant_exists(store, found)
 

@@ -89,6 +89,14 @@ def shard_jobs(
     return tuple(_job(source, plan, group, importance, tuning) for group in shard_groups(source.spec))
 
 
+def copy_jobs(source: ModelFile) -> tuple[ShardJob, ...]:
+    """The shards of a source whose tensors stay as they are."""
+    return tuple(
+        _shard_job(source, group, tuple(Conversion(source.tensors[t.name], t.type, None) for t in group.tensors))
+        for group in shard_groups(source.spec)
+    )
+
+
 def importance_hash(jobs: Sequence[ShardJob]) -> str:
     """SHA-256 over the hashes of all importance values that the jobs use, in order; "" if they use none."""
     used = [hash_values(c.importance) for job in jobs for c in job.conversions if c.importance is not None]
@@ -127,7 +135,10 @@ def check_plan(source: ModelFile, plan: Plan) -> None:
 def _job(
     source: ModelFile, plan: Plan, group: ShardGroup, importance: ImportanceMatrix | None, tuning: Tuning | None
 ) -> ShardJob:
-    conversions = tuple(_conversion(source, plan, tensor, importance, tuning) for tensor in group.tensors)
+    return _shard_job(source, group, tuple(_conversion(source, plan, t, importance, tuning) for t in group.tensors))
+
+
+def _shard_job(source: ModelFile, group: ShardGroup, conversions: tuple[Conversion, ...]) -> ShardJob:
     for conversion in conversions:
         conversion.check_possible()
     return ShardJob(group, conversions, _recipe(source, group, conversions))

@@ -1,7 +1,8 @@
-"""Plots of a measurement and of a plan, to PNG, SVG or PDF by the file's suffix.
+"""Plots of a measurement, a plan and a frontier, to PNG, SVG or PDF by the file's suffix.
 
     plot_measurement(measured["jaccard"], Path("jaccard.png"))
     plot_plan(plan, Path("plan.svg"))
+    plot_frontier(found, Path("frontier.png"), [PlanPoint("Q4_K_M", 5.53, 0.083)])
 
 Figures are drawn without pyplot, so no global state and no display is involved.  A file appears whole or not at all.
 """
@@ -12,6 +13,7 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,10 @@ from matplotlib.figure import Figure
 
 from lamella.core.artifacts import LayerScore, Measurement, Plan
 from lamella.core.errors import InvalidRequest, StorageFailed
-from lamella.core.precision import nominal_bits
+from lamella.core.precision import GGML_TYPES, nominal_bits
 from lamella.core.units import format_bytes
+from lamella.planning.cost import MIXED
+from lamella.planning.frontier import Frontier
 
 SUFFIXES = (".png", ".svg", ".pdf")
 DPI = 150
@@ -34,6 +38,7 @@ _AXES = {
     "outlier": "share of weights with z > 1",
     "weight-difference": "‖W − Q(W)‖ / ‖W‖",
 }
+_EMBEDDING_AND_HEAD = ("token_embd.weight", "output.weight")
 _INK, _GREY, _GRID = "#1f2933", "#616e7c", "#e4e7eb"
 _BAR, _PALE_BAR = "#7b9bbb", "#cbd5df"
 _LINES = ("#0b7285", "#d9480f", "#5f3dc4", "#2b8a3e", "#c2255c", "#9c6f00", "#1864ab", "#495057")
@@ -69,7 +74,7 @@ def plot_measurement(measurement: Measurement, path: Path) -> None:
 
 
 def plot_plan(plan: Plan, path: Path) -> None:
-    """Draw the precision of each layer.
+    """Draw the precision of each layer, or of each tensor where layers are mixed.
 
     Raises:
         InvalidRequest: the suffix is none of ``SUFFIXES``.
@@ -77,6 +82,101 @@ def plot_plan(plan: Plan, path: Path) -> None:
     """
     _check_suffix(path)
     figure, axes = _new_figure(len(plan.layers))
+    if any(layer.precision == MIXED for layer in plan.layers):
+        _draw_tensors(axes, plan)
+    else:
+        _draw_precisions_of_layers(axes, plan)
+    _set_title(axes, f"{plan.model.name} · {plan.policy}, {plan.scheme} scheme", _plan_facts(plan))
+    _finish_layers(axes, [layer.layer for layer in plan.layers])
+    _add_legend(axes)
+    _save(figure, path)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanPoint:
+    """A plan to set beside a frontier, with the loss that the same measurement predicts for it."""
+
+    label: str
+    bits_per_weight: float
+    predicted_loss: float
+
+
+def plot_frontier(found: Frontier, path: Path, plans: Sequence[PlanPoint] = ()) -> None:
+    """Draw the predicted loss over the size, and other plans beside it; losses of zero are below the axis.
+
+    Raises:
+        InvalidRequest: the suffix is none of ``SUFFIXES``.
+        StorageFailed: the file cannot be written.
+    """
+    _check_suffix(path)
+    figure, axes = _new_figure(len(found.points))
+    hull = [(bits, loss) for bits, loss in found.hull if loss > 0]
+    points = [p for p in found.points if p.predicted_loss > 0]
+    axes.plot([b for b, _ in hull], [x for _, x in hull], color=_PALE_BAR, linewidth=1.2, label="hull of all plans")
+    axes.plot(
+        [p.bits_per_weight for p in points],
+        [p.predicted_loss for p in points],
+        color=_LINES[0],
+        linestyle="none",
+        marker="o",
+        markersize=4,
+        label="frontier",
+        zorder=3,
+    )
+    for plan in plans:
+        if plan.predicted_loss > 0:
+            axes.plot(
+                [plan.bits_per_weight], [plan.predicted_loss], color=_LINES[1], marker="D", markersize=5, zorder=4
+            )
+            axes.annotate(
+                _plain(plan.label),
+                (plan.bits_per_weight, plan.predicted_loss),
+                xytext=(6, 4),
+                textcoords="offset points",
+                fontsize=8.5,
+                color=_INK,
+            )
+    axes.set_yscale("log")
+    axes.set_xlabel("bits per weight, stored", color=_INK)
+    axes.set_ylabel("predicted KL divergence, nats a token", color=_INK)
+    sizes = (
+        f"{format_bytes(found.points[0].weights_bytes)} to {format_bytes(found.points[-1].weights_bytes)} of weights"
+    )
+    _set_title(axes, f"{found.model.name} · size and loss", sizes)
+    _add_legend(axes)
+    _save(figure, path)
+
+
+def _draw_tensors(axes: Any, plan: Plan) -> None:
+    """A row for each kind of weight, a column for each layer, a colour for each type; embedding and head in words."""
+    places: dict[str, list[tuple[int, str]]] = {}
+    for name, kind in plan.tensors.items():
+        block, _, part = name.partition(".")[2].partition(".")
+        if (
+            name.startswith("blk.")
+            and block.isdigit()
+            and part.endswith(".weight")
+            and not part.endswith("norm.weight")
+        ):
+            places.setdefault(part.removesuffix(".weight"), []).append((int(block), kind))
+    used = sorted({kind for cells in places.values() for _, kind in cells}, key=_bits_of)
+    colours = {kind: mpl.colormaps["viridis_r"](i / max(1, len(used) - 1)) for i, kind in enumerate(used)}
+    for kind in reversed(used):
+        cells = [(x, y) for y, row in enumerate(places.values()) for x, k in row if k == kind]
+        axes.bar(
+            [x for x, _ in cells], 0.9, width=0.9, bottom=[y - 0.45 for _, y in cells],
+            color=colours[kind], label=f"{kind}: {len(cells)}",
+        )  # fmt: skip
+    axes.set_yticks(range(len(places)), list(places))
+    axes.set_ylim(len(places) - 0.4, -0.6)
+    axes.grid(visible=False)
+
+
+def _bits_of(type_name: str) -> float:
+    return GGML_TYPES[type_name].bits_per_weight
+
+
+def _draw_precisions_of_layers(axes: Any, plan: Plan) -> None:
     bits = {layer.precision: nominal_bits(layer.precision) for layer in plan.layers}
     counts = Counter(layer.precision for layer in plan.layers)
     for precision in sorted(bits, key=lambda p: -bits[p]):
@@ -88,10 +188,6 @@ def plot_plan(plan: Plan, path: Path) -> None:
     axes.set_ylim(0, max(bits.values(), default=8) * 1.08)
     axes.set_yticks(sorted({0.0, *bits.values()}))
     axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-    _set_title(axes, f"{plan.model.name} · {plan.policy}, {plan.scheme} scheme", _plan_facts(plan))
-    _finish_layers(axes, [layer.layer for layer in plan.layers])
-    _add_legend(axes)
-    _save(figure, path)
 
 
 def _draw_tasks(axes: Any, measurement: Measurement) -> None:
@@ -154,6 +250,11 @@ def _plan_facts(plan: Plan) -> str:
         f"weights {format_bytes(plan.bytes.weights)}",
         f"needs {format_bytes(plan.bytes.total)}",
     ]
+    if plan.predicted_loss is not None:
+        facts.append(f"predicted KL {plan.predicted_loss:.3g}")
+    if any(layer.precision == MIXED for layer in plan.layers):
+        outside = {n: kind for n, kind in plan.tensors.items() if n in _EMBEDDING_AND_HEAD}
+        facts[0] = ", ".join(f"{name.removesuffix('.weight')} {kind}" for name, kind in outside.items())
     if plan.budget_bytes is not None:
         facts.append(f"budget {format_bytes(plan.budget_bytes)}" + ("" if plan.fits else ": does not fit"))
     return " · ".join(facts)

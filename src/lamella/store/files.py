@@ -20,12 +20,13 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
-from lamella.core.errors import StorageFailed
+from lamella.core.errors import InvalidRequest, StorageFailed
 from lamella.core.units import format_bytes
 
 FILE_MODE = 0o444
+PIECE_BYTES = 1 << 20
 
 
 @contextlib.contextmanager
@@ -141,6 +142,57 @@ def incoming_folder(incoming: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(fd)
+
+
+def pieces(path: Path) -> Iterator[memoryview]:
+    """The file's bytes in order, a mebibyte at a time; each piece is overwritten by the next.
+
+    Raises:
+        StorageFailed: it cannot be read.
+    """
+    buffer = bytearray(PIECE_BYTES)
+    view = memoryview(buffer)
+    with storage_errors(path, "read"), path.open("rb", buffering=0) as file:
+        while n := file.readinto(buffer):
+            yield view[:n]
+
+
+@contextlib.contextmanager
+def new_file(target: Path, needed_bytes: int, *, replace: bool) -> Iterator[BinaryIO]:
+    """A file outside of any store: ``target`` holds all that the block wrote, or what it held before.
+
+    It grows under a hidden name in the same folder; whatever ends the block early, Ctrl-C included, removes that.
+
+    Args:
+        needed_bytes: size of the whole file; a disk with less room is refused before anything is written.
+        replace: whether a file of that name may be replaced.
+
+    Raises:
+        InvalidRequest: ``target`` is a folder, or is there and may not be replaced.
+        StorageFailed: no room, or the file system refused.
+    """
+    _refuse_existing(target, replace)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+    with storage_errors(target, "write", needed_bytes):
+        if free_bytes(target.parent) < needed_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        try:
+            with temporary.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            _refuse_existing(target, replace)  # it may have come meanwhile
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    sync_folder(target.parent)
+
+
+def _refuse_existing(target: Path, replace: bool) -> None:
+    if target.is_dir():
+        raise InvalidRequest(f"{target} is a folder; name a file")
+    if not replace and os.path.lexists(target):
+        raise InvalidRequest(f"{target} exists already; choose another name, or replace it with --force")
 
 
 def write_atomically(incoming: Path, target: Path, data: bytes, *, durable: bool = True) -> None:

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lamella.core.artifacts import ShardRef, Variant
-from lamella.store.files import storage_errors
+from lamella.store.files import pieces
 from lamella.store.layout import Layout, link_name, link_target
-
-READ_BYTES = 1 << 20
 
 OnProgress = Callable[[int], None]
 """Called with the number of bytes just hashed, from one thread at a time."""
@@ -113,12 +111,10 @@ def _damage(shard_id: str, path: Path, on_progress: OnProgress) -> str | None:
 
 
 def _sha256(path: Path, on_progress: OnProgress) -> str:
-    digest, buffer = hashlib.sha256(), bytearray(READ_BYTES)
-    view = memoryview(buffer)
-    with storage_errors(path, "read"), path.open("rb", buffering=0) as file:
-        while n := file.readinto(buffer):
-            digest.update(view[:n])
-            on_progress(n)
+    digest = hashlib.sha256()
+    for piece in pieces(path):
+        digest.update(piece)
+        on_progress(len(piece))
     return digest.hexdigest()
 
 
