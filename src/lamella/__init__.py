@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         measured_prices,
         open_engine,
         plan,
+        tune_on,
     )
     from lamella.core.artifacts import Measurement, Plan, Variant
     from lamella.core.errors import LamellaError
@@ -63,6 +64,7 @@ _WHERE = {
     "measured_prices": "api",
     "open_engine": "api",
     "plan": "api",
+    "tune_on": "api",
     "Constraints": "planning.constraints",
     "ContextOptions": "llama.handles",
     "Engine": "run.engine",
@@ -110,6 +112,7 @@ __all__ = [
     "measured_prices",
     "open_engine",
     "plan",
+    "tune_on",
 ]
 
 

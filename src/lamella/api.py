@@ -15,10 +15,12 @@ nothing else.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lamella import measuring
 from lamella.core.artifacts import Measurement, Plan, TensorLoss, check_same_structure, from_json, to_json
@@ -46,6 +48,7 @@ from lamella.planning.policies import LADDER, METRICS, check_policy, make_plan
 from lamella.planning.request import PlanRequest, StockTypes, check_limits
 from lamella.planning.specs import builtin_spec
 from lamella.quantize.build import BuildReport, OnProgress, build_variant
+from lamella.quantize.tuned import Tuning
 from lamella.resources import devices as resource_devices
 from lamella.resources.catalogue import SPEC_PREFIX, model_path
 from lamella.resources.devices import DeviceMemory
@@ -57,6 +60,10 @@ from lamella.run.prices import prices_of
 from lamella.store.files import new_file, storage_errors
 from lamella.store.store import Store
 from lamella.version import __version__
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 DEFAULT_CONTEXT = 4096
 _LOSS_METRIC = "metric sensitivity, for each tensor"
@@ -184,6 +191,36 @@ def gather_importance(
     """
     files = [parse_calibration(text) for text in calibration]
     return measuring.gather_importance(load(model), files, settings, on_progress)
+
+
+def tune_on(
+    model: str | Path,
+    calibration: Sequence[str],
+    *,
+    settings: ImportanceSettings | None = None,
+    on_progress: OnMeasure = _silent,
+) -> Tuning:
+    """Tune rounding on text: each block of a row makes up for the errors of those before it (``quantize.tuned``).
+
+    The text is read while ``build`` runs, for as many layers at a time as 1 GiB of covariances allows, and only for
+    layers that the store lacks.  What was gathered last is kept, for the next variant.
+
+    Args:
+        calibration: text files, each ``FILE`` or ``TASK=FILE``.
+        settings: how they are read; None for windows of 512 tokens, the first 32 of each.
+
+    Raises:
+        InvalidRequest: text missing; ``build`` says if it is too short.
+        ModelError: the model cannot be used.
+    """
+    source = load(model)
+    text = measuring.covariance_text([parse_calibration(file) for file in calibration], settings)
+
+    @functools.lru_cache(maxsize=1)
+    def gather(layers: tuple[int, ...]) -> Mapping[str, NDArray[np.float32]]:
+        return measuring.gather_covariances(source, text, layers, on_progress)
+
+    return Tuning(text.identity, lambda layers: gather(tuple(layers)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,6 +429,7 @@ def build(
     name: str | None = None,
     *,
     importance: ImportanceMatrix | None = None,
+    tuning: Tuning | None = None,
     n_threads: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> BuildReport:
@@ -401,6 +439,7 @@ def build(
         store: folder; made if it does not exist.
         name: of the variant; None: after the plan (``default_name``).
         importance: what ggml's rounding weighs columns by (``gather_importance``, ``read_importance``).
+        tuning: instead of it, what rounding makes up for its errors with (``tune_on``).
 
     Raises:
         ArtifactError: plan or importance matrix are for another model.
@@ -415,6 +454,7 @@ def build(
         opened,
         name or default_name(plan),
         importance=importance,
+        tuning=tuning,
         n_threads=n_threads,
         on_progress=on_progress,
     )

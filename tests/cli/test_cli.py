@@ -418,6 +418,23 @@ def test_an_importance_matrix_is_gathered_and_built_with(run: Run, model: Path, 
     assert (code, "no importance matrix" in err) == (5, True)
 
 
+def test_rounding_is_tuned_on_text(run: Run, model: Path, tmp_path: Path) -> None:
+    text, store = tmp_path / "text.txt", tmp_path / "store"
+    text.write_text("All happy families are alike; each unhappy family is unhappy in its own way. " * 20)
+    tuning = ("--tune-on", text, "--tune-windows", "2")
+    _json(run("build", model, store, "--precision", "int4", "--name", "plain", "--json"))
+    tuned = _json(run("build", model, store, "--precision", "int4", "--name", "tuned", *tuning, "--json"))
+    assert [(b["variant"], b["shards"] - b["reused"]) for b in tuned["built"]] == [("tuned", 3)]
+    again = _json(run("build", model, store, "--precision", "int4", "--name", "tuned", *tuning, "--json"))
+    assert again["built"][0]["written_bytes"] == 0
+    code, _, err = run("build", model, store, "--precision", "int4", "--name", "other", "--tune-on", text)
+    assert (code, "too short" in err) == (2, True)
+    code, _, err = run("build", model, store, "--precision", "int4", "--imatrix", text, *tuning)
+    assert (code, "exclude each other" in err) == (2, True)
+    code, _, err = run("build", model, store, "--precision", "int4", "--tune-windows", "2")
+    assert (code, "--tune-on" in err) == (2, True)
+
+
 def test_eval_has_what_scripts_rely_on(run: Run, store: Path, tmp_path: Path) -> None:
     text, tasks = tmp_path / "text.txt", tmp_path / "quiz.jsonl"
     text.write_text("some words to be read one after another, and then some more of them")

@@ -17,7 +17,7 @@ from lamella.core.artifacts import Measurement, Plan
 from lamella.core.errors import InvalidRequest
 from lamella.core.precision import Scheme
 from lamella.core.units import format_bytes, format_seconds
-from lamella.measuring import MeasureSettings
+from lamella.measuring import DEFAULT_WINDOWS, ImportanceSettings, MeasureSettings
 from lamella.quantize.build import BuildProgress, BuildReport
 from lamella.store.store import Store
 from lamella.store.usage import Usage
@@ -42,6 +42,16 @@ def build(
         Path | None,
         typer.Option(help="Importance matrix that rounding weighs columns by: of lamella or llama-imatrix."),
     ] = None,
+    tune_on: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[TASK=]FILE", help="Text to tune rounding on; may be given several times."),
+    ] = None,
+    tune_windows: Annotated[
+        int | None,
+        typer.Option(
+            help=f"With --tune-on: windows of 512 tokens of each text, from its start. Default: {DEFAULT_WINDOWS}."
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the variant, if there is only one.")] = None,
     json: JsonFlag = False,
 ) -> None:
@@ -54,6 +64,10 @@ def build(
         raise InvalidRequest("--context and --parallel belong to --memory: they say what to keep memory for")
     if plan and scheme != "block" and not (alpha or precision or memory):
         raise InvalidRequest("--scheme is part of a plan file; make the plan with: lamella plan --scheme " + scheme)
+    if tune_windows is not None and not tune_on:
+        raise InvalidRequest("--tune-windows belongs to --tune-on: it says how much of the text to read")
+    if imatrix and tune_on:
+        raise InvalidRequest("--imatrix and --tune-on exclude each other: tuning gathers an importance of its own")
     importance = api.read_importance(imatrix) if imatrix else None
     given = api.read_measurement(measurement) if measurement else None
     if given is None and (alpha or memory):
@@ -63,11 +77,16 @@ def build(
     plans += _plans(model, alpha, precision, memory, given, context, parallel, scheme)
     names = _names(plans, plan or (), name)
     reports = []
-    for made, variant_name in zip(plans, names, strict=True):
-        with progress(f"building {variant_name}", quiet=json) as update:
+    with progress("building", quiet=json) as update:
+        settings = ImportanceSettings(
+            windows=DEFAULT_WINDOWS if tune_windows is None else tune_windows, n_threads=config.n_threads
+        )
+        tuning = api.tune_on(model, tune_on, settings=settings, on_progress=update) if tune_on else None
+        for made, variant_name in zip(plans, names, strict=True):
 
-            def show(at: BuildProgress) -> None:
-                update(at.weights_done, at.weights_total, f"{at.label}, {at.n_done}/{at.n_shards} shards")
+            def show(at: BuildProgress, variant_name: str = variant_name) -> None:
+                where = f"{variant_name}: {at.label}, {at.n_done}/{at.n_shards} shards"
+                update(at.weights_done, at.weights_total, where)
 
             reports.append(
                 api.build(
@@ -76,6 +95,7 @@ def build(
                     made,
                     variant_name,
                     importance=importance,
+                    tuning=tuning,
                     n_threads=config.n_threads or None,
                     on_progress=show,
                 )

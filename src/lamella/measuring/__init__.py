@@ -10,6 +10,7 @@
     rounding_errors, inputs   what other types than the probed one would cost
     journal       finished probes on disk, so that an interrupted measurement goes on
     columns       mean squared activation of each weight column: the importance matrix for rounding
+    covariance    how the inputs of weights go together: what rounding makes up for its errors with
     rows          weight rows as float32, a bounded piece at a time, on all cores
     samples       the windows that a measurement reads
     scores        values of samples -> mean and standard error, per task and joint
@@ -25,14 +26,19 @@ Nothing is printed, and nothing is written but the journal that a caller asks fo
 
 from lamella.measuring.calibration import CalibrationFile, parse_calibration
 from lamella.measuring.columns import ImportanceSettings, gather_importance
+from lamella.measuring.covariance import DEFAULT_WINDOWS, CovarianceText, covariance_text, gather_covariances
 from lamella.measuring.measurement import METRICS, measure_model
 from lamella.measuring.settings import MeasureSettings
 
 __all__ = [
+    "DEFAULT_WINDOWS",
     "METRICS",
     "CalibrationFile",
+    "CovarianceText",
     "ImportanceSettings",
     "MeasureSettings",
+    "covariance_text",
+    "gather_covariances",
     "gather_importance",
     "measure_model",
     "parse_calibration",

@@ -25,17 +25,22 @@ from typing import ClassVar
 from lamella.core.artifacts import Plan, ShardRef, Variant
 from lamella.core.errors import INTERRUPTED_EXIT_CODE, ArtifactError, LamellaError, StorageFailed, UnknownVariant
 from lamella.core.units import format_bytes
+from lamella.llama.blas import one_blas_thread
 from lamella.llama.gguf import ModelFile, padding
 from lamella.llama.imatrix import ImportanceMatrix
-from lamella.quantize.recipe import ShardJob, copy_jobs, importance_hash, shard_jobs
+from lamella.quantize.recipe import ShardJob, copy_jobs, importance_hash, shard_jobs, tuned_on
 from lamella.quantize.shard import shard_header
-from lamella.quantize.tensor import Chunk, SourceFiles, chunks_of, convert_chunk, in_order, prepare
+from lamella.quantize.tensor import Chunk, Conversion, SourceFiles, chunks_of, convert_chunk, in_order, prepare
+from lamella.quantize.tuned import BATCH_BYTES, Tuning
 from lamella.store.files import free_bytes
 from lamella.store.layout import check_variant_name
 from lamella.store.store import ShardWriter, Store, variant_exists
 
 IMPORTANCE_SETTING = "importance_matrix"
 """Setting of a variant's plan: SHA-256 of the importance values that its rounding used."""
+
+TUNING_SETTING = "tuned_on"
+"""Setting of a variant's plan: SHA-256 of the text that its rounding was tuned on, and how it was read."""
 
 
 class BuildStopped(LamellaError):
@@ -88,6 +93,7 @@ def build_variant(
     name: str,
     *,
     importance: ImportanceMatrix | None = None,
+    tuning: Tuning | None = None,
     n_threads: int | None = None,
     on_progress: OnProgress | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -96,11 +102,12 @@ def build_variant(
 
     Args:
         importance: what ggml's rounding weighs columns by; if it is used, the variant's plan says which it was.
+        tuning: instead of it, what rounding makes up for its errors with; the plan says on what it was tuned.
         n_threads: threads that convert; None for the cores this process may use.
         on_progress, should_stop: called from this thread, before and after each chunk of rows.
 
     Raises:
-        InvalidRequest: the name cannot name a variant, or an importance matrix for scheme ``channel``.
+        InvalidRequest: the name cannot name a variant; an importance matrix or tuning for scheme ``channel``, or both.
         ArtifactError: plan or importance matrix are for another model.
         UnsupportedTensor, InvalidWeights: a tensor that cannot be converted, by name.
         StoreError: the store holds another model, or a variant of that name with other contents.
@@ -109,12 +116,11 @@ def build_variant(
     """
     check_variant_name(name)
     store.check_same_model(source.spec.identity)
-    jobs = shard_jobs(source, plan, importance)
-    if used := importance_hash(jobs):
-        plan = replace(plan, settings={**plan.settings, IMPORTANCE_SETTING: used})
+    jobs = shard_jobs(source, plan, importance, tuning)
+    plan = replace(plan, settings={**plan.settings, **_rounding_settings(jobs)})
     with store.shared_lock():
-        _refuse_taken_name(source, store, name, jobs, importance)
-        return _make_variant(source, plan, store, name, jobs, {}, n_threads, on_progress, should_stop)
+        _refuse_taken_name(source, store, name, jobs, importance, tuning)
+        return _make_variant(source, plan, store, name, jobs, {}, tuning, n_threads, on_progress, should_stop)
 
 
 def copy_variant(
@@ -136,7 +142,8 @@ def copy_variant(
         plan: what the variant's document says about its types; nothing is converted.
         known: shards to take from the store instead of making them, by number.
     """
-    return _make_variant(source, plan, store, name, copy_jobs(source), known, n_threads, on_progress, should_stop)
+    jobs = copy_jobs(source)
+    return _make_variant(source, plan, store, name, jobs, known, None, n_threads, on_progress, should_stop)
 
 
 def _make_variant(
@@ -146,6 +153,7 @@ def _make_variant(
     name: str,
     jobs: Sequence[ShardJob],
     known: Mapping[int, ShardRef],
+    tuning: Tuning | None,
     n_threads: int | None,
     on_progress: OnProgress | None,
     should_stop: Callable[[], bool] | None,
@@ -156,27 +164,45 @@ def _make_variant(
     missing = [job for job in jobs if job.group.number not in shards]
     _check_space(store, missing)
     watch = _Watch(len(jobs), missing, on_progress, should_stop)
-    made = _make_shards(source, store, missing, n_threads or len(os.sched_getaffinity(0)), watch)
+    made: dict[int, ShardRef] = {}
+    for batch in _batches(missing):
+        if tuning is not None:
+            watch.check()  # gathering covariances takes long, and asks nobody
+        ready = _with_feedback(batch, tuning)
+        with one_blas_thread():
+            made |= _make_shards(source, store, ready, n_threads or len(os.sched_getaffinity(0)), watch)
     shards.update(made)
     variant = store.add_variant(name, plan, [shards[job.group.number] for job in jobs])
     written_bytes = sum(ref.n_bytes for ref in made.values())
     return BuildReport(variant, len(jobs), len(jobs) - len(made), written_bytes, time.perf_counter() - started)
 
 
+def _rounding_settings(jobs: Sequence[ShardJob]) -> dict[str, str]:
+    """What a plan's settings say of the data that rounding used."""
+    used = {IMPORTANCE_SETTING: importance_hash(jobs), TUNING_SETTING: tuned_on(jobs)}
+    return {setting: identity for setting, identity in used.items() if identity}
+
+
 def _refuse_taken_name(
-    source: ModelFile, store: Store, name: str, jobs: Sequence[ShardJob], importance: ImportanceMatrix | None
+    source: ModelFile,
+    store: Store,
+    name: str,
+    jobs: Sequence[ShardJob],
+    importance: ImportanceMatrix | None,
+    tuning: Tuning | None,
 ) -> None:
     """Say at once, not after an hour of work, that the name is taken by other contents."""
     try:
         found = store.variant(name)
     except UnknownVariant:
         return
-    used = importance_hash(jobs)
-    if used != found.plan.settings.get(IMPORTANCE_SETTING, ""):
+    used = _rounding_settings(jobs)
+    if used != {s: found.plan.settings[s] for s in (IMPORTANCE_SETTING, TUNING_SETTING) if s in found.plan.settings}:
         raise variant_exists(store, found)
-    importance = importance if used else None  # the found plan may be of a scheme that takes none
+    importance = importance if IMPORTANCE_SETTING in used else None  # the found plan may be of a scheme that takes none
+    tuning = tuning if TUNING_SETTING in used else None
     try:
-        found_jobs = shard_jobs(source, found.plan, importance)
+        found_jobs = shard_jobs(source, found.plan, importance, tuning)
     except ArtifactError:  # an imported variant: its plan is for the file that it came from
         raise variant_exists(store, found) from None
     if [job.recipe_id for job in found_jobs] != [job.recipe_id for job in jobs]:
@@ -190,6 +216,35 @@ def _check_space(store: Store, missing: Sequence[ShardJob]) -> None:
             f"cannot build in {store.path}: {len(missing)} shards need {format_bytes(needed)}, "
             f"{format_bytes(free)} are free"
         )
+
+
+def _batches(jobs: Sequence[ShardJob]) -> Iterator[list[ShardJob]]:
+    """Jobs whose covariances fit ``BATCH_BYTES`` together, at least one; all jobs, where nothing is tuned."""
+    batch: list[ShardJob] = []
+    n_bytes = 0
+    for job in jobs:
+        more = sum(4 * c.source.spec.row_length**2 for c in job.conversions if c.tuned_on)
+        if batch and more and n_bytes + more > BATCH_BYTES:
+            yield batch
+            batch, n_bytes = [], 0
+        batch.append(job)
+        n_bytes += more
+    if batch:
+        yield batch
+
+
+def _with_feedback(jobs: Sequence[ShardJob], tuning: Tuning | None) -> Sequence[ShardJob]:
+    """The same jobs, with what their rounding is tuned with."""
+    layers = {c.source.spec.layer for job in jobs for c in job.conversions if c.tuned_on}
+    if tuning is None or not layers:
+        return jobs
+    feedbacks = tuning.feedbacks(sorted(layer for layer in layers if layer is not None))
+
+    def ready(conversion: Conversion) -> Conversion:
+        found = feedbacks.get(conversion.source.spec.name) if conversion.tuned_on else None
+        return replace(conversion, feedback=found)
+
+    return [replace(job, conversions=tuple(map(ready, job.conversions))) for job in jobs]
 
 
 class _Watch:

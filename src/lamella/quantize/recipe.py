@@ -22,6 +22,7 @@ from lamella.llama import library
 from lamella.llama.gguf import ModelFile
 from lamella.llama.imatrix import ImportanceMatrix, hash_values
 from lamella.quantize.tensor import Conversion
+from lamella.quantize.tuned import TUNER_VERSION, Tuning
 
 QUANTIZER_VERSION = 1  # raise when the bytes of a shard change for the same recipe
 
@@ -63,24 +64,29 @@ class ShardJob:
         return sum(c.n_bytes for c in self.conversions)
 
 
-def shard_jobs(source: ModelFile, plan: Plan, importance: ImportanceMatrix | None = None) -> tuple[ShardJob, ...]:
+def shard_jobs(
+    source: ModelFile, plan: Plan, importance: ImportanceMatrix | None = None, tuning: Tuning | None = None
+) -> tuple[ShardJob, ...]:
     """What a plan asks of a source, shard by shard.
 
     Args:
         importance: what ggml's rounding weighs columns by; tensors that it does not know are rounded plainly.
+        tuning: instead of it, what the rounding of the layers' matrices is tuned with.
 
     Raises:
         ArtifactError: plan or importance matrix are for another model, or the plan does not name every tensor.
-        InvalidRequest: an importance matrix for scheme ``channel``, which does not use one.
+        InvalidRequest: an importance matrix or tuning for scheme ``channel``, which uses neither; or both.
         UnsupportedTensor: a type that the tensor's row length or the scheme does not allow, or that needs an
             importance matrix.
     """
     check_plan(source, plan)
+    if tuning is not None:
+        _check_tuning(plan, importance)
     if importance is not None:
         if plan.scheme != "block":
             raise InvalidRequest(f"scheme {plan.scheme} does not use an importance matrix; only scheme block does")
         importance.check_model(source.spec.identity, source.spec.tensors)
-    return tuple(_job(source, plan, group, importance) for group in shard_groups(source.spec))
+    return tuple(_job(source, plan, group, importance, tuning) for group in shard_groups(source.spec))
 
 
 def copy_jobs(source: ModelFile) -> tuple[ShardJob, ...]:
@@ -95,6 +101,20 @@ def importance_hash(jobs: Sequence[ShardJob]) -> str:
     """SHA-256 over the hashes of all importance values that the jobs use, in order; "" if they use none."""
     used = [hash_values(c.importance) for job in jobs for c in job.conversions if c.importance is not None]
     return hashlib.sha256("".join(used).encode()).hexdigest() if used else ""
+
+
+def tuned_on(jobs: Sequence[ShardJob]) -> str:
+    """Identity of the tuning that the jobs use; "" if none does."""
+    return next((c.tuned_on for job in jobs for c in job.conversions if c.tuned_on), "")
+
+
+def _check_tuning(plan: Plan, importance: ImportanceMatrix | None) -> None:
+    if plan.scheme != "block":
+        raise InvalidRequest(f"scheme {plan.scheme} is not tuned on text; only scheme block is")
+    if importance is not None:
+        raise InvalidRequest(
+            "rounding is tuned on text or done under an importance matrix, not both: tuning has its own"
+        )
 
 
 def check_plan(source: ModelFile, plan: Plan) -> None:
@@ -112,8 +132,10 @@ def check_plan(source: ModelFile, plan: Plan) -> None:
         raise ArtifactError(f"the plan names no type for {len(missing)} tensors, for example {missing[0]}")
 
 
-def _job(source: ModelFile, plan: Plan, group: ShardGroup, importance: ImportanceMatrix | None) -> ShardJob:
-    return _shard_job(source, group, tuple(_conversion(source, plan, t, importance) for t in group.tensors))
+def _job(
+    source: ModelFile, plan: Plan, group: ShardGroup, importance: ImportanceMatrix | None, tuning: Tuning | None
+) -> ShardJob:
+    return _shard_job(source, group, tuple(_conversion(source, plan, t, importance, tuning) for t in group.tensors))
 
 
 def _shard_job(source: ModelFile, group: ShardGroup, conversions: tuple[Conversion, ...]) -> ShardJob:
@@ -122,7 +144,9 @@ def _shard_job(source: ModelFile, group: ShardGroup, conversions: tuple[Conversi
     return ShardJob(group, conversions, _recipe(source, group, conversions))
 
 
-def _conversion(source: ModelFile, plan: Plan, tensor: TensorSpec, importance: ImportanceMatrix | None) -> Conversion:
+def _conversion(
+    source: ModelFile, plan: Plan, tensor: TensorSpec, importance: ImportanceMatrix | None, tuning: Tuning | None
+) -> Conversion:
     data = source.tensors[tensor.name]
     if not tensor.is_matrix:  # vectors and small tables stay as they are
         return Conversion(data, tensor.type, None)
@@ -131,10 +155,23 @@ def _conversion(source: ModelFile, plan: Plan, tensor: TensorSpec, importance: I
     if target is None:
         raise ArtifactError(f"the plan gives tensor {tensor.name} the unknown type {name!r}")
     conversion = Conversion(data, target, _rounding(plan, tensor, target))
+    if tuning is not None and _is_tuned(conversion):
+        return replace(conversion, tuned_on=tuning.identity)
     if importance is None or conversion.copies or target.name in IGNORE_IMPORTANCE:
         return conversion
     values = importance.values(tensor.name)
     return conversion if values is None else replace(conversion, importance=values.reshape(-1, tensor.row_length))
+
+
+def _is_tuned(conversion: Conversion) -> bool:
+    """Whether there are errors to make up for, in a matrix whose inputs are seen (``measuring.covariance``)."""
+    spec = conversion.source.spec
+    return (
+        spec.layer is not None
+        and len(spec.shape) == 2
+        and not conversion.copies
+        and conversion.target.name not in _FLOATS
+    )
 
 
 def _rounding(plan: Plan, tensor: TensorSpec, target: GgmlType) -> str | None:
@@ -169,4 +206,6 @@ def _tensor_recipe(conversion: Conversion) -> list[str]:
     rounding = "copy" if conversion.copies else conversion.rounding or "block"
     if conversion.importance is not None:
         rounding += f", importance {hash_values(conversion.importance)}"
+    if conversion.tuned_on:
+        rounding += f", tuned {TUNER_VERSION} on {conversion.tuned_on}"
     return [conversion.source.spec.name, conversion.target.name, rounding]

@@ -27,7 +27,7 @@ from lamella.core.precision import GgmlType
 from lamella.llama import quantize
 from lamella.llama.gguf import TensorData
 from lamella.llama.rows import read_stored_rows
-from lamella.quantize import channel
+from lamella.quantize import channel, tuned
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,6 +36,7 @@ F32_BUDGET_BYTES = 96 << 20
 """Of float32 in all threads together."""
 BLOCK_CHUNK_WEIGHTS = 1 << 19  # 2 MiB of float32: stays in the cache between decoding and encoding
 CHANNEL_CHUNK_WEIGHTS = 1 << 17  # numpy makes several temporaries of each chunk
+TUNED_CHUNK_WEIGHTS = 1 << 18  # whatever the number of threads: BLAS may add in another order for other shapes
 
 T = TypeVar("T")
 
@@ -50,12 +51,16 @@ class Conversion:
         rounding: menu precision that eq. 4 rounds to; None for ggml's own rounding.
         importance: mean squared activation of each column, shape (experts, row length), for ggml's rounding; None for
             plain rounding.
+        tuned_on: what the rounding of errors is tuned on (``tuned.Tuning.identity``); "" if it is not.
+        feedback: what it is tuned with; it comes when the tensor's turn has come.
     """
 
     source: TensorData
     target: GgmlType
     rounding: str | None
     importance: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+    tuned_on: str = ""
+    feedback: tuned.Feedback | None = field(default=None, compare=False, repr=False)
 
     @property
     def copies(self) -> bool:
@@ -77,7 +82,8 @@ class Conversion:
             self.target.row_bytes(spec.row_length)
         except UnsupportedTensor as error:
             raise UnsupportedTensor(f"tensor {spec.name}: {error}") from None
-        if not self.copies and self.rounding is None and not self.target.writable and self.importance is None:
+        informed = self.importance is not None or self.tuned_on
+        if not self.copies and self.rounding is None and not self.target.writable and not informed:
             raise UnsupportedTensor(
                 f"tensor {spec.name}: {self.target.name} needs an importance matrix that knows this tensor"
             )
@@ -110,6 +116,8 @@ class Chunk:
 
 def chunk_weights(conversion: Conversion, n_threads: int) -> int:
     """How many weights a chunk should have, so that all threads' float32 stays within ``F32_BUDGET_BYTES``."""
+    if conversion.tuned_on:
+        return TUNED_CHUNK_WEIGHTS
     wished = BLOCK_CHUNK_WEIGHTS if conversion.rounding is None else CHANNEL_CHUNK_WEIGHTS
     temporaries = 1 if conversion.rounding is None else 4
     return min(wished, F32_BUDGET_BYTES // (4 * temporaries * n_threads))
@@ -150,7 +158,10 @@ def convert_chunk(chunk: Chunk, files: SourceFiles) -> memoryview:
         rows = quantize.decode_rows(stored, spec.type, spec.row_length)
         if conversion.rounding is not None:
             return channel.encode_rows(rows, conversion.rounding, conversion.target).data
-        encoded = quantize.encode_rows(rows, conversion.target, conversion.importance_of(chunk.first_row))
+        if conversion.feedback is not None:
+            encoded = tuned.encode_rows(rows, conversion.target, conversion.feedback)
+        else:
+            encoded = quantize.encode_rows(rows, conversion.target, conversion.importance_of(chunk.first_row))
     except (InvalidWeights, UnsupportedTensor) as error:
         message = str(error)
         raise type(error)(message if spec.name in message else f"tensor {spec.name} {message}") from None
