@@ -409,7 +409,9 @@ def test_an_importance_matrix_is_gathered_and_built_with(run: Run, model: Path, 
     text, out, store = tmp_path / "text.txt", tmp_path / "m.gguf", tmp_path / "store"
     text.write_text("All happy families are alike; each unhappy family is unhappy in its own way. " * 5)
     gathered = _json(run("imatrix", model, "--calibration", text, "--window-tokens", 64, "--out", out, "--json"))
-    assert (gathered["tensors"], gathered["window_tokens"]) == (21, 64)
+    assert (gathered["tensors"], gathered["window_tokens"]) == (22, 64)  # of three layers, and the head
+    asked = ("imatrix", model, "--calibration", text, "--window-tokens", 64, "--no-head", "--out", tmp_path / "n.gguf")
+    assert _json(run(*asked, "--json"))["tensors"] == 21
     built = _json(run("build", model, store, "--precision", "IQ2_XXS", "--imatrix", out, "--json"))
     assert [b["variant"] for b in built["built"]] == ["uniform-IQ2_XXS"]
     code, _, err = run("build", model, tmp_path / "other", "--precision", "IQ2_XXS")
