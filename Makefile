@@ -18,7 +18,7 @@ check: setup
 setup:
 	@scripts/setup
 
-# Everything the README's table claims; takes about an hour and an otherwise idle machine.
+# Everything the README's table claims; takes some hours and an otherwise idle machine.
 benchmarks: setup
 	scripts/benchmarks
 
