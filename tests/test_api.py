@@ -61,6 +61,14 @@ def test_a_plan_is_a_knapsack_unless_something_speaks_against_it(model: Path) ->
     assert api.default_policy(model, "channel") == "lsaq"
 
 
+def test_a_measurement_of_other_weights_is_refused(model: Path, tmp_path: Path) -> None:
+    other = write_tiny_model(tmp_path / "other.gguf", n_embd=256, n_ff=512, seed=1)
+    outliers = lamella.measure(other, "outlier")
+    assert lamella.plan(other, "lsaq", average_bits=6, measurement=outliers).average_bits <= 6
+    with pytest.raises(ArtifactError, match="other weights of tiny"):
+        lamella.plan(model, "lsaq", average_bits=6, measurement=outliers)
+
+
 def test_what_a_plan_measures_is_measured_once(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = lamella.MeasureSettings(samples=2, window_tokens=16)
     first = api.measure_once(model, "sensitivity", tmp_path, settings=settings)

@@ -23,7 +23,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamella import measuring
-from lamella.core.artifacts import Measurement, Plan, TensorLoss, check_same_structure, from_json, to_json
+from lamella.core.artifacts import (
+    Measurement,
+    Plan,
+    TensorLoss,
+    check_same_structure,
+    check_same_weights,
+    from_json,
+    to_json,
+)
 from lamella.core.errors import ArtifactError, InvalidRequest, UnknownVariant
 from lamella.core.model import ModelSpec
 from lamella.core.precision import GGML_TYPES, Scheme
@@ -620,7 +628,7 @@ def predicted_loss(model: str | Path, measurement: Measurement, plan: Plan) -> f
 
 def _loss_request(model: str | Path, measurement: Measurement) -> PlanRequest:
     request = PlanRequest(load_spec(model), losses=_losses(measurement))
-    check_same_structure(measurement, request.spec.identity, "the measurement")
+    check_same_weights(measurement, request.spec.identity)
     return request
 
 
@@ -770,7 +778,7 @@ def _with_measurement(request: PlanRequest, policy: str, measurement: Measuremen
     """The request with what was measured of layers; ``knapsack`` looks at tensors (``_Goal``)."""
     if measurement is None:
         return request
-    check_same_structure(measurement, request.spec.identity, "the measurement")
+    check_same_weights(measurement, request.spec.identity)
     importance = None if policy == "knapsack" else measurement.importance()
     return replace(request, importance=importance, settings={"metric": measurement.metric})
 

@@ -291,6 +291,20 @@ def check_same_structure(artifact: Measurement | Plan, model: ModelIdentity, wha
         )
 
 
+def check_same_weights(measurement: Measurement, model: ModelIdentity) -> None:
+    """Refuse a measurement that was taken on another model, or on other weights of the same model.
+
+    Raises:
+        ArtifactError: says which.
+    """
+    check_same_structure(measurement, model, "the measurement")
+    if measurement.model.weights and model.weights and measurement.model.weights != model.weights:
+        raise ArtifactError(
+            f"the measurement was taken on other weights of {model.name} (a finetune, or another precision); "
+            "measure this file"
+        )
+
+
 def _refuse_non_finite(value: Any, path: str) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise ArtifactError(f"{path or 'value'} is {value}, which an artifact cannot hold")
