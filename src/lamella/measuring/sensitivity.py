@@ -110,13 +110,12 @@ def measure_sensitivity(
         )
         with Probes(model_file, model, tasks, importance, settings.n_threads) as probes:
             todo = probes_of(spec, settings, probes.names)
-            checks = _checks(spec, probes.names) if settings.level == "tensor" else {}
-            losses = _run(probes, todo | checks, journal, "probing", on_progress)
-            finer = _finer_probes(spec, todo, losses) if settings.level == "tensor" else {}
-            losses |= _run(probes, finer, journal, "probing again", on_progress)
+            if settings.level == "layer":
+                losses = _run(probes, todo, journal, "probing", on_progress)
+                return _layer_measurement(spec, tasks, described, list(losses.values()))
+            losses = _run(probes, todo | _checks(spec, probes.names), journal, "probing", on_progress)
+            losses |= _run(probes, _finer_probes(spec, todo, losses), journal, "probing again", on_progress)
         inputs = gather_inputs(model, tasks[0].windows[0], settings.n_threads)
-    if settings.level == "layer":
-        return _layer_measurement(spec, tasks, described, [losses[key] for key in todo])
     errors = _all_errors(model_file, todo, inputs, importance, settings.n_threads, on_progress)
     return _tensor_measurement(spec, tasks, described, todo, losses, errors)
 
@@ -228,12 +227,13 @@ def _all_errors(
     """Errors of every probed tensor at every type it may have."""
     count = named(on_progress, len(names), "comparing types")
 
-    def compare(name: str) -> dict[str, float]:
-        data = model_file.tensors[name]
-        weights = column_weights(data.spec, importance)
-        return errors_by_type(data, offered_types(data.spec, weights is not None), weights, inputs.get(name))
+    weights = {name: column_weights(model_file.tensors[name].spec, importance) for name in names}
+    offered = {name: offered_types(model_file.tensors[name].spec, weights[name] is not None) for name in names}
 
-    for target in GGML_TYPES.values():
+    def compare(name: str) -> dict[str, float]:
+        return errors_by_type(model_file.tensors[name], offered[name], weights[name], inputs.get(name))
+
+    for target in {target for targets in offered.values() for target in targets}:
         prepare(target)
     errors: dict[str, dict[str, float]] = {}
     pool = ThreadPoolExecutor(n_threads or usable_cores(), "lamella-compare")
