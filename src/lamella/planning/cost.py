@@ -211,13 +211,6 @@ def plan_does_not_fit(plan: Plan, what: str, request: PlanRequest, advice: str =
     return DoesNotFit(message, needed_bytes=needed, budget_bytes=allowed, smallest_plan=plan)
 
 
-def misses_budget(plan: Plan, what: str, advice: str = "") -> DoesNotFit:
-    """The error for a plan that is made and exceeds its own budget in bytes."""
-    message, needed, allowed = _memory_missed(plan, what, plan.budget_bytes or 0)
-    message += f"; {advice}" if advice else ""
-    return DoesNotFit(message, needed_bytes=needed, budget_bytes=allowed, smallest_plan=plan)
-
-
 def _memory_missed(plan: Plan, what: str, budget: int) -> tuple[str, int, int]:
     need = plan.bytes
     parts = {"weights": need.weights, "KV cache": need.kv_cache, "compute": need.compute, "reserve": need.reserve}

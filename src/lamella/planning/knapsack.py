@@ -20,7 +20,7 @@ from lamella.core.artifacts import Plan
 from lamella.core.errors import DoesNotFit, InvalidRequest
 from lamella.core.precision import MENU, container
 from lamella.core.units import format_bytes
-from lamella.planning.cost import build_tensor_plan, misses_budget
+from lamella.planning.cost import build_tensor_plan, plan_does_not_fit
 from lamella.planning.importance import normalise
 from lamella.planning.multichoice import Problem
 from lamella.planning.options import PER_UNIT, Group, Option, OptionMenu, option_menu
@@ -217,7 +217,7 @@ def _too_large(
     if request.loss_ceiling is not None:
         best = _solve(menu, "loss", {k: v for k, v in limits.items() if k != "loss"}, exact=False)
         advice += f"; these bytes allow a loss of {menu.loss(best.picks):.4g}" if best else ""
-    return misses_budget(plan, what, advice)
+    return plan_does_not_fit(plan, what, request, advice)
 
 
 def _listed(request: PlanRequest) -> str:
