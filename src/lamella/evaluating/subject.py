@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lamella.core.artifacts import Variant
+from lamella.core.closing import Closing
 from lamella.evaluating.requests import Request
 from lamella.llama import gguf
 from lamella.llama.handles import Context, ContextOptions, Model, Vocabulary, usable_cores
@@ -65,7 +65,7 @@ class Answer:
     is_greedy: bool
 
 
-class Subject:
+class Subject(Closing):
     """A model whose variants take turns.
 
     All weights are read from the mapped shards: no copies, and the same figures whatever this machine multiplies
@@ -178,14 +178,6 @@ class Subject:
             self._context.close()
         self.model.close()
         self._live.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def _working(self) -> Context:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lamella.core.closing import Closing
 from lamella.core.errors import ModelError, NotGguf, TruncatedModel, UnsupportedTensor
 from lamella.core.model import ModelIdentity, ModelSpec, TensorSpec
 from lamella.core.precision import GGML_TYPES, GGML_TYPES_BY_CODE
@@ -62,7 +63,7 @@ class ModelFile:
     metadata: Mapping[str, Scalar]
 
 
-class Header:
+class Header(Closing):
     """An open ``gguf_context``.  Owns it; use as a context manager or call ``close()``."""
 
     def __init__(self, address: int, path: Path | None = None) -> None:
@@ -89,12 +90,6 @@ class Header:
     @classmethod
     def empty(cls) -> Header:
         return cls(library.load().base.gguf_init_empty())
-
-    def __enter__(self) -> Header:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         if self.address:

@@ -13,12 +13,12 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lamella.core.closing import Closing
 from lamella.core.errors import EngineFailed, InvalidRequest
 from lamella.core.precision import GGML_TYPES
 from lamella.llama import api, library, log
@@ -112,7 +112,7 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _Handle:
+class _Handle(Closing):
     """A C address with an owner."""
 
     def __init__(self, address: Any, free: Callable[[Any], object]) -> None:
@@ -143,14 +143,6 @@ class _Handle:
         if self._address:
             address, self._address = self._address, None
             self._free(address)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):  # the interpreter may be shutting down

@@ -6,12 +6,11 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lamella.core.closing import Closing
 from lamella.core.errors import EngineFailed
 from lamella.core.precision import GgmlType
 from lamella.llama.gguf import ModelFile
@@ -45,7 +44,7 @@ class _Reading:
     said: Reference
 
 
-class Probes:
+class Probes(Closing):
     """A loaded model, the text it reads and what it says about it untouched.  Owns context and rounded copies.
 
     Attributes:
@@ -107,14 +106,6 @@ class Probes:
     def close(self) -> None:
         """Free everything but the model."""
         self._context.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _round(self, name: str, target: GgmlType, copies: contextlib.ExitStack) -> None:
         data = self._file.tensors[name]

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from lamella.core.closing import Closing
 from lamella.core.errors import InvalidWeights, StorageFailed, UnsupportedTensor
 from lamella.core.precision import GgmlType
 from lamella.llama import quantize
@@ -169,17 +170,11 @@ def convert_chunk(chunk: Chunk, files: SourceFiles) -> memoryview:
     return encoded.data
 
 
-class SourceFiles:
+class SourceFiles(Closing):
     """The model's files, opened once each.  Reads by position, so threads may share it.  Owns the descriptors."""
 
     def __init__(self) -> None:
         self._fds: dict[Path, int] = {}
-
-    def __enter__(self) -> SourceFiles:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         for fd in self._fds.values():

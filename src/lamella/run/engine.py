@@ -19,13 +19,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lamella.core.artifacts import Variant
+from lamella.core.closing import Closing
 from lamella.core.errors import EngineFailed, InvalidRequest, StoreError
 from lamella.llama import chat_template, gguf
 from lamella.llama.handles import Context, ContextOptions, Model, Sampler, SamplingOptions, usable_cores
@@ -65,7 +64,7 @@ class EngineOptions:
             raise InvalidRequest(f"n_warm must be at least 1, not {self.n_warm}")
 
 
-class Engine:
+class Engine(Closing):
     """One model in memory, at one variant at a time.
 
     Attributes:
@@ -244,14 +243,6 @@ class Engine:
     def _check_open(self) -> None:
         if not self._is_open:
             raise EngineFailed("the engine was closed")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def _running(self) -> PreparedVariant:
