@@ -37,7 +37,7 @@ from lamella.measuring.samples import Sampling, TaskWindows, task_windows
 from lamella.measuring.scores import joint_scores
 from lamella.measuring.settings import MeasureSettings
 
-FILE_SAMPLES, FILE_WINDOW_TOKENS = 2, 256
+FILE_SAMPLES, FILE_WINDOW_TOKENS = 2, 224
 SELF_SAMPLES, SELF_WINDOW_TOKENS = 8, 64
 SHORTEST_WINDOW = 8
 OTHER_PROBES = ("IQ4_NL", "Q5_0")
