@@ -56,6 +56,11 @@ from lamella.planning.policies import LADDER, METRICS, check_policy, make_plan
 from lamella.planning.request import PlanRequest, StockTypes, check_limits
 from lamella.planning.specs import builtin_spec
 from lamella.quantize.build import BuildReport, OnProgress, build_variant
+from lamella.quantize.rebuild import restore_variant
+from lamella.quantize.repair import RepairReport
+from lamella.quantize.repair import repair as repair_store
+from lamella.quantize.trimming import keep_quota
+from lamella.quantize.trimming import trim as trim_store
 from lamella.quantize.tuned import Tuning
 from lamella.resources import devices as resource_devices
 from lamella.resources.catalogue import SPEC_PREFIX, model_path
@@ -65,7 +70,9 @@ from lamella.resources.waiting import Waiting, wait_until_fits
 from lamella.run.engine import Engine, EngineOptions
 from lamella.run.kernel_table import KernelTable
 from lamella.run.prices import prices_of
+from lamella.store.fetching import FolderSource, ShardSource
 from lamella.store.files import new_file, storage_errors
+from lamella.store.keeping import TrimReport
 from lamella.store.store import Store
 from lamella.version import __version__
 
@@ -441,7 +448,7 @@ def build(
     n_threads: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> BuildReport:
-    """Make a variant; layers that the store already has at these types are shared.
+    """Make a variant; layers that the store already has at these types are shared.  A quota is kept afterwards.
 
     Args:
         store: folder; made if it does not exist.
@@ -456,7 +463,7 @@ def build(
     source = load(model)
     check_same_structure(plan, source.spec.identity, "the plan")
     opened = Store.create(Path(store), source.spec.identity)
-    return build_variant(
+    report = build_variant(
         source,
         plan,
         opened,
@@ -466,6 +473,7 @@ def build(
         n_threads=n_threads,
         on_progress=on_progress,
     )
+    return replace(report, trimmed=keep_quota(opened))
 
 
 def export(
@@ -486,7 +494,7 @@ def export(
         InvalidRequest: the file exists, or the store has several variants and none was named.
         StoreError, StorageFailed: see ``lamella.exchange.exporting.export_variant``.
     """
-    opened = Store.open(Path(store))
+    opened = open_store(store)
     name = variant or _only_variant(opened)
     return exporting.export_variant(opened, name, Path(file), force=force, on_progress=on_progress)
 
@@ -508,7 +516,74 @@ def import_file(
     Raises:
         ModelError, StoreError, StorageFailed: see ``lamella.exchange.importing.import_file``.
     """
-    return importing.import_file(Path(file), Path(store), name, n_threads=n_threads, on_progress=on_progress)
+    report = importing.import_file(Path(file), Path(store), name, n_threads=n_threads, on_progress=on_progress)
+    return replace(report, trimmed=keep_quota(Store.open(Path(store))))
+
+
+def open_store(store: str | Path) -> Store:
+    """A store that gets back shards that are not there, dropped or lost, when a variant is loaded.
+
+    Raises:
+        StoreError, StorageFailed: see ``Store.open``.
+    """
+    return Store.open(Path(store), restore_variant)
+
+
+def restore(store: str | Path, variant: str, *, elsewhere: Sequence[ShardSource] = ()) -> Mapping[str, str]:
+    """Get back a variant's shards that are not there; returns where each came from, by its label.
+
+    Args:
+        elsewhere: asked for a shard before it is made again.
+
+    Raises:
+        ShardDamaged: one cannot be got back; says why.
+        StoreError, StorageFailed: see ``lamella.quantize.rebuild.restore_variant``.
+    """
+    opened = Store.open(Path(store))
+    with opened.shared_lock():
+        return restore_variant(opened, opened.variant(variant), elsewhere=elsewhere)
+
+
+def repair(
+    store: str | Path,
+    *,
+    model: str | Path | None = None,
+    elsewhere: Sequence[ShardSource] = (),
+    on_progress: Callable[[int], None] | None = None,
+) -> RepairReport:
+    """Hash every shard, and get back those that are damaged or missing.
+
+    Args:
+        model: where the model that the store was made from stands now; None: where it stood.
+        elsewhere: asked for a shard before it is made again.
+        on_progress: called with the bytes just hashed.
+
+    Raises:
+        StoreError, StorageFailed: see ``lamella.quantize.repair.repair``.
+        ModelError: the model cannot be read.
+    """
+    opened = Store.open(Path(store))
+    source = load(model) if model is not None else None
+    return repair_store(opened, model=source, elsewhere=elsewhere, on_progress=on_progress)
+
+
+def trim(store: str | Path) -> TrimReport:
+    """Drop shards that can be made again until the store's quota holds, or as many as may go.
+
+    Raises:
+        InvalidRequest: the store has no quota.
+        StoreError, StorageFailed: see ``lamella.quantize.trimming.trim``.
+    """
+    return trim_store(Store.open(Path(store)))
+
+
+def shard_source(where: str) -> ShardSource:
+    """Somewhere to take shards over from: the folder of another store.
+
+    Raises:
+        StoreError: there is none.
+    """
+    return FolderSource(Store.open(Path(where)))
 
 
 def _only_variant(store: Store) -> str:
@@ -540,7 +615,7 @@ def open_engine(
     """
     options = options or EngineOptions()
     kernels = _kernel_table(options.context.n_threads, cache_folder)
-    return Engine.open(Store.open(Path(store)), variant, options, kernels)
+    return Engine.open(open_store(store), variant, options, kernels)
 
 
 def evaluate(
@@ -561,7 +636,7 @@ def evaluate(
     Raises:
         InvalidRequest, StoreError, EngineFailed: see ``lamella.evaluating.evaluation.evaluate``.
     """
-    opened = Store.open(Path(store))
+    opened = open_store(store)
     return evaluate_variants(opened, variants, exams, reference=reference, on_progress=on_progress)
 
 

@@ -16,9 +16,10 @@ from lamella.core.precision import GGML_TYPES
 from lamella.llama.gguf import ModelFile, TensorData, read_model
 from lamella.llama.imatrix import serialise_imatrix
 from lamella.llama.quantize import encode_rows
-from lamella.quantize.build import IMPORTANCE_SETTING, build_variant
+from lamella.quantize.build import build_variant
 from lamella.quantize.recipe import IGNORE_IMPORTANCE, shard_jobs
 from lamella.quantize.tensor import Conversion, SourceFiles, chunks_of, convert_chunk, prepare
+from lamella.store.sources import IMPORTANCE_SETTING
 from lamella.store.store import Store
 from tests.fakes.matrices import make_matrix
 from tests.fakes.plans import make_plan

@@ -11,6 +11,7 @@ import typer
 
 from lamella import api
 from lamella.cli.inspect import ModelArgument
+from lamella.cli.keeping import note_trim
 from lamella.cli.output import JsonFlag, print_json, progress, say, stdout, table
 from lamella.config import Config
 from lamella.core.artifacts import Measurement, Plan
@@ -100,6 +101,8 @@ def build(
                     on_progress=show,
                 )
             )
+    for report in reports:
+        note_trim(report.trimmed)
     usage = Store.open(store).usage()
     if json:
         joint = {"joint_bytes": usage.joint_bytes, "sum_of_variants_bytes": usage.sum_of_variants_bytes}

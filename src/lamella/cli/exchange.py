@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from lamella import api
+from lamella.cli.keeping import note_trim
 from lamella.cli.output import JsonFlag, note, print_json, progress, say
 from lamella.cli.run import split_target
 from lamella.config import Config
@@ -60,6 +61,7 @@ def import_file(
     with progress(f"importing {file.name}", quiet=json) as update:
         report = api.import_file(file, store, name, n_threads=config.n_threads or None, on_progress=update)
     variant = report.variant
+    note_trim(report.trimmed)
     if json:
         print_json(
             {

@@ -10,7 +10,21 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from lamella.cli import build, devices, eval, exchange, frontier, imatrix, inspect, lm_eval, measure, plan, run, store
+from lamella.cli import (
+    build,
+    devices,
+    eval,
+    exchange,
+    frontier,
+    imatrix,
+    inspect,
+    keeping,
+    lm_eval,
+    measure,
+    plan,
+    run,
+    store,
+)
 from lamella.cli.output import print_json, stderr
 from lamella.core.errors import INTERRUPTED_EXIT_CODE, InvalidRequest, LamellaError
 from lamella.version import __version__
@@ -52,6 +66,7 @@ app.command("eval")(eval.evaluate)
 app.command("export")(exchange.export_variant)
 app.command("import")(exchange.import_file)
 app.command("lm-eval", context_settings=lm_eval.OPTIONS)(lm_eval.lm_eval)
+keeping.add_to(store.app)
 app.add_typer(store.app, name="store")
 
 

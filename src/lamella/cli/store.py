@@ -12,8 +12,9 @@ from lamella.cli.output import JsonFlag, print_json, progress, say, stdout, tabl
 from lamella.core.artifacts import Variant, to_plain
 from lamella.core.errors import ShardDamaged
 from lamella.core.precision import GGML_TYPES, MENU, nominal_bits
-from lamella.core.units import format_bytes
+from lamella.core.units import format_bytes, parse_seconds
 from lamella.store.store import Store
+from lamella.store.verify import Sample, VerifyReport
 
 app = typer.Typer(help="Look into a store, check it, delete from it.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -61,12 +62,23 @@ def show(store: StoreArgument, variant: VariantArgument, json: JsonFlag = False)
 
 
 @app.command()
-def verify(store: StoreArgument, json: JsonFlag = False) -> None:
-    """Hash every shard and compare with its name; exit code 6 if one, or a variant, is damaged."""
+def verify(
+    store: StoreArgument,
+    within: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Stop hashing after this long, such as 10s; in random order.")
+    ] = None,
+    variant: Annotated[str | None, typer.Option(help="Look at the shards of this variant only.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Threads that hash. Default: one for each core.")] = None,
+    seed: Annotated[int | None, typer.Option(help="With --within: equal seeds give equal orders.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Hash every shard and compare with its name; exit code 6 if one, or a variant, is damaged.
+
+    Whether all shards are there in full size is always seen. Shards that were dropped to keep the quota are no damage.
+    """
     opened = Store.open(store)
-    readable, _ = opened.readable_variants()
-    total = sum(shard.n_bytes for shard in {s.id: s for v in readable for s in v.shards}.values())
-    done = 0
+    sample = Sample(parse_seconds(within) if within else None, variant, seed, jobs)
+    total, done = opened.state.stored_bytes(), 0
     with progress("verifying", quiet=json) as update:
 
         def hashed(n_bytes: int) -> None:
@@ -74,20 +86,32 @@ def verify(store: StoreArgument, json: JsonFlag = False) -> None:
             done += n_bytes
             update(done, total, format_bytes(done))
 
-        report = opened.verify(hashed)
+        report = opened.verify(hashed, sample)
     if json:
-        print_json({"ok": report.ok, **_fields(report)})
+        print_json({"ok": report.ok, "share": report.share, **fields_of(report)})
     else:
-        for damaged in report.damaged:
-            users = ", ".join(damaged.variants) or "no variant"
-            say(f"damaged: shard {damaged.id} ({damaged.label}; used by {users}): {damaged.reason}")
-        for link in report.broken_links:
-            say(f"broken link: {link}")
-        for reason in report.unreadable_variants:
-            say(f"unreadable variant {reason}")
-        say(f"{report.n_shards} shards, {format_bytes(report.n_bytes)}: {'all good' if report.ok else 'NOT good'}")
+        _show_report(report)
     if not report.ok:
         raise typer.Exit(ShardDamaged.exit_code)
+
+
+def _show_report(report: VerifyReport) -> None:
+    for damaged in report.damaged:
+        users = ", ".join(damaged.variants) or "no variant"
+        say(f"damaged: shard {damaged.id} ({damaged.label}; used by {users}): {damaged.reason}")
+    for link in report.broken_links:
+        say(f"broken link: {link}")
+    for reason in report.unreadable_variants:
+        say(f"unreadable variant {reason}")
+    for reason in report.unreadable_notes:
+        say(f"unreadable: {reason}")
+    if report.dropped:
+        say(f"{len(report.dropped)} shards are dropped, can be rebuilt: loading their variants does so")
+    if report.n_left:
+        left = f"{report.n_left} shards ({format_bytes(report.left_bytes)})"
+        say(f"{report.share:.0%} of all bytes hashed; {left} remain, there in full size but not hashed")
+    verdict = "all good" if report.ok else "NOT good"
+    say(f"{report.n_shards} shards, {format_bytes(report.n_bytes)}: {verdict}")
 
 
 @app.command("rm")
@@ -113,7 +137,7 @@ def collect_garbage(store: StoreArgument, json: JsonFlag = False) -> None:
     """Delete shards that no variant uses, and what interrupted builds left behind."""
     report = Store.open(store).collect_garbage()
     if json:
-        print_json(_fields(report))
+        print_json(fields_of(report))
     else:
         say(f"freed {format_bytes(report.freed_bytes)}: {report.n_shards} shards, {report.n_incoming} unfinished files")
 
@@ -123,7 +147,7 @@ def usage(store: StoreArgument, json: JsonFlag = False) -> None:
     """What the variants take together, against the sum of each alone."""
     found = Store.open(store).usage()
     if json:
-        print_json(_fields(found))
+        print_json(fields_of(found))
         return
     shown = table("variant", ">size", ">its own", ">shared")
     for v in found.variants:
@@ -162,6 +186,7 @@ def _summary(variant: Variant) -> dict[str, object]:
     }
 
 
-def _fields(report: object) -> dict[str, object]:
+def fields_of(report: object) -> dict[str, object]:
+    """A report's attributes, for ``--json``."""
     plain: dict[str, object] = msgspec.to_builtins(report)
     return plain

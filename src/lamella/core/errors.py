@@ -15,6 +15,8 @@
     |   +-- UnknownVariant
     |   +-- VariantExists
     |   +-- ShardDamaged
+    |   +-- CannotRebuild
+    |   +-- QuotaNotReached
     +-- StorageFailed            7   the file system refused: full, read-only, no permission
     +-- LibraryError             8   llama.cpp is missing, of an unknown version, or of another memory layout
     |   +-- LayoutMismatch
@@ -118,6 +120,14 @@ class VariantExists(StoreError):
 
 class ShardDamaged(StoreError):
     """A shard's bytes do not hash to its name, or the shard is missing."""
+
+
+class CannotRebuild(StoreError):
+    """A shard cannot be made again: its source is gone or changed, or was tuned on text that the store has not."""
+
+
+class QuotaNotReached(StoreError):
+    """All shards that may be dropped are dropped, and the store takes more than its quota still."""
 
 
 class StorageFailed(LamellaError):

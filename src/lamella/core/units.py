@@ -15,6 +15,7 @@ _FACTORS = {
     "g": GIB, "gib": GIB, "gb": 10**9,
     "t": 1024 * GIB, "tib": 1024 * GIB, "tb": 10**12,
 }  # fmt: skip
+_SECONDS = {"": 1.0, "s": 1.0, "ms": 1e-3, "m": 60.0, "min": 60.0, "h": 3600.0}
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-zA-Z]*)\s*")
 
 
@@ -45,6 +46,20 @@ def format_bytes(n_bytes: float) -> str:
         return f"{size:.0f} B"
     digits = 2 if abs(size) < 10 else 1 if abs(size) < 100 else 0
     return f"{size:.{digits}f} {unit}"
+
+
+def parse_seconds(text: str) -> float:
+    """``"10s"`` -> 10.0; also ``500ms``, ``2min``, ``1h``; no unit means seconds.
+
+    Raises:
+        InvalidRequest: the text is no duration, or is zero.
+    """
+    match = _SIZE.fullmatch(text)
+    factor = _SECONDS.get(match.group(2).lower()) if match else None
+    seconds = float(match.group(1)) * factor if match and factor is not None else 0.0
+    if seconds <= 0:
+        raise InvalidRequest(f"'{text}' is no duration; write for example 10s, 500ms, 2min or 1h")
+    return seconds
 
 
 def format_seconds(seconds: float) -> str:

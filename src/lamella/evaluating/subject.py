@@ -87,7 +87,7 @@ class Subject(Closing):
             EngineFailed: llama.cpp cannot load it.
         """
         with store.shared_lock(), contextlib.ExitStack() as on_failure:
-            paths = store.shard_paths(variants[0])
+            paths = store.ready_paths(variants[0])
             tensors = {n: t.spec for path in paths for n, t in gguf.read_tensors(path).items()}
             self.model = Model.load(paths)
             on_failure.callback(self.model.close)

@@ -86,7 +86,7 @@ def export_variant(
         raise InvalidRequest(f"{target} would stand inside the store {store.path}; export to another folder")
     with store.shared_lock():
         variant = store.variant(name)
-        paths = store.shard_paths(variant)
+        paths = store.ready_paths(variant)
         parts = [_part(variant, shard, path) for shard, path in zip(variant.shards, paths, strict=True)]
         description = describe(store.identity, variant, (t for part in parts for t in part.tensors))
         start = _header(parts, description)

@@ -32,7 +32,9 @@ from lamella.llama.gguf import (
 )
 from lamella.planning.as_stored import as_stored
 from lamella.quantize.build import BuildProgress, copy_variant
+from lamella.quantize.rebuild import restore_variant
 from lamella.store.files import pieces, storage_errors
+from lamella.store.keeping import TrimReport
 from lamella.store.layout import check_variant_name
 from lamella.store.store import Store, variant_exists
 
@@ -55,6 +57,7 @@ class ImportReport:
         seconds: from call to variant.
         from_export: whether Lamella exported the file: its plan is back.
         metadata_left_out: keys of descriptive metadata in which the file differs from the store, whose own is kept.
+        trimmed: what went to keep the store's quota afterwards; None if it has none.
     """
 
     variant: Variant
@@ -63,6 +66,7 @@ class ImportReport:
     seconds: float
     from_export: bool
     metadata_left_out: tuple[str, ...]
+    trimmed: TrimReport | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ class _Resident:
 
     @classmethod
     def of(cls, store: Store, variant: Variant) -> _Resident:
-        paths = store.shard_paths(variant)
+        paths = store.ready_paths(variant)
         tensors = {name: t for path in paths for name, t in read_tensors(path).items()}
         return cls(variant.shards[0], _metadata(paths[0]), tensors)
 
@@ -180,7 +184,7 @@ def _sample(tensor: TensorData) -> bytes:
 def _open(path: Path, source: ModelFile, exported: Description | None) -> Store:
     """The store, or a new one: for the model that an exported file was made from, so that it can be built upon."""
     if (path / "store.json").exists():
-        return Store.open(path)
+        return Store.open(path, restore_variant)
     return Store.create(path, exported.model if exported else source.spec.identity)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from lamella.core.artifacts import Plan, Variant, from_json, to_json
 from lamella.core.model import ModelIdentity, TensorSpec
 from lamella.llama.gguf import Header, ModelFile, Scalar, TensorData, weights_hash
-from lamella.quantize.build import IMPORTANCE_SETTING
+from lamella.store.sources import IMPORTANCE_SETTING
 from lamella.version import __version__
 
 FILE_TYPE_SETTING = "file_type"

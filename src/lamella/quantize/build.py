@@ -27,17 +27,16 @@ from lamella.core.errors import INTERRUPTED_EXIT_CODE, ArtifactError, LamellaErr
 from lamella.core.units import format_bytes
 from lamella.llama.blas import one_blas_thread
 from lamella.llama.gguf import ModelFile, padding
-from lamella.llama.imatrix import ImportanceMatrix
+from lamella.llama.imatrix import ImportanceMatrix, serialise_imatrix
 from lamella.quantize.recipe import ShardJob, copy_jobs, importance_hash, shard_jobs, tuned_on
 from lamella.quantize.shard import shard_header
 from lamella.quantize.tensor import Chunk, Conversion, SourceFiles, chunks_of, convert_chunk, in_order, prepare
 from lamella.quantize.tuned import BATCH_BYTES, Tuning
 from lamella.store.files import free_bytes
+from lamella.store.keeping import TrimReport
 from lamella.store.layout import check_variant_name
+from lamella.store.sources import IMPORTANCE_SETTING, SourceFile, SourceNote
 from lamella.store.store import ShardWriter, Store, variant_exists
-
-IMPORTANCE_SETTING = "importance_matrix"
-"""Setting of a variant's plan: SHA-256 of the importance values that its rounding used."""
 
 TUNING_SETTING = "tuned_on"
 """Setting of a variant's plan: SHA-256 of the text that its rounding was tuned on, and how it was read."""
@@ -74,6 +73,7 @@ class BuildReport:
         n_reused: shards that were in the store already.
         written_bytes: of the shards that were not.
         seconds: from call to variant.
+        trimmed: what went to keep the store's quota afterwards; None if it has none.
     """
 
     variant: Variant
@@ -81,6 +81,7 @@ class BuildReport:
     n_reused: int
     written_bytes: int
     seconds: float
+    trimmed: TrimReport | None = None
 
 
 OnProgress = Callable[[BuildProgress], None]
@@ -120,6 +121,8 @@ def build_variant(
     plan = replace(plan, settings={**plan.settings, **_rounding_settings(jobs)})
     with store.shared_lock():
         _refuse_taken_name(source, store, name, jobs, importance, tuning)
+        if importance is not None and (used := importance_hash(jobs)):
+            store.sources.keep_importance(used, serialise_imatrix(importance))
         return _make_variant(source, plan, store, name, jobs, {}, tuning, n_threads, on_progress, should_stop)
 
 
@@ -146,6 +149,30 @@ def copy_variant(
     return _make_variant(source, plan, store, name, jobs, known, None, n_threads, on_progress, should_stop)
 
 
+def note_source(store: Store, source: ModelFile) -> None:
+    """Remember where the model stands, so that shards can be made from it again.
+
+    Raises:
+        StorageFailed: the file system refused.
+    """
+    files = tuple(SourceFile.of(path) for path in source.paths)
+    types = tuple((tensor.name, tensor.type_name) for tensor in source.spec.tensors)
+    store.sources.note(SourceNote(source.spec.identity, files, types))
+
+
+def make_again(
+    source: ModelFile, store: Store, job: ShardJob, shard: ShardRef, should_stop: Callable[[], bool] | None = None
+) -> None:
+    """Make a shard that the store once had; for threads see ``build_variant``.  The caller holds ``shared_lock``.
+
+    Raises:
+        ShardDamaged: it came out otherwise; nothing was stored.
+        ModelError, StorageFailed, BuildStopped: see ``build_variant``.
+    """
+    watch = _Watch(1, [job], None, should_stop)
+    _make_shards(source, store, [job], len(os.sched_getaffinity(0)), watch, {job.group.number: shard.id})
+
+
 def _make_variant(
     source: ModelFile,
     plan: Plan,
@@ -160,6 +187,7 @@ def _make_variant(
 ) -> BuildReport:
     """Make the shards that the store has not, and the variant of all of them.  The caller holds ``shared_lock``."""
     started = time.perf_counter()
+    note_source(store, source)
     shards = {job.group.number: ref for job in jobs if (ref := store.recall(job.recipe_id))} | dict(known)
     missing = [job for job in jobs if job.group.number not in shards]
     _check_space(store, missing)
@@ -281,14 +309,23 @@ class _Watch:
 
 
 def _make_shards(
-    source: ModelFile, store: Store, jobs: Sequence[ShardJob], n_threads: int, watch: _Watch
+    source: ModelFile,
+    store: Store,
+    jobs: Sequence[ShardJob],
+    n_threads: int,
+    watch: _Watch,
+    expected: Mapping[int, str] | None = None,
 ) -> dict[int, ShardRef]:
     """Make the shards; returns them by number.
 
     Leaving early, by whatever exception, cancels chunks that have not begun and still flushes finished shards.
+
+    Args:
+        expected: ids that shards must have, by number.
     """
     prepare(conversion for job in jobs for conversion in job.conversions)
     flushed: dict[int, Future[ShardRef]] = {}
+    expected = expected or {}
     with SourceFiles() as files, ThreadPoolExecutor(n_threads) as pool, ThreadPoolExecutor(1) as flusher:
         converted = in_order(
             pool,
@@ -299,7 +336,9 @@ def _make_shards(
         with contextlib.closing(converted):
             for job in jobs:
                 writer = _write_shard(source, store, job, converted, watch)
-                flushed[job.group.number] = flusher.submit(_flush_shard, store, job, writer)
+                flushed[job.group.number] = flusher.submit(
+                    _flush_shard, store, job, writer, expected.get(job.group.number)
+                )
                 watch.finished(job.group.label)
                 _raise_early(flushed.values())
         return {number: future.result() for number, future in flushed.items()}
@@ -328,9 +367,9 @@ def _write_shard(
     return writer
 
 
-def _flush_shard(store: Store, job: ShardJob, writer: ShardWriter) -> ShardRef:
+def _flush_shard(store: Store, job: ShardJob, writer: ShardWriter, expected_id: str | None) -> ShardRef:
     with contextlib.closing(writer):
-        ref = writer.commit()
+        ref = writer.commit(expected_id)
     store.remember(job.recipe_id, job.recipe, ref)
     return ref
 

@@ -99,15 +99,15 @@ class Engine(Closing):
 
         Raises:
             UnknownVariant: no such variant.
-            ShardDamaged: a shard is missing, or with ``check`` does not match its name.
+            ShardDamaged: a shard is missing and cannot be got back, or with ``check`` does not match its name.
             EngineFailed: llama.cpp cannot load it.
         """
         options = options or EngineOptions()
         chosen = store.variant(variant) if variant else largest_variant(store)
         with store.shared_lock():
+            paths = store.ready_paths(chosen)
             if options.check:
                 store.check(chosen)
-            paths = store.shard_paths(chosen)
             tensors = {n: t.spec for path in paths for n, t in gguf.read_tensors(path).items()}
             model = Model.load(paths)
         layouts = _layouts(store, options, kernels)

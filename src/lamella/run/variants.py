@@ -143,9 +143,10 @@ class LiveVariants:
         prompt: dict[str, WeightState] = {}
         token: dict[str, WeightState] = {}
         with self._store.shared_lock():
+            paths = self._store.ready_paths(variant, should_stop=lambda: self._is_closed)
             if self._check:
                 self._store.check(variant)
-            for shard, path in zip(variant.shards, self._store.shard_paths(variant), strict=True):
+            for shard, path in zip(variant.shards, paths, strict=True):
                 states = self._pool.open(shard.id, path, self._tensors)
                 prompt.update(states.prompt)
                 token.update(states.token)

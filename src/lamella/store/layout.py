@@ -57,12 +57,53 @@ class Layout:
     def variant_document(self, name: str) -> Path:
         return self.variant(name) / "variant.json"
 
+    # what is noted about keeping (``state``) and making again (``sources``)
+
+    @property
+    def quota(self) -> Path:
+        return self.root / "quota.json"
+
+    def pin(self, variant: str) -> Path:
+        return self.root / "pins" / f"{check_variant_name(variant)}.json"
+
+    def use(self, variant: str) -> Path:
+        return self.root / "use" / check_variant_name(variant)
+
+    def dropped(self, shard_id: str) -> Path:
+        return self.root / "dropped" / shard_id[:2] / f"{check_sha256(shard_id, 'shard id')}.json"
+
+    def source(self, weights: str) -> Path:
+        return self.root / "sources" / f"{check_sha256(weights, 'identity of weights')}.json"
+
+    def importance(self, used: str) -> Path:
+        return self.root / "importance" / f"{check_sha256(used, 'hash of an importance matrix')}.gguf"
+
     def shard_files(self) -> Iterator[tuple[str, Path]]:
         """(id, path) of every shard there is; files of other names are no shards and are left alone."""
         yield from _content_named(self.root / "shards", ".gguf")
 
     def recipe_files(self) -> Iterator[tuple[str, Path]]:
         yield from _content_named(self.root / "recipes", ".json")
+
+    def dropped_files(self) -> Iterator[tuple[str, Path]]:
+        """(id, path) of what is noted of every shard that was dropped."""
+        yield from _content_named(self.root / "dropped", ".json")
+
+    def importance_files(self) -> Iterator[tuple[str, Path]]:
+        """(hash, path) of every importance matrix that is kept."""
+        yield from _named(self.root / "importance", "*.gguf", _SHA256)
+
+    def source_files(self) -> Iterator[tuple[str, Path]]:
+        """(weights, path) of what is noted of every source."""
+        yield from _named(self.root / "sources", "*.json", _SHA256)
+
+    def pin_files(self) -> Iterator[tuple[str, Path]]:
+        """(variant, path) of every pin."""
+        yield from _named(self.root / "pins", "*.json", _VARIANT_NAME)
+
+    def use_files(self) -> Iterator[tuple[str, Path]]:
+        """(variant, path) of every file that is touched when its variant is used."""
+        yield from _named(self.root / "use", "*", _VARIANT_NAME)
 
     def variant_names(self) -> list[str]:
         """Names of the variants there are, sorted; folders of other names are no variants."""
@@ -111,3 +152,10 @@ def _content_named(folder: Path, suffix: str) -> Iterator[tuple[str, Path]]:
         name = path.name.removesuffix(suffix)
         if _SHA256.fullmatch(name) and path.parent.name == name[:2]:
             yield name, path
+
+
+def _named(folder: Path, pattern: str, name: re.Pattern[str]) -> Iterator[tuple[str, Path]]:
+    for path in sorted(folder.glob(pattern)):
+        stem = path.name.removesuffix(pattern.lstrip("*"))
+        if name.fullmatch(stem):
+            yield stem, path

@@ -5,17 +5,17 @@
         print(variant.name, variant.n_bytes)
     paths = store.shard_paths(store.variant("int8"))     # what llama_model_load_from_splits takes
 
-Readers never write.  Every document is checked when it is read; nothing in one can name a place outside the store.
+Readers never write, except that a variant is in use (``ready_paths``).  Every document is checked when it is read;
+nothing in one can name a place outside the store.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,9 +33,9 @@ from lamella.core.errors import (
 )
 from lamella.core.model import ModelIdentity
 from lamella.store import gc, locks, verify
+from lamella.store.documents import read_document, write_document
 from lamella.store.files import IncomingFile, incoming_folder, storage_errors, sync_file, sync_folder, write_atomically
 from lamella.store.layout import (
-    FORMAT_VERSION,
     RECIPE_FORMAT,
     STORE_FORMAT,
     Layout,
@@ -44,8 +44,13 @@ from lamella.store.layout import (
     link_name,
     link_target,
 )
+from lamella.store.sources import IMPORTANCE_SETTING, Sources
+from lamella.store.state import State
 from lamella.store.usage import Usage, measure_usage
-from lamella.version import __version__
+
+Restore = Callable[["Store", Variant, Callable[[], bool] | None], object]
+"""Gets back the shards of a variant that are not there, or raises ``ShardDamaged``; gives up when the last argument
+says so.  Called by ``Store.ready_paths``, under ``shared_lock``.  ``quantize.rebuild.restore_variant`` is one."""
 
 _OWN_NAMES = {"lock", "incoming"}  # what another process that creates the same store may have made already
 
@@ -57,6 +62,7 @@ class ShardWriter:
     label: str
     _file: IncomingFile
     _layout: Layout
+    _state: State
 
     @property
     def n_bytes(self) -> int:
@@ -70,10 +76,21 @@ class ShardWriter:
         """
         self._file.write(data)
 
-    def commit(self) -> ShardRef:
-        """Flush the shard and give it its place under its hash; the same bytes may already stand there."""
+    def commit(self, expected_id: str | None = None) -> ShardRef:
+        """Flush the shard and give it its place under its hash; what stands there, damaged or not, is replaced.
+
+        Args:
+            expected_id: the hash that it must have.
+
+        Raises:
+            ShardDamaged: it has another; nothing was given a place.
+            StorageFailed: the file system refused.
+        """
         ref = ShardRef(self._file.sha256, self.label, self._file.n_bytes)
+        if expected_id not in (None, ref.id):
+            raise ShardDamaged(f"{self.label} came out as {ref.id}, not as {expected_id}; nothing was stored")
         self._file.commit(self._layout.shard(ref.id))
+        self._state.note_present(ref.id)
         return ref
 
     def close(self) -> None:
@@ -85,11 +102,16 @@ class Store:
 
     Attributes:
         identity: the one model it holds.
+        state: quota, pins, what was dropped, when variants were used.
+        sources: what shards were made from.
     """
 
-    def __init__(self, layout: Layout, identity: ModelIdentity) -> None:
+    def __init__(self, layout: Layout, identity: ModelIdentity, restore: Restore | None = None) -> None:
         self._layout = layout
+        self._restore = restore
         self.identity = identity
+        self.state = State(layout)
+        self.sources = Sources(layout)
 
     @property
     def path(self) -> Path:
@@ -98,8 +120,11 @@ class Store:
     # opening
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Path, restore: Restore | None = None) -> Self:
         """Open the store at ``path``.
+
+        Args:
+            restore: how ``ready_paths`` gets back shards that are not there; None: it does not.
 
         Raises:
             StoreFormatError: no store, or one of a newer format, which is left untouched.
@@ -111,9 +136,9 @@ class Store:
                 data = layout.document.read_bytes()
             except (FileNotFoundError, NotADirectoryError):
                 raise StoreFormatError(f"{path} is no store: it has no store.json") from None
-        document = _read_document(data, STORE_FORMAT, layout.document)
+        document = read_document(data, STORE_FORMAT, layout.document)
         try:
-            return cls(layout, msgspec.convert(document.get("model"), ModelIdentity))
+            return cls(layout, msgspec.convert(document.get("model"), ModelIdentity), restore)
         except msgspec.ValidationError as error:
             raise StoreFormatError(f"{layout.document}: {error}") from None
 
@@ -222,10 +247,38 @@ class Store:
             ShardDamaged: one is missing or has another size.
         """
         for shard in variant.shards:
-            reason = self._quick_damage(shard)
+            reason = self.quick_damage(shard)
             if reason:
                 raise ShardDamaged(verify.describe(shard, [variant.name], reason))
         return tuple(self._layout.shard(shard.id) for shard in variant.shards)
+
+    def quick_damage(self, shard: ShardRef) -> str | None:
+        """What can be seen without reading the shard: whether it is there, in its full size."""
+        path = self._layout.shard(shard.id)
+        with storage_errors(path, "read"):
+            try:
+                found = path.stat().st_size
+            except FileNotFoundError:
+                return verify.DROPPED if self.is_dropped(shard.id) else verify.MISSING
+        return None if found == shard.n_bytes else f"it has {found} bytes instead of {shard.n_bytes}"
+
+    def is_dropped(self, shard_id: str) -> bool:
+        """Whether a shard is not there because it was dropped to keep the quota; it can be made again."""
+        return self.state.is_dropped(shard_id)
+
+    def ready_paths(self, variant: Variant, should_stop: Callable[[], bool] | None = None) -> tuple[Path, ...]:
+        """``shard_paths`` for whoever is about to use the variant: what was dropped or is missing is got back first.
+
+        Notes that the variant is used.  The caller holds ``shared_lock``.
+
+        Raises:
+            ShardDamaged: a shard is not there and cannot be got back; says why.
+            StorageFailed: the file system refused.
+        """
+        self.state.note_use(variant.name)
+        if self._restore is not None and any(map(self.quick_damage, variant.shards)):
+            self._restore(self, variant, should_stop)
+        return self.shard_paths(variant)
 
     def first_link(self, name: str) -> Path:
         """The file to give to stock llama.cpp: it finds the other parts by their names."""
@@ -244,14 +297,26 @@ class Store:
                 users = verify.users_of(shard.id, self.readable_variants()[0])
                 raise ShardDamaged(verify.describe(shard, users, damage[shard.id]))
 
-    def verify(self, on_progress: verify.OnProgress | None = None) -> verify.VerifyReport:
-        """Hash every shard of the store, on all cores.
+    def verify(
+        self, on_progress: verify.OnProgress | None = None, sample: verify.Sample | None = None
+    ) -> verify.VerifyReport:
+        """Hash the shards of the store, on all cores; see ``lamella.store.verify``.
+
+        Args:
+            sample: which of them, and for how long; None for all.
 
         Raises:
+            UnknownVariant: the sample is of a variant that is not there.
             StorageFailed: a shard cannot be read.
         """
+        sample = sample or verify.Sample()
+        if sample.variant is not None:
+            self.check_variant_exists(sample.variant)
         with self.shared_lock():
-            return verify.verify(self._layout, *self.readable_variants(), on_progress)
+            facts = verify.Facts(
+                *self.readable_variants(), self.state.dropped(), (*self.state.unreadable(), *self.sources.unreadable())
+            )
+            return verify.verify(self._layout, facts, sample, on_progress)
 
     def usage(self) -> Usage:
         """What the variants take together and alone."""
@@ -267,24 +332,29 @@ class Store:
         Raises:
             StorageFailed: the file system refused.
         """
-        return ShardWriter(label, IncomingFile(self._layout.incoming, needed_bytes), self._layout)
+        return ShardWriter(label, IncomingFile(self._layout.incoming, needed_bytes), self._layout, self.state)
 
     def recall(self, recipe_id: str) -> ShardRef | None:
         """The shard that a recipe once made, if it is still there in its full size."""
-        shard = self._read_recipe(recipe_id)
-        return None if shard is None or self._quick_damage(shard) else shard
+        shard = self.remembered(recipe_id)
+        return None if shard is None or self.quick_damage(shard) else shard
+
+    def remembered(self, recipe_id: str) -> ShardRef | None:
+        """The shard that a recipe once made, be it there or not; None if there is no such recipe, or it cannot be read
+        (a recipe is a cache)."""
+        path = self._layout.recipe(recipe_id)
+        with contextlib.suppress(OSError, StoreFormatError, msgspec.ValidationError):
+            document = read_document(path.read_bytes(), RECIPE_FORMAT, path)
+            shard = msgspec.convert(document.get("shard"), ShardRef)
+            check_sha256(shard.id, f"{path}: shard id")
+            return shard
+        return None
 
     def remember(self, recipe_id: str, recipe: Mapping[str, Any], shard: ShardRef) -> None:
         """Note which shard a recipe made, so that it need not be made again."""
-        document = {
-            "format": RECIPE_FORMAT,
-            "format_version": FORMAT_VERSION,
-            "tool_version": __version__,
-            "recipe": recipe,
-            "shard": asdict(shard),
-        }
+        document = write_document(RECIPE_FORMAT, {"recipe": recipe, "shard": asdict(shard)})
         target = self._layout.recipe(recipe_id)
-        write_atomically(self._layout.incoming, target, _to_json(document), durable=False)  # a cache
+        write_atomically(self._layout.incoming, target, document, durable=False)  # a cache
 
     def add_variant(self, name: str, plan: Plan, shards: Sequence[ShardRef]) -> Variant:
         """Make a variant of shards that are in the store.  The caller holds ``shared_lock``.
@@ -323,6 +393,7 @@ class Store:
             with incoming_folder(self._layout.incoming) as folder:
                 self._layout.variant(name).rename(folder / name)  # at once; what remains of a crash is rubbish
                 sync_folder(self._layout.variants)
+            self.state.forget_variant(name)
 
     def collect_garbage(self) -> gc.GarbageReport:
         """Remove shards and recipes that no variant needs, and what dead writers left.
@@ -334,8 +405,22 @@ class Store:
         with self.exclusive_lock():
             self._refuse_unreadable()
             needed = {shard.id for variant in self.variants() for shard in variant.shards}
-            made = {recipe_id: self._read_recipe(recipe_id) for recipe_id, _ in self._layout.recipe_files()}
-            return gc.collect(self._layout, needed, {i: shard.id if shard else None for i, shard in made.items()})
+            made = {recipe_id: self.remembered(recipe_id) for recipe_id, _ in self._layout.recipe_files()}
+            report = gc.collect(self._layout, needed, {i: shard.id if shard else None for i, shard in made.items()})
+            self.state.forget_all_but(self._layout.variant_names(), needed)
+            matrices = {str(variant.plan.settings.get(IMPORTANCE_SETTING)) for variant in self.variants()}
+            return replace(report, freed_bytes=report.freed_bytes + self.sources.forget_importance(matrices))
+
+    def drop(self, shards: Sequence[ShardRef]) -> None:
+        """Remove shards that variants need and that can be made again.  The caller holds ``exclusive_lock``.
+
+        Raises:
+            StorageFailed: the file system refused.
+        """
+        for shard in shards:
+            self.state.note_dropped(shard)
+            with storage_errors(self._layout.shard(shard.id), "remove"):
+                self._layout.shard(shard.id).unlink(missing_ok=True)
 
     # details
 
@@ -365,26 +450,6 @@ class Store:
         there = ", ".join(self._layout.variant_names()) or "none"
         return UnknownVariant(f"{self.path} has no variant '{name}'; there are: {there}")
 
-    def _quick_damage(self, shard: ShardRef) -> str | None:
-        """What can be seen without reading the shard: whether it is there, in its full size."""
-        path = self._layout.shard(shard.id)
-        with storage_errors(path, "read"):
-            try:
-                found = path.stat().st_size
-            except FileNotFoundError:
-                return "missing"
-        return None if found == shard.n_bytes else f"it has {found} bytes instead of {shard.n_bytes}"
-
-    def _read_recipe(self, recipe_id: str) -> ShardRef | None:
-        """The shard a recipe names; None if there is no such recipe or it cannot be read (a recipe is a cache)."""
-        path = self._layout.recipe(recipe_id)
-        with contextlib.suppress(OSError, StoreFormatError, msgspec.ValidationError):
-            document = _read_document(path.read_bytes(), RECIPE_FORMAT, path)
-            shard = msgspec.convert(document.get("shard"), ShardRef)
-            check_sha256(shard.id, f"{path}: shard id")
-            return shard
-        return None
-
     def _same_variant(self, wanted: Variant) -> Variant:
         found = self.variant(wanted.name)
         if [shard.id for shard in found.shards] != [shard.id for shard in wanted.shards]:
@@ -410,13 +475,8 @@ def _create(layout: Layout, identity: ModelIdentity) -> None:
         raise StoreFormatError(f"{layout.root} is no store and not empty: {', '.join(sorted(names)[:3])}")
     with locks.exclusive_lock(layout, wait=True):  # two creators: the second finds the first one's document
         if not layout.document.exists():
-            document = {
-                "format": STORE_FORMAT,
-                "format_version": FORMAT_VERSION,
-                "tool_version": __version__,
-                "model": asdict(identity),
-            }
-            write_atomically(layout.incoming, layout.document, _to_json(document))
+            document = write_document(STORE_FORMAT, {"model": asdict(identity)})
+            write_atomically(layout.incoming, layout.document, document)
 
 
 def _write_variant(folder: Path, variant: Variant) -> None:
@@ -426,24 +486,3 @@ def _write_variant(folder: Path, variant: Variant) -> None:
     for number, shard in enumerate(variant.shards):
         (folder / link_name(variant.name, number, len(variant.shards))).symlink_to(link_target(shard.id))
     sync_folder(folder)
-
-
-def _read_document(data: bytes, expected: str, path: Path) -> dict[str, Any]:
-    """A JSON document of the store, its format and version checked before anything else."""
-    try:
-        document = msgspec.json.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise StoreFormatError(f"{path} is not JSON: {error}") from None
-    if not isinstance(document, dict) or document.get("format") != expected:
-        raise StoreFormatError(f"{path} is no {expected} document")
-    version = document.get("format_version")
-    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
-        raise StoreFormatError(
-            f"{path} has format version {version!r}; this version of Lamella ({__version__}) reads 1 to "
-            f"{FORMAT_VERSION}. Nothing was changed"
-        )
-    return document
-
-
-def _to_json(document: Mapping[str, Any]) -> bytes:
-    return json.dumps(document, indent=2, sort_keys=True).encode() + b"\n"

@@ -1,0 +1,258 @@
+"""Shards made again, bit for bit: from the model that they were made from, as the plans of their variants say.
+
+    workshop = Workshop(store)
+    workshop.make(shard)                    # or CannotRebuild, which says why
+    restore_variant(store, variant)         # all of a variant's shards that are not there
+
+A store notes where its models stand (``store.sources``).  Where that file is gone, a variant that holds every tensor as
+the file did serves as well.  What comes out is compared with the shard's name before it is given a place, so neither a
+changed source nor another version of llama.cpp can put wrong bytes under a name.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NoReturn
+
+from lamella.core.artifacts import Plan, ShardRef, Variant
+from lamella.core.errors import CannotRebuild, LamellaError, ModelError, ShardDamaged
+from lamella.llama.gguf import ModelFile, read_model, weights_hash
+from lamella.llama.imatrix import ImportanceMatrix, read_imatrix
+from lamella.quantize.build import TUNING_SETTING, make_again
+from lamella.quantize.recipe import ShardJob, importance_hash, shard_jobs, tuned_on
+from lamella.quantize.tuned import Tuning
+from lamella.store.fetching import ShardSource, fetch
+from lamella.store.sources import IMPORTANCE_SETTING, SourceNote
+from lamella.store.store import Store
+from lamella.store.verify import describe
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A model that shards can be made from.
+
+    Attributes:
+        change: what is not as it was when it was noted; "" if nothing.
+        variant: the variant of the store that serves as the source; None if it is a file.
+    """
+
+    model: ModelFile
+    change: str = ""
+    variant: Variant | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Maker:
+    """How a shard can be made.
+
+    Attributes:
+        is_certain: this recipe, with these versions, is on record to have made that very shard.
+    """
+
+    source: Source
+    job: ShardJob
+    is_certain: bool
+
+
+class Workshop:
+    """What the shards of a store can be made from.  Looks at a source or a plan once, when it is first needed."""
+
+    def __init__(self, store: Store, given: ModelFile | None = None) -> None:
+        """Nothing is read yet.
+
+        Args:
+            given: a model that serves in place of a noted one with the same weights.
+        """
+        self._store, self._given = store, given
+        self._variants = store.readable_variants()[0]
+        self._source = functools.cache(self._open_source)
+        self._jobs: dict[str, tuple[Source, tuple[ShardJob, ...]] | LamellaError] = {}
+
+    def maker(self, shard: ShardRef) -> Maker:
+        """How to make a shard; a way that is on record, if there is one.
+
+        Raises:
+            CannotRebuild: there is no way; says why, for each variant that needs it.
+        """
+        makers, reasons = [], []
+        for variant, number in self._places(shard):
+            try:
+                makers.append(self._maker(variant, number))
+            except LamellaError as error:
+                reasons.append(str(error))
+        if not makers:
+            raise CannotRebuild("; ".join(dict.fromkeys(reasons)) or "no variant needs it")
+        return max(makers, key=lambda maker: maker.is_certain)
+
+    def make(self, shard: ShardRef, should_stop: Callable[[], bool] | None = None) -> None:
+        """Make a shard.  The caller holds ``shared_lock``.
+
+        Raises:
+            CannotRebuild: there is no way, or the bytes came out otherwise; nothing was stored.
+            ModelError: the source cannot be read.
+            StorageFailed: the file system refused.
+            BuildStopped: ``should_stop`` said so.
+        """
+        maker = self.maker(shard)
+        try:
+            make_again(maker.source.model, self._store, maker.job, shard, should_stop)
+        except ShardDamaged as error:
+            raise CannotRebuild(f"{error} ({_suspicion(maker)})") from None
+
+    def _places(self, shard: ShardRef) -> Iterator[tuple[Variant, int]]:
+        for variant in self._variants:
+            for number, ref in enumerate(variant.shards):
+                if ref.id == shard.id:
+                    yield variant, number
+
+    def _maker(self, variant: Variant, number: int) -> Maker:
+        source, jobs = self._jobs_of(variant)
+        if len(jobs) != len(variant.shards):
+            raise CannotRebuild(f"{variant.name} has {len(variant.shards)} shards, its source gives {len(jobs)}")
+        job = jobs[number]
+        if tuned_on([job]):
+            raise CannotRebuild("it was tuned on text (--tune-on), which the store does not keep")
+        found = self._store.remembered(job.recipe_id)
+        return Maker(source, job, found is not None and found.id == variant.shards[number].id)
+
+    def _jobs_of(self, variant: Variant) -> tuple[Source, tuple[ShardJob, ...]]:
+        if variant.name not in self._jobs:
+            try:
+                self._jobs[variant.name] = self._plan_again(variant.plan)
+            except LamellaError as error:
+                self._jobs[variant.name] = error
+        found = self._jobs[variant.name]
+        if isinstance(found, LamellaError):
+            raise found
+        return found
+
+    def _plan_again(self, plan: Plan) -> tuple[Source, tuple[ShardJob, ...]]:
+        """The jobs that made a variant, but not what it was tuned on."""
+        source = self._source(plan.model.weights or self._store.identity.weights)
+        used = str(plan.settings.get(IMPORTANCE_SETTING, ""))
+        importance = self._importance(used) if used else None
+        text = plan.settings.get(TUNING_SETTING)
+        jobs = shard_jobs(source.model, plan, importance, Tuning(str(text), _no_text) if text else None)
+        if importance_hash(jobs) != used:
+            raise CannotRebuild(f"{self._store.path} keeps another importance matrix than it was rounded under")
+        return source, jobs
+
+    def _importance(self, used: str) -> ImportanceMatrix:
+        path = self._store.sources.importance_path(used)
+        if path is None:
+            raise CannotRebuild(f"{self._store.path} does not keep its importance matrix {used[:12]}")
+        return read_imatrix(path)
+
+    def _open_source(self, weights: str) -> Source:
+        """The model with these weights: the given one, the noted one, or a variant that equals it."""
+        given, store = self._given, self._store
+        if given is not None and given.spec.identity.weights == weights:
+            return Source(given)
+        note = store.sources.find(weights)
+        cure = f"name it with: lamella store repair {store.path} --model FILE"
+        if note is None:
+            raise CannotRebuild(f"{store.path} does not know which model file it was made from; {cure}")
+        try:
+            return Source(_read(note), note.change())
+        except ModelError as error:
+            variant = _variant_like(store, note)
+            if variant is None:
+                raise CannotRebuild(f"its source cannot be used: {error}; if it was moved, {cure}") from None
+            return variant
+
+
+def _read(note: SourceNote) -> ModelFile:
+    path = Path(note.files[0].path)
+    try:
+        found = read_model(path)
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror}") from None
+    if found.spec.identity.weights != note.model.weights:
+        raise ModelError(f"{path} holds other weights than it did ({note.change() or 'its file is as old as noted'})")
+    return found
+
+
+def _variant_like(store: Store, note: SourceNote) -> Source | None:
+    """A variant that holds every tensor as the noted model does, all of it there."""
+    types = dict(note.tensors)
+    for variant in store.readable_variants()[0]:
+        if variant.plan.tensors != types or any(map(store.quick_damage, variant.shards)):
+            continue
+        found = read_model(store.first_link(variant.name))
+        tensors = {name: found.tensors[name] for name in types}  # in file order: the identity depends on it
+        if weights_hash(tensors.values()) == note.model.weights:
+            spec = replace(found.spec, identity=note.model, tensors=tuple(t.spec for t in tensors.values()))
+            return Source(replace(found, spec=spec, tensors=tensors), variant=variant)
+    return None
+
+
+def _no_text(_layers: Sequence[int]) -> NoReturn:
+    raise CannotRebuild("the store does not keep the text that its rounding was tuned on")
+
+
+def _suspicion(maker: Maker) -> str:
+    """Why bytes may have come out otherwise."""
+    if maker.source.change:
+        return maker.source.change
+    if maker.source.variant is not None:
+        return f"made from variant {maker.source.variant.name}, which may be damaged itself"
+    return "the source is damaged or changed" if maker.is_certain else "another version of Lamella or llama.cpp made it"
+
+
+def get_back(
+    store: Store,
+    shard: ShardRef,
+    workshop: Workshop,
+    elsewhere: Sequence[ShardSource] = (),
+    should_stop: Callable[[], bool] | None = None,
+) -> str:
+    """Take a shard over from elsewhere, or else make it; returns where it came from.  The caller holds ``shared_lock``.
+
+    Raises:
+        CannotRebuild: nobody has it, and it cannot be made; says why.
+        StorageFailed: the file system refused.
+        BuildStopped: ``should_stop`` said so.
+    """
+    reasons = []
+    for source in elsewhere:
+        try:
+            fetch(store, shard, source)
+        except LamellaError as error:
+            reasons.append(str(error))
+        else:
+            return source.name
+    try:
+        workshop.make(shard, should_stop)
+    except (CannotRebuild, ModelError) as error:
+        raise CannotRebuild("; ".join([*reasons, str(error)])) from None
+    return "made again"
+
+
+def restore_variant(
+    store: Store,
+    variant: Variant,
+    should_stop: Callable[[], bool] | None = None,
+    elsewhere: Sequence[ShardSource] = (),
+) -> Mapping[str, str]:
+    """Get back the shards of a variant that are not there in full size; returns where each (label) came from.
+
+    The caller holds ``shared_lock``.
+
+    Raises:
+        ShardDamaged: one cannot be got back; says why.
+        StorageFailed: the file system refused.
+        BuildStopped: ``should_stop`` said so.
+    """
+    workshop, got = Workshop(store), {}
+    for shard in variant.shards:
+        reason = store.quick_damage(shard)
+        if reason:
+            try:
+                got[shard.label] = get_back(store, shard, workshop, elsewhere, should_stop)
+            except CannotRebuild as error:
+                text = describe(shard, [variant.name], reason)
+                raise ShardDamaged(f"{text}; it cannot be made again: {error}") from None
+    return got

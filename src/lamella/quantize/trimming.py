@@ -1,0 +1,129 @@
+"""A store kept within its quota: garbage goes first, then shards that can be made again (``store.keeping`` chooses).
+
+    report = trim(store)
+    report.dropped, report.short_bytes
+
+A shard is dropped only if it is on record that the recipe which this installation would follow made that very shard,
+from a source that is there as it was noted.  Metadata stays: it is small, and everything needs it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from lamella.core.artifacts import ShardRef
+from lamella.core.errors import CannotRebuild, InvalidRequest, StoreBusy
+from lamella.quantize.rebuild import Maker, Workshop
+from lamella.quantize.recipe import ShardJob
+from lamella.quantize.tensor import Conversion
+from lamella.store.keeping import KeptShard, TrimReport, choose
+from lamella.store.store import Store
+from lamella.store.verify import users_of
+
+COPY_WORK = 0.1
+SCALE_WORK = 1.0
+K_QUANT_WORK = 10.0
+SEARCHED_WORK = 100.0
+"""What making one weight of a type costs, against one of ``Q8_0``.  Orders of magnitude, not measurements: a copy is
+only read and written, a K-quant tries scales and minima for each block, types of a codebook search a grid."""
+
+_SEARCHED = ("IQ1", "IQ2", "IQ3", "NVFP4", "MXFP4")
+
+
+def trim(store: Store, *, now: float | None = None) -> TrimReport:
+    """Drop shards until the quota holds, or as many as may go.
+
+    Args:
+        now: seconds since 1970; None for the clock's.
+
+    Raises:
+        InvalidRequest: the store has no quota.
+        StoreBusy: a builder or loader holds the store.
+        StoreFormatError: a variant, a pin or the quota cannot be read; names the cure.
+        StorageFailed: the file system refused.
+    """
+    quota_bytes = store.state.quota_bytes()
+    if quota_bytes is None:
+        raise InvalidRequest(f"{store.path} has no quota; give it one with: lamella store quota {store.path} 2GiB")
+    before = store.state.stored_bytes()
+    if before <= quota_bytes:
+        return TrimReport(quota_bytes, before)
+    garbage_bytes = store.collect_garbage().freed_bytes
+    with store.exclusive_lock():
+        excess = store.state.stored_bytes() - quota_bytes
+        pinned = store.state.pinned()
+        choice = choose(survey(store), pinned=pinned, excess_bytes=excess, now=time.time() if now is None else now)
+        store.drop(choice.dropped)
+    return TrimReport(quota_bytes, store.state.stored_bytes(), garbage_bytes, choice.dropped, choice.kept_bytes)
+
+
+def keep_quota(store: Store) -> TrimReport | None:
+    """``trim`` for the end of a build; None if there is no quota, or if somebody is at work, who trims or is followed
+    by somebody who does.
+
+    Raises:
+        StoreFormatError, StorageFailed: as ``trim``.
+    """
+    if store.state.quota_bytes() is None:
+        return None
+    try:
+        return trim(store)
+    except StoreBusy:
+        return None
+
+
+def survey(store: Store) -> tuple[KeptShard, ...]:
+    """What is known of each shard that is there and needed.
+
+    Raises:
+        StoreFormatError: a variant cannot be read.
+    """
+    variants = store.variants()
+    used = {variant.name: store.state.last_used(variant.name) for variant in variants}
+    workshop = Workshop(store)
+    shards = {shard.id: shard for variant in variants for shard in variant.shards}
+    return tuple(
+        _kept(store, workshop, shard, users_of(shard.id, variants), used)
+        for shard in shards.values()
+        if store.shard_path(shard.id).exists()
+    )
+
+
+def _kept(
+    store: Store, workshop: Workshop, shard: ShardRef, names: tuple[str, ...], used: Mapping[str, float]
+) -> KeptShard:
+    last_used = max(used[name] for name in names)
+    try:
+        maker = workshop.maker(shard)
+    except CannotRebuild as error:
+        return KeptShard(shard, names, last_used, 0.0, f"cannot be made again ({error})")
+    return KeptShard(shard, names, last_used, work_of(maker.job), _obstacle(shard, maker))
+
+
+def _obstacle(shard: ShardRef, maker: Maker) -> str:
+    """Why a shard that can perhaps be made again may not be dropped; "" if it may."""
+    if not maker.job.conversions:
+        return "of metadata"
+    if maker.source.change:
+        return f"cannot be made again for certain ({maker.source.change})"
+    if not maker.is_certain:
+        return "cannot be made again for certain (not on record to come out the same with these versions)"
+    variant = maker.source.variant
+    if variant is not None and shard in variant.shards:
+        return f"of variant {variant.name}, which others are made from while the model file is gone"
+    return ""
+
+
+def work_of(job: ShardJob) -> float:
+    """What making a shard costs, in weights converted to ``Q8_0``."""
+    return sum(_work_of_weight(c) * c.source.spec.n_weights for c in job.conversions)
+
+
+def _work_of_weight(conversion: Conversion) -> float:
+    name = conversion.target.name
+    if conversion.copies or name in ("F32", "F16", "BF16"):
+        return COPY_WORK
+    if name.startswith(_SEARCHED):
+        return SEARCHED_WORK
+    return K_QUANT_WORK if name.endswith("_K") or name.startswith("IQ4") else SCALE_WORK

@@ -1,0 +1,45 @@
+"""JSON documents of a store: a header that is checked before anything else, and equal contents in equal bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lamella.core.errors import StoreFormatError
+from lamella.store.layout import FORMAT_VERSION
+from lamella.version import __version__
+
+
+def read_document(data: bytes, expected: str, path: Path) -> dict[str, Any]:
+    """The fields of a document.
+
+    Args:
+        expected: its format.
+        path: named in errors.
+
+    Raises:
+        StoreFormatError: no JSON, another format, or a newer version.
+    """
+    try:
+        document = msgspec.json.decode(data)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise StoreFormatError(f"{path} is not JSON: {error}") from None
+    if not isinstance(document, dict) or document.get("format") != expected:
+        raise StoreFormatError(f"{path} is no {expected} document")
+    version = document.get("format_version")
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+        raise StoreFormatError(
+            f"{path} has format version {version!r}; this version of Lamella ({__version__}) reads 1 to "
+            f"{FORMAT_VERSION}. Nothing was changed"
+        )
+    return document
+
+
+def write_document(kind: str, fields: Mapping[str, Any]) -> bytes:
+    """The bytes of a document of format ``kind``."""
+    header = {"format": kind, "format_version": FORMAT_VERSION, "tool_version": __version__}
+    return json.dumps({**header, **fields}, indent=2, sort_keys=True).encode() + b"\n"

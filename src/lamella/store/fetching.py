@@ -1,0 +1,75 @@
+"""Shards from elsewhere: another store in a folder, or whatever else can hand over bytes for a hash.
+
+    fetch(store, shard, FolderSource(Store.open(Path("/mnt/backup/smollm2.store"))))
+
+What arrives is hashed on its way into ``incoming/`` and gets its place only if the hash is the shard's name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Protocol
+
+from lamella.core.artifacts import ShardRef
+from lamella.core.errors import ShardDamaged, StoreError
+from lamella.store.files import pieces
+from lamella.store.store import Store
+
+
+class ShardSource(Protocol):
+    """Somewhere that shards can be had from."""
+
+    @property
+    def name(self) -> str:
+        """What people call it: a path or an address."""
+        ...
+
+    def fetch(self, shard_id: str, n_bytes: int) -> Iterator[bytes | memoryview]:
+        """The shard's bytes in order; nobody needs to trust them.  A piece may be overwritten by the next.
+
+        Raises:
+            LamellaError: it has no such shard, or cannot be reached; raised before or between pieces.
+        """
+        ...
+
+
+class FolderSource:
+    """Another store of this machine."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    @property
+    def name(self) -> str:
+        return str(self._store.path)
+
+    def fetch(self, shard_id: str, n_bytes: int) -> Iterator[memoryview]:
+        """The shard's bytes.
+
+        Raises:
+            StoreError: it is not there, in its full size.
+            StorageFailed: it cannot be read.
+        """
+        path = self._store.shard_path(shard_id)
+        if not path.exists():
+            raise StoreError(f"{self.name} has no shard {shard_id}")
+        if (found := path.stat().st_size) != n_bytes:
+            raise StoreError(f"{self.name}: shard {shard_id} has {found} bytes instead of {n_bytes}")
+        yield from pieces(path)
+
+
+def fetch(store: Store, shard: ShardRef, source: ShardSource) -> None:
+    """Take a shard over.  The caller holds ``shared_lock`` of ``store``.
+
+    Raises:
+        ShardDamaged: other bytes than it is named for arrived, or more of them; nothing of them is kept.
+        LamellaError: the source does not have it.
+        StorageFailed: the file system refused.
+    """
+    with contextlib.closing(store.new_shard(shard.label, shard.n_bytes)) as writer:
+        for piece in source.fetch(shard.id, shard.n_bytes):
+            if writer.n_bytes + len(piece) > shard.n_bytes:
+                raise ShardDamaged(f"{source.name} sent more than the {shard.n_bytes} bytes of shard {shard.id}")
+            writer.write(piece)
+        writer.commit(shard.id)
