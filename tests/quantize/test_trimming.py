@@ -20,7 +20,6 @@ from tests.fakes.matrices import make_matrix
 from tests.fakes.plans import make_plan
 from tests.fakes.tiny_model import write_tiny_model
 
-
 NOW = 10_000.0
 
 
