@@ -6,7 +6,7 @@
     plan = lamella.plan("model.gguf", policy="lsaq", memory="6GiB", measurement=measurement)
     lamella.build("model.gguf", "store", plan, name="six-gib")
 
-    store = lamella.Store.open(Path("store"))
+    store = lamella.open_store("store")
     with lamella.Engine.open(store, "six-gib") as engine:
         for token in engine.generate("Once upon a time"):
             print(token.text, end="")
@@ -36,7 +36,11 @@ if TYPE_CHECKING:
         measure,
         measured_prices,
         open_engine,
+        open_store,
         plan,
+        repair,
+        restore,
+        trim,
         tune_on,
     )
     from lamella.core.artifacts import Measurement, Plan, Variant
@@ -63,7 +67,11 @@ _WHERE = {
     "measure": "api",
     "measured_prices": "api",
     "open_engine": "api",
+    "open_store": "api",
     "plan": "api",
+    "repair": "api",
+    "restore": "api",
+    "trim": "api",
     "tune_on": "api",
     "Constraints": "planning.constraints",
     "ContextOptions": "llama.handles",
@@ -111,7 +119,11 @@ __all__ = [
     "measure",
     "measured_prices",
     "open_engine",
+    "open_store",
     "plan",
+    "repair",
+    "restore",
+    "trim",
     "tune_on",
 ]
 

@@ -463,6 +463,7 @@ def build(
     source = load(model)
     check_same_structure(plan, source.spec.identity, "the plan")
     opened = Store.create(Path(store), source.spec.identity)
+    opened.state.quota_bytes()  # one that cannot be read is said before the work, not after
     report = build_variant(
         source,
         plan,

@@ -159,7 +159,8 @@ def note_trim(report: TrimReport | None) -> None:
         return
     note(describe_trim(report))
     if report.short_bytes:
-        note(f"{format_bytes(report.short_bytes)} above the quota; lamella store trim says what may not go")
+        why = report.obstacle or "lamella store trim says what may not go"
+        note(f"{format_bytes(report.short_bytes)} above the quota: {why}")
 
 
 def trim_fields(report: TrimReport) -> dict[str, object]:

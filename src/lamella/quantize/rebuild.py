@@ -166,6 +166,9 @@ class Workshop:
 
 def _read(note: SourceNote) -> ModelFile:
     path = Path(note.files[0].path)
+    for file in note.files:
+        if not Path(file.path).is_file():  # a pipe of that name would be waited for
+            raise ModelError(f"{file.path}: No such file")
     try:
         found = read_model(path)
     except OSError as error:

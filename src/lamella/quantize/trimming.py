@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 
 from lamella.core.artifacts import ShardRef
-from lamella.core.errors import CannotRebuild, InvalidRequest, StoreBusy
+from lamella.core.errors import CannotRebuild, InvalidRequest, StoreError
 from lamella.quantize.rebuild import Maker, Workshop
 from lamella.quantize.recipe import ShardJob
 from lamella.quantize.tensor import Conversion
@@ -59,18 +59,19 @@ def trim(store: Store, *, now: float | None = None) -> TrimReport:
 
 
 def keep_quota(store: Store) -> TrimReport | None:
-    """``trim`` for the end of a build; None if there is no quota, or if somebody is at work, who trims or is followed
-    by somebody who does.
+    """``trim`` for the end of a build, which has succeeded whatever comes of this; None if there is no quota.
 
     Raises:
-        StoreFormatError, StorageFailed: as ``trim``.
+        StoreFormatError: the quota cannot be read.
+        StorageFailed: the file system refused.
     """
-    if store.state.quota_bytes() is None:
+    quota_bytes = store.state.quota_bytes()
+    if quota_bytes is None:
         return None
     try:
         return trim(store)
-    except StoreBusy:
-        return None
+    except StoreError as error:  # somebody is at work, or a document cannot be read
+        return TrimReport(quota_bytes, store.state.stored_bytes(), obstacle=str(error))
 
 
 def survey(store: Store) -> tuple[KeptShard, ...]:

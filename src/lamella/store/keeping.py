@@ -68,6 +68,7 @@ class TrimReport:
         garbage_bytes: of shards that no variant needed, and other rubbish.
         dropped: shards that can be made again, first dropped first.
         kept_bytes: reason -> bytes of shards that may not be dropped.
+        obstacle: why nothing could be done; "" if something could.
     """
 
     quota_bytes: int
@@ -75,6 +76,7 @@ class TrimReport:
     garbage_bytes: int = 0
     dropped: tuple[ShardRef, ...] = ()
     kept_bytes: Mapping[str, int] = field(default_factory=dict)
+    obstacle: str = ""
 
     @property
     def dropped_bytes(self) -> int:

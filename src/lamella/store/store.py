@@ -6,7 +6,7 @@
     paths = store.shard_paths(store.variant("int8"))     # what llama_model_load_from_splits takes
 
 Readers never write, except that a variant is in use (``ready_paths``).  Every document is checked when it is read;
-nothing in one can name a place outside the store.
+nothing in one can name a place outside the store, except where a source stands, which is only read.
 """
 
 from __future__ import annotations
