@@ -6,4 +6,7 @@ tensor    one tensor in row chunks: read, convert, check
 recipe    what determines a shard's bytes, before it is made
 shard     the header of a shard file
 build     ``build_variant``: plan + source -> variant, on all cores
+rebuild   shards made again, bit for bit
+repair    damaged and missing shards got back
+trimming  shards dropped that can be made again
 """

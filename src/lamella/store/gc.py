@@ -1,4 +1,4 @@
-"""What nobody needs, removed: the only code that deletes shards (docs/store-format.md, "Deleting").
+"""What nobody needs, removed: the only code that deletes shards for good (docs/store-format.md, "Deleting").
 
 The caller holds the store exclusively, so no builder is between writing a shard and naming it in a variant.
 """
