@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lamella import api
+from lamella.core.artifacts import Variant
 from lamella.core.errors import ShardDamaged
 from lamella.evaluating import Exams
 from lamella.quantize.trimming import trim
@@ -74,6 +78,21 @@ def test_a_variant_that_cannot_be_made_again_leaves_the_engine_as_it_is(store: S
             engine.switch("small")
         assert engine.variant == "large"
         np.testing.assert_array_equal(engine.logits(PROMPT), before)
+
+
+def test_closing_the_engine_does_not_wait_for_shards_to_be_made(store: Store) -> None:
+    stopped = threading.Event()
+
+    def restore(_store: Store, _variant: Variant, should_stop: Callable[[], bool] | None) -> None:
+        assert should_stop is not None
+        while not should_stop():
+            time.sleep(0.01)
+        stopped.set()
+
+    store.shard_path(store.variant("small").shards[1].id).unlink()
+    with Engine.open(Store.open(store.path, restore), "large", OPTIONS) as engine:
+        prepared = engine.prepare("small")
+    assert stopped.is_set() or prepared.cancelled()
 
 
 def test_loading_notes_the_use(store: Store) -> None:

@@ -39,7 +39,7 @@ def test_a_dropped_shard_is_known_as_dropped_until_it_is_back(store: Store, make
     assert store.is_dropped(shard.id)
     assert store.state.dropped() == {shard.id}
     assert store.recall("ab" * 32) is None
-    with pytest.raises(ShardDamaged, match=r"layer 1 of v\) was dropped to keep the quota"):
+    with pytest.raises(ShardDamaged, match=r"layer 1 of v\) was dropped to keep the quota.*lamella store restore"):
         store.shard_paths(variant)
     report = store.verify()
     assert report.ok

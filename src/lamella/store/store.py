@@ -249,7 +249,9 @@ class Store:
         for shard in variant.shards:
             reason = self.quick_damage(shard)
             if reason:
-                raise ShardDamaged(verify.describe(shard, [variant.name], reason))
+                text = verify.describe(shard, [variant.name], reason)
+                cure = f"; get it back with: lamella store restore {self.path} {variant.name}"
+                raise ShardDamaged(text + (cure if reason == verify.DROPPED else ""))
         return tuple(self._layout.shard(shard.id) for shard in variant.shards)
 
     def quick_damage(self, shard: ShardRef) -> str | None:
