@@ -52,6 +52,7 @@ from lamella.measuring.sensitivity import no_journal
 from lamella.planning import frontier as planning_frontier
 from lamella.planning.constraints import Constraints, Prices, TypePrice
 from lamella.planning.frontier import DEFAULT_POINTS, Frontier
+from lamella.planning.ladder import DEFAULT_RATIO, JointBudget, Ladder, evenly_spaced, plan_ladder
 from lamella.planning.policies import LADDER, METRICS, check_policy, make_plan
 from lamella.planning.request import PlanRequest, StockTypes, check_limits
 from lamella.planning.specs import builtin_spec
@@ -74,6 +75,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DEFAULT_CONTEXT = 4096
+DEFAULT_STEPS = 6
+DEFAULT_FIRST_BITS = planning_frontier.WIDEST_BITS
 _LOSS_METRIC = "metric sensitivity, for each tensor"
 
 OnMeasure = Callable[[int, int, str], None]
@@ -615,6 +618,61 @@ def frontier(
     return planning_frontier.frontier(request, points, min_bits, max_bits)
 
 
+def ladder(
+    model: str | Path,
+    measurement: Measurement,
+    *,
+    steps: int | None = None,
+    first_bits: float | None = None,
+    last_bits: float | None = None,
+    memory: Sequence[str | int] = (),
+    budget: str | int | None = None,
+    worst_ratio: float = DEFAULT_RATIO,
+    constraints: Constraints | None = None,
+    context: int | None = None,
+    parallel: int = 1,
+    kv_type: str = "F16",
+) -> Ladder:
+    """Plan several variants together, so that a store holds their common layers once.
+
+    Args:
+        model: a path, ``smollm2``, or ``spec:NAME``.
+        measurement: what each tensor loses at each type.
+        steps, first_bits, last_bits: so many steps, evenly spaced in bits per weight; default 6, from 8.5 to the
+            smallest plan's.
+        memory: in place of these: one step for each memory size, what else running needs included.
+        budget: for the weights of all steps: ``1.6x`` (times the largest step), or bytes; None: as little as
+            ``worst_ratio`` allows.
+        worst_ratio: without a budget: predicted loss of a step, at most, against that of the step planned alone.
+        context, parallel, kv_type: with memory: what it is kept for.
+
+    Raises:
+        InvalidRequest, DoesNotFit, ArtifactError: see ``lamella.planning.ladder.plan_ladder``.
+    """
+    base = replace(_loss_request(model, measurement), constraints=constraints or Constraints())
+    joint = JointBudget.parse(budget) if isinstance(budget, str) else JointBudget(n_bytes=budget) if budget else None
+    if not memory:
+        sizes = evenly_spaced(base.spec, *_range_of_steps(base, steps, first_bits, last_bits))
+        return plan_ladder([replace(base, weights_bytes=size) for size in sizes], joint, worst_ratio)
+    if steps is not None or first_bits is not None or last_bits is not None:
+        raise InvalidRequest("a ladder has steps from bits to bits, or one for each memory size, not both")
+    needs = _needs(model, base.spec, "ladder", context, parallel, kv_type)
+    budgets = [_as_bytes(size) for size in memory]
+    return plan_ladder([replace(needs(base, b), budget_bytes=b) for b in budgets], joint, worst_ratio)
+
+
+def _range_of_steps(
+    request: PlanRequest, steps: int | None, first_bits: float | None, last_bits: float | None
+) -> tuple[int, float, float]:
+    if last_bits is None:
+        last_bits = planning_frontier.frontier(request, 2).points[0].bits_per_weight
+    return (
+        DEFAULT_STEPS if steps is None else steps,
+        DEFAULT_FIRST_BITS if first_bits is None else first_bits,
+        last_bits,
+    )
+
+
 def predicted_loss(model: str | Path, measurement: Measurement, plan: Plan) -> float | None:
     """Nats a token that any plan of the model is predicted to lose; None where it has a type without a prediction.
 
@@ -668,8 +726,8 @@ def default_name(plan: Plan) -> str:
     """A variant's name after its plan, with ``-channel`` behind it for that scheme.
 
     ``alpha-0.5``, ``uniform-int4``, ``lsaq-6.00GiB``, ``lwq-cosine-7bits``, ``random-seed3-5.5bpw``, ``stock-q4_k_m``,
-    and ``stock-q4_k_m-imatrix`` where its types were chosen for an importance matrix; ``knapsack-4.50bpw`` by the bits
-    that it has, where no memory budget was given.
+    and ``stock-q4_k_m-imatrix`` where its types were chosen for an importance matrix; ``knapsack-4.50bpw`` and
+    ``ladder-4.50bpw`` by the bits that it has, where no memory budget was given.
     """
     if plan.policy == "alpha":
         name = f"alpha-{plan.settings['alpha']:g}"
@@ -677,8 +735,8 @@ def default_name(plan: Plan) -> str:
         name = f"uniform-{plan.layers[0].precision}"
     elif plan.policy == "stock":
         name = f"stock-{plan.settings['mix']}".lower() + ("-imatrix" if plan.settings["imatrix"] == "yes" else "")
-    elif plan.policy == "knapsack" and plan.budget_bytes is None:
-        name = f"knapsack-{plan.bits_per_weight:.2f}bpw"
+    elif plan.policy in ("knapsack", "ladder") and plan.budget_bytes is None:
+        name = f"{plan.policy}-{plan.bits_per_weight:.2f}bpw"
     else:
         seed = plan.settings.get("seed")
         name = plan.policy + (f"-seed{seed}" if seed else "") + _limit_name(plan)

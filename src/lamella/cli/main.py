@@ -10,7 +10,21 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from lamella.cli import build, devices, eval, exchange, frontier, imatrix, inspect, lm_eval, measure, plan, run, store
+from lamella.cli import (
+    build,
+    devices,
+    eval,
+    exchange,
+    frontier,
+    imatrix,
+    inspect,
+    ladder,
+    lm_eval,
+    measure,
+    plan,
+    run,
+    store,
+)
 from lamella.cli.output import print_json, stderr
 from lamella.core.errors import INTERRUPTED_EXIT_CODE, InvalidRequest, LamellaError
 from lamella.version import __version__
@@ -46,6 +60,7 @@ app.command("measure")(measure.measure)
 app.command("imatrix")(imatrix.imatrix)
 app.command("plan")(plan.plan)
 app.command("frontier")(frontier.frontier)
+app.command("ladder")(ladder.ladder)
 app.command("build")(build.build)
 app.command("run")(run.run)
 app.command("eval")(eval.evaluate)
