@@ -283,7 +283,8 @@ class Store:
             "shard": asdict(shard),
         }
         target = self._layout.recipe(recipe_id)
-        write_atomically(self._layout.incoming, target, _to_json(document), durable=False)  # a cache
+        with locks.shared_lock(self._layout):  # else a running gc could take it for a recipe of no shard
+            write_atomically(self._layout.incoming, target, _to_json(document), durable=False)  # a cache
 
     def add_variant(self, name: str, plan: Plan, shards: Sequence[ShardRef]) -> Variant:
         """Make a variant of shards that are in the store.  The caller holds a lease on them.
