@@ -68,7 +68,6 @@ class LamellaLM(LM):  # type: ignore[misc]  # lm_eval is optional: mypy knows no
         variant: object = None,
         max_length: int | None = None,
         threads: int = 0,
-        check: bool = False,
         batch_size: object = None,
         max_batch_size: object = None,
         device: object = None,
@@ -80,7 +79,6 @@ class LamellaLM(LM):  # type: ignore[misc]  # lm_eval is optional: mypy knows no
             variant: its name (``model_args`` turn one of digits into a number); None takes the largest.
             max_length: None for what the model was trained for.
             threads: 0 for the cores that this process may use.
-            check: verify the hash of every shard before it is used.
             batch_size, max_batch_size, device: the harness gives them to every model; nothing follows from them.
 
         Raises:
@@ -94,7 +92,7 @@ class LamellaLM(LM):  # type: ignore[misc]  # lm_eval is optional: mypy knows no
         self._store = Store.open(Path(store))
         self._variant = largest_variant(self._store) if variant is None else self._store.variant(str(variant))
         self._threads = threads
-        self._subject = Subject(self._store, [self._variant], check=check)
+        self._subject = Subject(self._store, [self._variant])
         self._subject.use(self._variant.name)
         self.max_length = max_length or self._subject.model.trained_context or LONGEST
 
