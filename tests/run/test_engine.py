@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import random
 import shutil
 import threading
@@ -29,6 +30,7 @@ from lamella.run.layouts import Layout, LayoutPolicy
 from lamella.run.variants import LiveVariants
 from lamella.store.leftovers import Leftovers
 from lamella.store.store import Store
+from tests.fakes.disks import make_read_only, small_disk
 from tests.run.conftest import OPTIONS
 
 GREEDY = SamplingOptions(temperature=0)
@@ -453,6 +455,16 @@ def test_a_lease_ends_when_its_variant_is_neither_warm_nor_waited_for(store: Sto
         left = {path.stem for path in copy.path.glob("shards/*/*.gguf")}
         assert left == {s.id for name in (last, "middle") for s in variants[name].shards}
     assert list((copy.path / "leases").iterdir()) == []
+
+
+def test_a_store_that_may_only_be_read_runs_and_is_not_kept_locked(store: Store, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 64 << 20) as disk:
+        copy = Store.open(Path(shutil.copytree(store.path, disk / "copy", symlinks=True)))
+        make_read_only(disk)
+        with Engine.open(copy, "large", OPTIONS) as engine, (copy.path / "lock").open("rb") as lock:
+            engine.switch("small")
+            assert _ids(engine)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if somebody holds it
 
 
 def _shards_of_no_other(variant: Variant, variants: Sequence[Variant]) -> set[str]:
