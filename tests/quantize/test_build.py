@@ -290,6 +290,7 @@ def test_a_shard_that_another_builder_has_claimed_is_waited_for(
             time.sleep(0.005)
         time.sleep(2 * ASK_AGAIN_S)
         assert not waiting.done()
+        assert seen[-1].label == "layer 0 (another build is making it)"
         if does_it_make_it:
             copy = Store.create(store.path.with_name("copy"), tiny.spec.identity)
             made = build_variant(tiny, plan, copy, "v").variant.shards[1]

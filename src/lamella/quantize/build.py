@@ -193,7 +193,7 @@ def _make_variant(
             made |= new
             shards |= found | new
             if not found and not new:
-                watch.check()
+                watch.waits_for(missing[0])
                 time.sleep(ASK_AGAIN_S)
     variant = store.add_variant(name, plan, [shards[job.group.number] for job in jobs])
     written_bytes = sum(ref.n_bytes for ref in made.values())
@@ -331,6 +331,10 @@ class _Watch:
     def wrote(self, label: str, n_weights: int) -> None:
         self._weights_done += n_weights
         self._report(label)
+
+    def waits_for(self, job: ShardJob) -> None:
+        self.check()
+        self._report(f"{job.group.label} (another build is making it)")
 
     def found(self, job: ShardJob) -> None:
         """Another builder made it."""
