@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 import typer
 
+from lamella.cli.leftovers import note_leftovers
 from lamella.cli.output import JsonFlag, print_json, progress, say, stdout, table
 from lamella.core.artifacts import Variant, to_plain
 from lamella.core.errors import ShardDamaged
@@ -27,7 +28,8 @@ def list_variants(store: StoreArgument, json: JsonFlag = False) -> None:
     opened = Store.open(store)
     variants = opened.variants()
     if json:
-        print_json({"model": opened.identity, "variants": [_summary(v) for v in variants]})
+        leftovers = _fields(opened.leftovers())
+        print_json({"model": opened.identity, "variants": [_summary(v) for v in variants], "leftovers": leftovers})
         return
     say(f"{opened.identity.name} ({opened.identity.architecture})")
     shown = table("variant", ">size", ">bits/weight", ">average bits", "policy", "scheme", "layers")
@@ -36,6 +38,7 @@ def list_variants(store: StoreArgument, json: JsonFlag = False) -> None:
         size, bits = format_bytes(v.n_bytes), f"{plan.bits_per_weight:.2f}"
         shown.add_row(v.name, size, bits, f"{plan.average_bits:.2f}", plan.policy, plan.scheme, layer_strip(v))
     stdout.print(shown)
+    note_leftovers(opened)
 
 
 @app.command()
@@ -76,7 +79,7 @@ def verify(store: StoreArgument, json: JsonFlag = False) -> None:
 
         report = opened.verify(hashed)
     if json:
-        print_json({"ok": report.ok, **_fields(report)})
+        print_json({"ok": report.ok, **_fields(report), "leftovers": _fields(opened.leftovers())})
     else:
         for damaged in report.damaged:
             users = ", ".join(damaged.variants) or "no variant"
@@ -86,6 +89,7 @@ def verify(store: StoreArgument, json: JsonFlag = False) -> None:
         for reason in report.unreadable_variants:
             say(f"unreadable variant {reason}")
         say(f"{report.n_shards} shards, {format_bytes(report.n_bytes)}: {'all good' if report.ok else 'NOT good'}")
+        note_leftovers(opened)
     if not report.ok:
         raise typer.Exit(ShardDamaged.exit_code)
 

@@ -34,6 +34,7 @@ from lamella.planning.as_stored import as_stored
 from lamella.quantize.build import BuildProgress, copy_variant
 from lamella.store.files import pieces, storage_errors
 from lamella.store.layout import check_variant_name
+from lamella.store.leases import Lease
 from lamella.store.store import Store, variant_exists
 
 IMPORTED = "imported"
@@ -114,9 +115,9 @@ def import_file(
     exported = read_description(source)
     name = check_variant_name(name or (exported.variant if exported else "") or _PART.sub("", path.stem))
     store = _open(store_path, source, exported)
-    with store.shared_lock():
+    with store.lease() as lease:
         before = {shard.id for variant in store.readable_variants()[0] for shard in variant.shards}
-        resident = _resident(store)
+        resident = _resident(store, lease)
         if resident is None:
             _refuse_other_structure(store, source)
         else:
@@ -125,7 +126,7 @@ def import_file(
         plan = exported.plan if exported else _plan(source, on_progress)
         known = {0: resident.meta} if resident else {}
         variant = copy_variant(
-            source, plan, store, name, known=known, n_threads=n_threads, on_progress=_weights_done(on_progress)
+            source, plan, store, lease, name, known=known, n_threads=n_threads, on_progress=_weights_done(on_progress)
         ).variant
     new = [shard for shard in variant.shards if shard.id not in before]
     return ImportReport(
@@ -184,11 +185,11 @@ def _open(path: Path, source: ModelFile, exported: Description | None) -> Store:
     return Store.create(path, exported.model if exported else source.spec.identity)
 
 
-def _resident(store: Store) -> _Resident | None:
+def _resident(store: Store, lease: Lease) -> _Resident | None:
     """One variant to compare with: they are all of one model, so the first whose shards can be read."""
     for variant in store.readable_variants()[0]:
-        with contextlib.suppress(ShardDamaged, ModelError):
-            return _Resident.of(store, variant)
+        with contextlib.suppress(ShardDamaged, ModelError, UnknownVariant):
+            return _Resident.of(store, lease.hold(variant.name))
     return None
 
 

@@ -14,8 +14,7 @@ import contextlib
 import errno
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,7 +32,17 @@ from lamella.core.errors import (
 )
 from lamella.core.model import ModelIdentity
 from lamella.store import gc, locks, verify
-from lamella.store.files import IncomingFile, incoming_folder, storage_errors, sync_file, sync_folder, write_atomically
+from lamella.store.claims import Claims
+from lamella.store.files import (
+    incoming_folder,
+    make_folder,
+    storage_errors,
+    stored_bytes,
+    sync_file,
+    sync_folder,
+    take_away,
+    write_atomically,
+)
 from lamella.store.layout import (
     FORMAT_VERSION,
     RECIPE_FORMAT,
@@ -44,40 +53,12 @@ from lamella.store.layout import (
     link_name,
     link_target,
 )
+from lamella.store.leases import Lease, leased_shards
+from lamella.store.leftovers import Leftovers, find_leftovers
 from lamella.store.usage import Usage, measure_usage
 from lamella.version import __version__
 
 _OWN_NAMES = {"lock", "incoming"}  # what another process that creates the same store may have made already
-
-
-@dataclass(frozen=True, slots=True)
-class ShardWriter:
-    """A shard being written.  ``close()`` it, or leave its ``with`` block: what was not committed is removed."""
-
-    label: str
-    _file: IncomingFile
-    _layout: Layout
-
-    @property
-    def n_bytes(self) -> int:
-        return self._file.n_bytes
-
-    def write(self, data: bytes | memoryview) -> None:
-        """Append.
-
-        Raises:
-            StorageFailed: the file system refused.
-        """
-        self._file.write(data)
-
-    def commit(self) -> ShardRef:
-        """Flush the shard and give it its place under its hash; the same bytes may already stand there."""
-        ref = ShardRef(self._file.sha256, self.label, self._file.n_bytes)
-        self._file.commit(self._layout.shard(ref.id))
-        return ref
-
-    def close(self) -> None:
-        self._file.discard()
 
 
 class Store:
@@ -150,17 +131,20 @@ class Store:
             f"{what}. One store, one model"
         )
 
-    def shared_lock(self) -> AbstractContextManager[None]:
-        """Held while building and while opening a variant: nothing is removed meanwhile."""
-        return locks.shared_lock(self._layout)
+    def lease(self, *, reading: bool = False) -> Lease:
+        """What to rely on shards under: those that the lease holds are not collected until it is closed.
 
-    def exclusive_lock(self) -> AbstractContextManager[None]:
-        """Held while removing.
+        Args:
+            reading: nothing will be written, so that a store which may only be read will do.
 
         Raises:
-            StoreBusy: at once, if a builder or loader holds the store.
+            StorageFailed: the store cannot be written, and not only ``reading`` is asked for.
         """
-        return locks.exclusive_lock(self._layout)
+        return Lease(self, self._layout, reading=reading)
+
+    def claims(self) -> Claims:
+        """What to make shards under: those that others make are waited for, not made twice."""
+        return Claims(self._layout)
 
     # reading
 
@@ -175,7 +159,11 @@ class Store:
         Raises:
             StoreFormatError: a variant's document is damaged or of a newer format; names it and the cure.
         """
-        return tuple(self.variant(name) for name in self.variant_names())
+        found = []
+        for name in self.variant_names():
+            with contextlib.suppress(UnknownVariant):  # removed meanwhile
+                found.append(self.variant(name))
+        return tuple(found)
 
     def readable_variants(self) -> tuple[tuple[Variant, ...], dict[str, str]]:
         """The variants that can be read, and of each other one (name -> reason) why it cannot."""
@@ -183,6 +171,8 @@ class Store:
         for name in self.variant_names():
             try:
                 readable.append(self.variant(name))
+            except UnknownVariant:
+                continue  # removed meanwhile
             except (StoreFormatError, StorageFailed) as error:
                 reasons[name] = str(error)
         return tuple(readable), reasons
@@ -203,13 +193,15 @@ class Store:
             UnknownVariant: there is none; lists those there are.
             StoreFormatError: its document is damaged or of a newer format; names it and the cure.
         """
-        self.check_variant_exists(name)
-        try:
-            return self._read_variant(name)
-        except (ArtifactError, StoreFormatError) as error:
-            raise StoreFormatError(
-                f"{error}; to do without this variant, run: lamella store rm {self.path} {name}"
-            ) from None
+        while True:
+            before = self._state_of_folder(name)
+            try:
+                return self._read_variant(name)
+            except (ArtifactError, StoreFormatError) as error:
+                if self._state_of_folder(name) == before:  # else it was removed meanwhile, or made anew
+                    raise StoreFormatError(
+                        f"{error}; to do without this variant, run: lamella store rm {self.path} {name}"
+                    ) from None
 
     def shard_path(self, shard_id: str) -> Path:
         """Where that shard stands, or would stand."""
@@ -232,7 +224,7 @@ class Store:
         return self._layout.variant(name) / link_name(name, 0, len(self.variant(name).shards))
 
     def check(self, variant: Variant, on_progress: verify.OnProgress | None = None) -> None:
-        """Hash all shards of a variant.
+        """Hash all shards of a variant.  The caller holds a lease on them.
 
         Raises:
             ShardDamaged: one has other contents than its name says; names it and every variant that needs it.
@@ -250,27 +242,34 @@ class Store:
         Raises:
             StorageFailed: a shard cannot be read.
         """
-        with self.shared_lock():
-            return verify.verify(self._layout, *self.readable_variants(), on_progress)
+        with self.lease(reading=True) as lease:
+            return verify.verify(self._layout, *lease.hold_everything(), on_progress)
 
     def usage(self) -> Usage:
         """What the variants take together and alone."""
         with storage_errors(self.path, "read"):
-            stored_bytes = sum(path.stat().st_size for _, path in self._layout.shard_files())
-        return measure_usage(self.variants(), stored_bytes)
+            n_bytes = sum(stored_bytes(path) for _, path in self._layout.shard_files())
+        return measure_usage(self.variants(), n_bytes)
+
+    def leftovers(self) -> Leftovers:
+        """What work that ended early left; shards only if all variants and leases can be read.
+
+        Raises:
+            StorageFailed: the store cannot be read.
+        """
+        with storage_errors(self.path, "read"), locks.shared_lock(self._layout):
+            variants, reasons = self.readable_variants()
+            needed = {shard.id for variant in variants for shard in variant.shards}
+            try:
+                needed |= leased_shards(self._layout)
+            except StoreFormatError:
+                return find_leftovers(self._layout, None)
+            return find_leftovers(self._layout, None if reasons else needed)
 
     # building
 
-    def new_shard(self, label: str, needed_bytes: int) -> ShardWriter:
-        """Begin a shard.  The caller holds ``shared_lock``.
-
-        Raises:
-            StorageFailed: the file system refused.
-        """
-        return ShardWriter(label, IncomingFile(self._layout.incoming, needed_bytes), self._layout)
-
     def recall(self, recipe_id: str) -> ShardRef | None:
-        """The shard that a recipe once made, if it is still there in its full size."""
+        """The shard that a recipe once made, if it is still there in its full size.  ``Lease.recall`` also keeps it."""
         shard = self._read_recipe(recipe_id)
         return None if shard is None or self._quick_damage(shard) else shard
 
@@ -284,30 +283,29 @@ class Store:
             "shard": asdict(shard),
         }
         target = self._layout.recipe(recipe_id)
-        write_atomically(self._layout.incoming, target, _to_json(document), durable=False)  # a cache
+        with locks.shared_lock(self._layout):  # else a running gc could take it for a recipe of no shard
+            write_atomically(self._layout.incoming, target, _to_json(document), durable=False)  # a cache
 
     def add_variant(self, name: str, plan: Plan, shards: Sequence[ShardRef]) -> Variant:
-        """Make a variant of shards that are in the store.  The caller holds ``shared_lock``.
+        """Make a variant of shards that are in the store.  The caller holds a lease on them.
 
         A variant of that name with the same shards is returned as it is.
 
         Raises:
             VariantExists: the name is taken by other contents.
+            ShardDamaged: a shard is not there, or not in its full size.
             StorageFailed: the file system refused.
         """
         variant = Variant(check_variant_name(name), plan, tuple(shards))
         target = self._layout.variant(name)
         with storage_errors(target, "write"), incoming_folder(self._layout.incoming) as folder:
             _write_variant(folder, variant)
-            target.parent.mkdir(exist_ok=True)
-            try:
-                folder.rename(target)  # refused if the folder is there and not empty: exactly one writer wins
-            except OSError as error:
-                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                    raise
-                return self._same_variant(variant)
+            make_folder(target.parent)
+            with locks.shared_lock(self._layout):
+                self.shard_paths(variant)  # a variant that lacks a shard never comes to be
+                found = self._place_variant(folder, variant)
             sync_folder(target.parent)
-        return self.variant(name)
+        return found
 
     # removing
 
@@ -316,24 +314,30 @@ class Store:
 
         Raises:
             UnknownVariant: there is none of that name.
-            StoreBusy: a builder or loader holds the store.
+            StorageFailed: the file system refused.
         """
-        with self.exclusive_lock(), storage_errors(self._layout.variant(name), "remove"):
+        folder = self._layout.variant(name)
+        with storage_errors(folder, "remove"), locks.shared_lock(self._layout):
             self.check_variant_exists(name)
-            with incoming_folder(self._layout.incoming) as folder:
-                self._layout.variant(name).rename(folder / name)  # at once; what remains of a crash is rubbish
-                sync_folder(self._layout.variants)
+            try:
+                take_away(folder, self._layout.incoming)
+            except FileNotFoundError:
+                raise self._unknown(name) from None  # somebody else was faster
 
     def collect_garbage(self) -> gc.GarbageReport:
-        """Remove shards and recipes that no variant needs, and what dead writers left.
+        """Remove shards and recipes that neither a variant nor a living lease needs, and what the dead left.
+
+        May be called while others build, load and run.
 
         Raises:
-            StoreBusy: a builder or loader holds the store.
-            StoreFormatError: a variant cannot be read, so what it needs is not known; names the cure.
+            StoreBusy: a loader that cannot write a lease took longer than ``locks.LONGEST_WAIT_S``.
+            StoreFormatError: a variant or a lease cannot be read, so what it needs is not known; names the cure.
         """
-        with self.exclusive_lock():
+        with locks.exclusive_lock(self._layout):
             self._refuse_unreadable()
             needed = {shard.id for variant in self.variants() for shard in variant.shards}
+            with storage_errors(self._layout.leases, "read"):
+                needed |= leased_shards(self._layout)
             made = {recipe_id: self._read_recipe(recipe_id) for recipe_id, _ in self._layout.recipe_files()}
             return gc.collect(self._layout, needed, {i: shard.id if shard else None for i, shard in made.items()})
 
@@ -352,6 +356,18 @@ class Store:
         for shard in variant.shards:
             check_sha256(shard.id, f"{path}: shard id")
         return variant
+
+    def _state_of_folder(self, name: str) -> tuple[int, int]:
+        """What changes when a variant is removed, or removed and made anew.
+
+        Raises:
+            UnknownVariant: there is none.
+        """
+        try:
+            found = self._layout.variant(name).stat()
+        except FileNotFoundError:
+            raise self._unknown(name) from None
+        return found.st_ino, found.st_ctime_ns
 
     def _refuse_unreadable(self) -> None:
         _, reasons = self.readable_variants()
@@ -385,6 +401,17 @@ class Store:
             return shard
         return None
 
+    def _place_variant(self, folder: Path, variant: Variant) -> Variant:
+        while True:
+            try:
+                folder.rename(self._layout.variant(variant.name))  # refused if there is one: exactly one writer wins
+                return from_json(Variant, to_json(variant), str(folder))  # as readers find it
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+            with contextlib.suppress(UnknownVariant):  # removed meanwhile, so the name is free
+                return self._same_variant(variant)
+
     def _same_variant(self, wanted: Variant) -> Variant:
         found = self.variant(wanted.name)
         if [shard.id for shard in found.shards] != [shard.id for shard in wanted.shards]:
@@ -402,13 +429,13 @@ def variant_exists(store: Store, found: Variant) -> VariantExists:
 def _create(layout: Layout, identity: ModelIdentity) -> None:
     with storage_errors(layout.root, "create"):
         try:
-            layout.root.mkdir(parents=True, exist_ok=True)
+            make_folder(layout.root)
             names = {path.name for path in layout.root.iterdir()}
         except (FileExistsError, NotADirectoryError):
             raise StoreFormatError(f"{layout.root} is a file; a store is a folder") from None
     if names - _OWN_NAMES and not layout.document.exists():
         raise StoreFormatError(f"{layout.root} is no store and not empty: {', '.join(sorted(names)[:3])}")
-    with locks.exclusive_lock(layout, wait=True):  # two creators: the second finds the first one's document
+    with locks.exclusive_lock(layout):  # two creators: the second finds the first one's document
         if not layout.document.exists():
             document = {
                 "format": STORE_FORMAT,

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lamella.core.artifacts import ShardRef, Variant
-from lamella.store.files import pieces
+from lamella.core.errors import StorageFailed
+from lamella.store.files import pieces, stored_bytes
 from lamella.store.layout import Layout, link_name, link_target
 
 OnProgress = Callable[[int], None]
@@ -68,6 +69,8 @@ def verify(
 ) -> VerifyReport:
     """Hash every shard of the store and compare; check that every variant's shards and links are there.
 
+    The caller holds a lease on the shards of ``variants``; one of no variant may go meanwhile.
+
     Args:
         unreadable: name -> reason, of the variants that cannot be read.
 
@@ -80,8 +83,9 @@ def verify(
     damaged = tuple(
         DamagedShard(i, refs[i].label if i in refs else "", users_of(i, variants), reason)
         for i, reason in sorted(reasons.items())
+        if i in refs or wanted[i].exists()
     )
-    n_bytes = sum(path.stat().st_size for path in wanted.values() if path.exists())
+    n_bytes = sum(map(stored_bytes, wanted.values()))
     reported = tuple(f"{name}: {reason}" for name, reason in unreadable.items())
     return VerifyReport(len(wanted), n_bytes, damaged, _broken_links(layout, variants), reported)
 
@@ -104,9 +108,12 @@ def describe(shard: ShardRef, users: Sequence[str], reason: str) -> str:
 
 def _damage(shard_id: str, path: Path, on_progress: OnProgress) -> str | None:
     """Why the file is not the shard, or None."""
-    if not path.exists():
+    try:
+        found = _sha256(path, on_progress)
+    except StorageFailed:
+        if path.exists():
+            raise
         return "missing"
-    found = _sha256(path, on_progress)
     return None if found == shard_id else f"its SHA-256 is {found}"
 
 
@@ -134,5 +141,5 @@ def _broken_links(layout: Layout, variants: Sequence[Variant]) -> tuple[str, ...
         for number, shard in enumerate(variant.shards):
             link = layout.variant(variant.name) / link_name(variant.name, number, len(variant.shards))
             if not link.is_symlink() or str(link.readlink()) != link_target(shard.id):
-                broken.append(f"{variant.name}/{link.name}")
-    return tuple(broken)
+                broken.append(link)
+    return tuple(f"{link.parent.name}/{link.name}" for link in broken if link.parent.exists())  # else removed meanwhile
