@@ -25,6 +25,8 @@ from lamella.version import __version__
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 SHARED = Path(os.environ.get("LAMELLA_SHARED") or ROOT.parent / "shared")
+DATA = SHARED / "data"
+CALIBRATION = str(DATA / "wikitext2" / "wiki.valid.raw")
 PACKAGED = {
     "smollm2": "SmolLM2-135M-Instruct-Q4_1",
     "qwen-0.5b": "Qwen2.5-Coder-0.5B-Instruct",

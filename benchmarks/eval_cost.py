@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from benchmarks.common import SHARED, open_model, record, reference_model, spread, table
+from benchmarks.common import DATA, open_model, record, reference_model, spread, table
 from lamella.core.artifacts import Plan
 from lamella.evaluating.evaluation import WINDOW_TOKENS, Exams, evaluate
 from lamella.evaluating.requests import Request
@@ -35,7 +35,6 @@ from lamella.quantize.build import build_variant
 from lamella.run.prefix import shared_prefix
 from lamella.store.store import Store
 
-DATA = SHARED / "data"
 VARIANTS = ("int8", "mixed", "q4_0")
 
 

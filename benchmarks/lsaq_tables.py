@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 import lamella
-from benchmarks.common import SHARED, open_model, record, reference_model, table
+from benchmarks.common import DATA, open_model, record, reference_model, table
 from lamella.core.errors import InvalidRequest
 from lamella.core.precision import Scheme
 from lamella.evaluating.scoring import ChoiceScores, TaskExam
@@ -45,7 +45,6 @@ from lamella.planning.request import KEEP, Overhead, PlanRequest
 from lamella.quantize.build import build_variant
 from lamella.store.store import Store
 
-DATA = SHARED / "data"
 CALIBRATION = DATA / "wikitext2" / "wiki.valid.raw"
 TEXT = DATA / "wikitext2" / "wiki.test.raw"
 TASKS = ("piqa", "arc_easy", "boolq", "hellaswag", "winogrande")

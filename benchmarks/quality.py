@@ -17,30 +17,25 @@ import argparse
 import json
 import math
 import shutil
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lamella
-from benchmarks.common import SHARED, record, reference_model, table
+from benchmarks.common import CALIBRATION, DATA, record, reference_model, table
+from benchmarks.measured import importance_of, say, sensitivity_of
 from lamella import api
 from lamella.core.artifacts import Measurement, Plan
 from lamella.core.errors import DoesNotFit
 from lamella.llama.imatrix import ImportanceMatrix
-from lamella.measuring import ImportanceSettings
 
-DATA = SHARED / "data"
-CALIBRATION = str(DATA / "wikitext2" / "wiki.valid.raw")
 TEXTS = {
     "wiki": DATA / "wikitext2" / "wiki.test.raw",
     "code": DATA / "calib" / "code_humaneval.txt",
     "multilingual": DATA / "calib" / "multilingual_xquad.txt",
 }
 MIXES = ("Q2_K", "Q3_K_M", "Q4_0", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K", "IQ4_XS")
-IMPORTANCE_WINDOWS = 40
 LADDERS = {"lsaq": "jaccard", "lwq-cosine": "cosine"}
 """Policies that rank layers, and the metric of each."""
 
@@ -58,8 +53,8 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     windows = {"wiki": args.windows} | (dict.fromkeys(("code", "multilingual"), args.other_windows))
     model = reference_model(args.model)
-    importance = _importance(model, work)
-    measured = _sensitivity(model, importance, work)
+    importance = importance_of(model, work)
+    measured = sensitivity_of(model, importance, work)
     rankings = {} if args.no_ladders else {p: _ranking(model, metric, work) for p, metric in LADDERS.items()}
     rows = []
     for mix in args.mixes.split(","):
@@ -68,32 +63,10 @@ def main() -> None:
     _report(args.model, windows, measured, rows)
 
 
-def _importance(model: Path, work: Path) -> ImportanceMatrix:
-    path = work / "imatrix.gguf"
-    if not path.exists():
-        _say(f"gathering importance on {IMPORTANCE_WINDOWS} windows")
-        settings = ImportanceSettings(windows=IMPORTANCE_WINDOWS)
-        api.write_importance(lamella.gather_importance(model, [CALIBRATION], settings=settings), path)
-    return api.read_importance(path)
-
-
-def _sensitivity(model: Path, importance: ImportanceMatrix, work: Path) -> Measurement:
-    path = work / "sensitivity.json"
-    if not path.exists():
-        _say("measuring the sensitivity of every tensor")
-        start = time.perf_counter()
-        found = lamella.measure(
-            model, "sensitivity", calibration=[CALIBRATION], importance=importance, journal=work / "probes.jsonl"
-        )
-        api.write_artifact(found, path)
-        (work / "sensitivity.seconds").write_text(f"{time.perf_counter() - start:.1f}")
-    return api.read_measurement(path)
-
-
 def _ranking(model: Path, metric: str, work: Path) -> Measurement:
     path = work / f"{metric}.json"
     if not path.exists():
-        _say(f"measuring {metric}")
+        say(f"measuring {metric}")
         api.write_artifact(lamella.measure(model, metric, calibration=[CALIBRATION]), path)
     return api.read_measurement(path)
 
@@ -215,11 +188,7 @@ def _geomean(values: Sequence[float]) -> float:
 
 def _say_row(row: dict[str, Any]) -> None:
     kl = row["kl"]["wiki"]
-    _say(f"{row['mix']}: " + ", ".join(f"{name} {value[0]:.4f}" for name, value in kl.items()))
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    say(f"{row['mix']}: " + ", ".join(f"{name} {value[0]:.4f}" for name, value in kl.items()))
 
 
 if __name__ == "__main__":

@@ -52,11 +52,12 @@ from lamella.measuring.sensitivity import no_journal
 from lamella.planning import frontier as planning_frontier
 from lamella.planning.constraints import Constraints, Prices, TypePrice
 from lamella.planning.frontier import DEFAULT_POINTS, Frontier
+from lamella.planning.ladder import DEFAULT_RATIO, JointBudget, Ladder, evenly_spaced, plan_ladder
 from lamella.planning.policies import LADDER, METRICS, check_policy, make_plan
 from lamella.planning.request import PlanRequest, StockTypes, check_limits
 from lamella.planning.specs import builtin_spec
 from lamella.quantize.build import BuildReport, OnProgress, build_variant
-from lamella.quantize.rebuild import restore_variant
+from lamella.quantize.rebuild import restore_variant, restorer
 from lamella.quantize.repair import RepairReport
 from lamella.quantize.repair import repair as repair_store
 from lamella.quantize.trimming import keep_quota
@@ -81,6 +82,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DEFAULT_CONTEXT = 4096
+DEFAULT_STEPS = 6
+DEFAULT_FIRST_BITS = planning_frontier.WIDEST_BITS
 _LOSS_METRIC = "metric sensitivity, for each tensor"
 
 OnMeasure = Callable[[int, int, str], None]
@@ -483,6 +486,7 @@ def export(
     variant: str | None = None,
     *,
     force: bool = False,
+    n_threads: int | None = None,
     on_progress: OnMeasure = _silent,
 ) -> ExportReport:
     """Write a variant as one GGUF file, for llama.cpp and every program that is built on it.
@@ -490,12 +494,13 @@ def export(
     Args:
         variant: its name; None: the only one of the store.
         force: replace the file if it exists.
+        n_threads: that make shards again which are not there; None for all cores that this process may use.
 
     Raises:
         InvalidRequest: the file exists, or the store has several variants and none was named.
         StoreError, StorageFailed: see ``lamella.exchange.exporting.export_variant``.
     """
-    opened = open_store(store)
+    opened = open_store(store, n_threads or 0)
     name = variant or _only_variant(opened)
     return exporting.export_variant(opened, name, Path(file), force=force, on_progress=on_progress)
 
@@ -521,28 +526,33 @@ def import_file(
     return replace(report, trimmed=keep_quota(Store.open(Path(store))))
 
 
-def open_store(store: str | Path) -> Store:
+def open_store(store: str | Path, n_threads: int = 0) -> Store:
     """A store that gets back shards that are not there, dropped or lost, when a variant is loaded.
+
+    Args:
+        n_threads: that make them again; 0 for all cores that this process may use.
 
     Raises:
         StoreError, StorageFailed: see ``Store.open``.
     """
-    return Store.open(Path(store), restore_variant)
+    return Store.open(Path(store), restorer(n_threads))
 
 
-def restore(store: str | Path, variant: str, *, elsewhere: Sequence[ShardSource] = ()) -> Mapping[str, str]:
+def restore(
+    store: str | Path, variant: str, *, elsewhere: Sequence[ShardSource] = (), n_threads: int | None = None
+) -> Mapping[str, str]:
     """Get back a variant's shards that are not there; returns where each came from, by its label.
 
     Args:
         elsewhere: asked for a shard before it is made again.
+        n_threads: that make it; None for all cores that this process may use.
 
     Raises:
         ShardDamaged: one cannot be got back; says why.
         StoreError, StorageFailed: see ``lamella.quantize.rebuild.restore_variant``.
     """
     opened = Store.open(Path(store))
-    with opened.shared_lock():
-        return restore_variant(opened, opened.variant(variant), elsewhere=elsewhere)
+    return restore_variant(opened, opened.variant(variant), elsewhere=elsewhere, n_threads=n_threads)
 
 
 def repair(
@@ -550,6 +560,7 @@ def repair(
     *,
     model: str | Path | None = None,
     elsewhere: Sequence[ShardSource] = (),
+    n_threads: int | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> RepairReport:
     """Hash every shard, and get back those that are damaged or missing.
@@ -557,6 +568,7 @@ def repair(
     Args:
         model: where the model that the store was made from stands now; None: where it stood.
         elsewhere: asked for a shard before it is made again.
+        n_threads: that make it; None for all cores that this process may use.
         on_progress: called with the bytes just hashed.
 
     Raises:
@@ -565,7 +577,7 @@ def repair(
     """
     opened = Store.open(Path(store))
     source = load(model) if model is not None else None
-    return repair_store(opened, model=source, elsewhere=elsewhere, on_progress=on_progress)
+    return repair_store(opened, model=source, elsewhere=elsewhere, n_threads=n_threads, on_progress=on_progress)
 
 
 def trim(store: str | Path) -> TrimReport:
@@ -616,7 +628,7 @@ def open_engine(
     """
     options = options or EngineOptions()
     kernels = _kernel_table(options.context.n_threads, cache_folder)
-    return Engine.open(open_store(store), variant, options, kernels)
+    return Engine.open(open_store(store, options.context.n_threads), variant, options, kernels)
 
 
 def evaluate(
@@ -637,7 +649,7 @@ def evaluate(
     Raises:
         InvalidRequest, StoreError, EngineFailed: see ``lamella.evaluating.evaluation.evaluate``.
     """
-    opened = open_store(store)
+    opened = open_store(store, exams.n_threads if exams else 0)
     return evaluate_variants(opened, variants, exams, reference=reference, on_progress=on_progress)
 
 
@@ -689,6 +701,61 @@ def frontier(
     request = _loss_request(model, measurement)
     request = replace(request, constraints=constraints or Constraints(), prices=prices or {})
     return planning_frontier.frontier(request, points, min_bits, max_bits)
+
+
+def ladder(
+    model: str | Path,
+    measurement: Measurement,
+    *,
+    steps: int | None = None,
+    first_bits: float | None = None,
+    last_bits: float | None = None,
+    memory: Sequence[str | int] = (),
+    budget: str | int | None = None,
+    worst_ratio: float = DEFAULT_RATIO,
+    constraints: Constraints | None = None,
+    context: int | None = None,
+    parallel: int = 1,
+    kv_type: str = "F16",
+) -> Ladder:
+    """Plan several variants together, so that a store holds their common layers once.
+
+    Args:
+        model: a path, ``smollm2``, or ``spec:NAME``.
+        measurement: what each tensor loses at each type.
+        steps, first_bits, last_bits: so many steps, evenly spaced in bits per weight; default 6, from 8.5 to the
+            smallest plan's.
+        memory: in place of these: one step for each memory size, what else running needs included.
+        budget: for the weights of all steps: ``1.6x`` (times the largest step), or bytes; None: as little as
+            ``worst_ratio`` allows.
+        worst_ratio: without a budget: predicted loss of a step, at most, against that of the step planned alone.
+        context, parallel, kv_type: with memory: what it is kept for.
+
+    Raises:
+        InvalidRequest, DoesNotFit, ArtifactError: see ``lamella.planning.ladder.plan_ladder``.
+    """
+    base = replace(_loss_request(model, measurement), constraints=constraints or Constraints())
+    joint = JointBudget.parse(budget) if isinstance(budget, str) else JointBudget(n_bytes=budget) if budget else None
+    if not memory:
+        sizes = evenly_spaced(base.spec, *_range_of_steps(base, steps, first_bits, last_bits))
+        return plan_ladder([replace(base, weights_bytes=size) for size in sizes], joint, worst_ratio)
+    if steps is not None or first_bits is not None or last_bits is not None:
+        raise InvalidRequest("a ladder has steps from bits to bits, or one for each memory size, not both")
+    needs = _needs(model, base.spec, "ladder", context, parallel, kv_type)
+    budgets = [_as_bytes(size) for size in memory]
+    return plan_ladder([replace(needs(base, b), budget_bytes=b) for b in budgets], joint, worst_ratio)
+
+
+def _range_of_steps(
+    request: PlanRequest, steps: int | None, first_bits: float | None, last_bits: float | None
+) -> tuple[int, float, float]:
+    if last_bits is None:
+        last_bits = planning_frontier.frontier(request, 2).points[0].bits_per_weight
+    return (
+        DEFAULT_STEPS if steps is None else steps,
+        DEFAULT_FIRST_BITS if first_bits is None else first_bits,
+        last_bits,
+    )
 
 
 def predicted_loss(model: str | Path, measurement: Measurement, plan: Plan) -> float | None:
@@ -744,8 +811,8 @@ def default_name(plan: Plan) -> str:
     """A variant's name after its plan, with ``-channel`` behind it for that scheme.
 
     ``alpha-0.5``, ``uniform-int4``, ``lsaq-6.00GiB``, ``lwq-cosine-7bits``, ``random-seed3-5.5bpw``, ``stock-q4_k_m``,
-    and ``stock-q4_k_m-imatrix`` where its types were chosen for an importance matrix; ``knapsack-4.50bpw`` by the bits
-    that it has, where no memory budget was given.
+    and ``stock-q4_k_m-imatrix`` where its types were chosen for an importance matrix; ``knapsack-4.50bpw`` and
+    ``ladder-4.50bpw`` by the bits that it has, where no memory budget was given.
     """
     if plan.policy == "alpha":
         name = f"alpha-{plan.settings['alpha']:g}"
@@ -753,8 +820,8 @@ def default_name(plan: Plan) -> str:
         name = f"uniform-{plan.layers[0].precision}"
     elif plan.policy == "stock":
         name = f"stock-{plan.settings['mix']}".lower() + ("-imatrix" if plan.settings["imatrix"] == "yes" else "")
-    elif plan.policy == "knapsack" and plan.budget_bytes is None:
-        name = f"knapsack-{plan.bits_per_weight:.2f}bpw"
+    elif plan.policy in ("knapsack", "ladder") and plan.budget_bytes is None:
+        name = f"{plan.policy}-{plan.bits_per_weight:.2f}bpw"
     else:
         seed = plan.settings.get("seed")
         name = plan.policy + (f"-seed{seed}" if seed else "") + _limit_name(plan)

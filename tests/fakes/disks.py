@@ -21,6 +21,11 @@ def small_disk(folder: Path, n_bytes: int) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def resize_disk(folder: Path, n_bytes: int) -> None:
+    """Give the disk at ``folder`` another size."""
+    _mount("-o", f"remount,size={n_bytes}", str(folder))
+
+
 def make_read_only(folder: Path) -> None:
     """Nobody may write to the disk at ``folder`` any more, root included."""
     _mount("-o", "remount,ro", str(folder))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gguf
@@ -20,7 +23,6 @@ from lamella.core.errors import (
     InvalidRequest,
     InvalidWeights,
     StorageFailed,
-    StoreBusy,
     StoreError,
     VariantExists,
 )
@@ -28,7 +30,8 @@ from lamella.core.precision import GGML_TYPES, MENU, Scheme
 from lamella.llama.gguf import ModelFile, TensorData, read_model
 from lamella.llama.quantize import decode_rows, encode_rows
 from lamella.llama.rounding import quantize_rows
-from lamella.quantize.build import BuildProgress, BuildStopped, build_variant
+from lamella.quantize.build import ASK_AGAIN_S, BuildProgress, BuildStopped, build_variant
+from lamella.quantize.recipe import shard_jobs
 from lamella.store.store import Store
 from tests.fakes.disks import make_read_only, small_disk
 from tests.fakes.plans import make_plan
@@ -254,16 +257,64 @@ def test_progress_goes_up_to_the_total(tiny: ModelFile, store: Store) -> None:
     assert seen[-1].weights_done == seen[-1].weights_total == 2 * tiny.spec.layers[0].n_weights
 
 
-def test_nothing_can_be_collected_while_a_build_runs(tiny: ModelFile, store: Store) -> None:
-    refused = []
+def test_nothing_of_a_running_build_is_collected(tiny: ModelFile, store: Store) -> None:
+    """Neither what it found, of a variant that is removed meanwhile, nor what it made and no variant has yet."""
+    build_variant(tiny, make_plan(tiny.spec, ["int4", "int8", "int8"]), store, "gone")
+    freed = []
 
     def collect(_: BuildProgress) -> None:
-        with pytest.raises(StoreBusy):
-            store.collect_garbage()
-        refused.append(True)
+        if "gone" in store.variant_names():
+            store.remove("gone")
+        freed.append(store.collect_garbage().n_shards)
 
-    store.check(build_variant(tiny, make_plan(tiny.spec, "int4"), store, "v", on_progress=collect).variant)
-    assert refused
+    report = build_variant(tiny, make_plan(tiny.spec, "int4"), store, "v", on_progress=collect)
+    assert report.n_reused == 4  # metadata, one layer, embedding, head
+    assert freed[0] == sum(freed) == 2  # the other two layers of the variant that went
+    store.check(report.variant)
+
+
+# builders of the same shards
+
+
+@pytest.mark.parametrize("does_it_make_it", [True, False])
+def test_a_shard_that_another_builder_has_claimed_is_waited_for(
+    tiny: ModelFile, store: Store, does_it_make_it: bool
+) -> None:
+    plan = make_plan(tiny.spec, "int4")
+    job = shard_jobs(tiny, plan)[1]
+    seen: list[BuildProgress] = []
+    with store.claims() as other, ThreadPoolExecutor(1) as pool:
+        assert other.take(job.recipe_id)
+        waiting = pool.submit(build_variant, tiny, plan, store, "v", on_progress=seen.append)
+        while len(list(store.path.glob("recipes/*/*.json"))) < 5:
+            time.sleep(0.005)
+        time.sleep(2 * ASK_AGAIN_S)
+        assert not waiting.done()
+        assert seen[-1].label == "layer 0 (another build is making it)"
+        if does_it_make_it:
+            copy = Store.create(store.path.with_name("copy"), tiny.spec.identity)
+            made = build_variant(tiny, plan, copy, "v").variant.shards[1]
+            with store.lease() as lease, contextlib.closing(lease.new_shard(made.label, made.n_bytes)) as writer:
+                writer.write(copy.shard_path(made.id).read_bytes())
+                assert writer.commit() == made
+            store.remember(job.recipe_id, job.recipe, made)
+        other.release(job.recipe_id)
+        report = waiting.result()
+    store.check(report.variant)
+    assert report.n_reused == does_it_make_it
+    assert (seen[-1].n_done, seen[-1].weights_done) == (6, seen[-1].weights_total)
+
+
+def test_waiting_for_another_builder_can_be_stopped(tiny: ModelFile, store: Store) -> None:
+    plan = make_plan(tiny.spec, "int4")
+
+    def all_but_one() -> bool:
+        return len(list(store.path.glob("recipes/*/*.json"))) == 5
+
+    with store.claims() as other:
+        other.take(shard_jobs(tiny, plan)[-1].recipe_id)
+        with pytest.raises(BuildStopped, match="5 of 6 shards"):
+            build_variant(tiny, plan, store, "v", should_stop=all_but_one)
 
 
 def test_progress_of_an_aborted_build_is_garbage_and_can_be_collected(tiny: ModelFile, store: Store) -> None:
@@ -347,7 +398,7 @@ def test_a_folder_without_write_permission_is_refused_with_the_path(tiny: ModelF
     child = subprocess.run(
         [sys.executable, "-c", FORBIDDEN_BUILD, str(tiny.paths[0]), str(tmp_path)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"},
         capture_output=True,
         text=True,
     )
@@ -355,7 +406,7 @@ def test_a_folder_without_write_permission_is_refused_with_the_path(tiny: ModelF
         pytest.skip(f"becoming another user is not allowed here: {child.stderr}")
     assert child.returncode == 0, child.stderr
     refusal, variants = child.stdout.splitlines()
-    assert re.fullmatch(r"cannot write store/incoming/\w+: Permission denied", refusal)
+    assert re.fullmatch(r"cannot write store/leases/\w+: Permission denied", refusal)
     assert variants == "['before']"
 
 

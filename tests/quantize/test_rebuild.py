@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from lamella.core.artifacts import ShardRef, Variant
-from lamella.core.errors import CannotRebuild, ShardDamaged
+from lamella.core.errors import CannotRebuild, ShardDamaged, UnknownVariant
 from lamella.llama.gguf import ModelFile, read_model
 from lamella.llama.imatrix import ImportanceMatrix
-from lamella.quantize.build import BuildStopped, build_variant
+from lamella.quantize.build import BuildProgress, BuildStopped, build_variant
 from lamella.quantize.rebuild import Workshop, restore_variant
 from lamella.quantize.tuned import Tuning
+from lamella.store.files import IncomingFile
+from lamella.store.keeping import KeptShard
+from lamella.store.leases import Lease
 from lamella.store.store import Store
+from lamella.store.verify import users_of
 from tests.fakes.matrices import make_matrix
 from tests.fakes.plans import make_plan
 from tests.fakes.tiny_model import write_tiny_model
@@ -33,6 +39,12 @@ def source(tmp_path: Path) -> ModelFile:
 @pytest.fixture
 def store(source: ModelFile, tmp_path: Path) -> Store:
     return Store.create(tmp_path / "store", source.spec.identity)
+
+
+@pytest.fixture
+def lease(store: Store) -> Iterator[Lease]:
+    with store.lease() as held:
+        yield held
 
 
 def build(store: Store, source: ModelFile, name: str, precision: str, **options: object) -> Variant:
@@ -99,7 +111,7 @@ def test_the_importance_matrix_is_kept_for_it(store: Store, source: ModelFile) -
         restore_variant(store, variant)
 
 
-def test_another_importance_matrix_under_that_name_is_refused(store: Store, source: ModelFile) -> None:
+def test_another_importance_matrix_under_that_name_is_refused(store: Store, lease: Lease, source: ModelFile) -> None:
     first = build(store, source, "v", "int4", importance=make_matrix(source.spec))
     other = build(store, source, "w", "int4", importance=make_matrix(source.spec, seed=1))
     paths = [store.sources.importance_path(str(v.plan.settings["importance_matrix"])) for v in (first, other)]
@@ -107,7 +119,7 @@ def test_another_importance_matrix_under_that_name_is_refused(store: Store, sour
     assert paths[1] is not None
     paths[1].replace(paths[0])
     with pytest.raises(CannotRebuild, match="keeps another importance matrix"):
-        Workshop(store).maker(layers(first)[0])
+        Workshop(store, lease).maker(layers(first)[0])
 
 
 def test_gc_removes_matrices_that_no_variant_needs(store: Store, source: ModelFile) -> None:
@@ -118,9 +130,79 @@ def test_gc_removes_matrices_that_no_variant_needs(store: Store, source: ModelFi
     assert [p.stem for p in (store.path / "importance").iterdir()] == [kept.plan.settings["importance_matrix"]]
 
 
-def test_tuned_layers_cannot_be_made_again_but_the_rest_can(store: Store, source: ModelFile) -> None:
+def test_gc_leaves_the_matrix_of_a_variant_that_is_being_built(store: Store, source: ModelFile) -> None:
+    plan, matrix = make_plan(source.spec, "int4", outside="int8"), make_matrix(source.spec)
+
+    def collect(_: BuildProgress) -> None:
+        store.collect_garbage()
+
+    variant = build_variant(source, plan, store, "v", importance=matrix, on_progress=collect).variant
+    assert store.sources.importance_path(str(variant.plan.settings["importance_matrix"])) is not None
+    lose(store, *layers(variant))
+    restore_variant(store, variant)
+    assert store.verify().ok
+
+
+def test_gc_and_trim_leave_what_is_being_made_again(store: Store, source: ModelFile) -> None:
+    """Also the variant that serves as the source, though nobody else holds it."""
+    copy = build(store, source, "copy", "fp16", outside=ALL_OUTSIDE)
+    variant = build(store, source, "v", "int4")
+    lose(store, *(shard for shard in variant.shards if shard not in copy.shards))
+    source.paths[0].unlink()
+    n_calls = 0
+
+    def interfere() -> bool:
+        nonlocal n_calls
+        n_calls += 1
+        store.collect_garbage()
+        shards = {shard.id: shard for each in (copy, variant) for shard in each.shards}
+        users = {i: users_of(i, store.variants()) for i in shards}
+        assert store.drop([KeptShard(s, users[i], 0, 0) for i, s in shards.items()]) == ()
+        return False
+
+    restore_variant(store, variant, should_stop=interfere)
+    assert n_calls
+    assert store.verify().ok
+    assert not store.verify().dropped
+
+
+def test_two_who_want_a_shard_back_make_it_once(
+    store: Store, source: ModelFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variant = build(store, source, "v", "int4")
+    lose(store, *layers(variant))
+    placed: list[str] = []
+    place = Lease.place
+
+    def counted(lease: Lease, file: IncomingFile, shard_id: str) -> None:
+        placed.append(shard_id)
+        place(lease, file, shard_id)
+
+    monkeypatch.setattr(Lease, "place", counted)
+    together = threading.Barrier(2)
+
+    def get_back() -> None:
+        together.wait()
+        restore_variant(store, variant, n_threads=1)
+
+    with ThreadPoolExecutor(2) as pool:
+        for future in [pool.submit(get_back) for _ in range(2)]:
+            future.result(timeout=60)
+    assert sorted(placed) == sorted(shard.id for shard in layers(variant))
+    assert store.verify().ok
+
+
+def test_a_variant_that_is_removed_meanwhile_is_unknown(store: Store, source: ModelFile) -> None:
+    variant = build(store, source, "v", "int4")
+    lose(store, layers(variant)[0])
+    store.remove("v")
+    with pytest.raises(UnknownVariant):
+        restore_variant(store, variant)
+
+
+def test_tuned_layers_cannot_be_made_again_but_the_rest_can(store: Store, lease: Lease, source: ModelFile) -> None:
     variant = build(store, source, "v", "int4", tuning=Tuning("a" * 64, lambda _: {}))
-    workshop = Workshop(store)
+    workshop = Workshop(store, lease)
     for shard in variant.shards:
         if shard in layers(variant):
             with pytest.raises(CannotRebuild, match="tuned on text"):
@@ -132,7 +214,7 @@ def test_tuned_layers_cannot_be_made_again_but_the_rest_can(store: Store, source
 
 
 def test_a_moved_source_is_named_with_the_cure_and_another_file_of_it_will_do(
-    store: Store, source: ModelFile, tmp_path: Path
+    store: Store, lease: Lease, source: ModelFile, tmp_path: Path
 ) -> None:
     variant = build(store, source, "v", "int4")
     lose(store, layers(variant)[0])
@@ -142,7 +224,7 @@ def test_a_moved_source_is_named_with_the_cure_and_another_file_of_it_will_do(
         ShardDamaged, match=rf"model\.gguf: No such file.*lamella store repair {store.path} --model FILE"
     ):
         restore_variant(store, variant)
-    Workshop(store, read_model(moved)).make(layers(variant)[0])
+    Workshop(store, lease, read_model(moved)).make(layers(variant)[0])
     assert store.verify().ok
 
 
@@ -154,7 +236,9 @@ def test_other_weights_in_its_place_are_refused(store: Store, source: ModelFile,
         restore_variant(store, variant)
 
 
-def test_a_change_that_the_identity_does_not_see_is_refused_by_the_hash(store: Store, source: ModelFile) -> None:
+def test_a_change_that_the_identity_does_not_see_is_refused_by_the_hash(
+    store: Store, lease: Lease, source: ModelFile
+) -> None:
     variant = build(store, source, "v", "int8")
     lost = layers(variant)[1]
     lose(store, lost)
@@ -165,11 +249,11 @@ def test_a_change_that_the_identity_does_not_see_is_refused_by_the_hash(store: S
         file.write(b"\x00\x3c" * 64)
     before = sorted(store.path.rglob("*"))
     with pytest.raises(CannotRebuild, match=rf"came out as .*, not as {lost.id}.*model\.gguf was written to since"):
-        Workshop(store).make(lost)
+        Workshop(store, lease).make(lost)
     assert sorted(store.path.rglob("*")) == before
 
 
-def test_a_variant_as_the_source_stores_it_serves_as_the_source(store: Store, source: ModelFile) -> None:
+def test_a_variant_as_the_source_stores_it_serves_as_the_source(store: Store, lease: Lease, source: ModelFile) -> None:
     copy = build(store, source, "copy", "fp16", outside=ALL_OUTSIDE)
     variant = build(store, source, "v", "int4")
     source.paths[0].unlink()
@@ -177,32 +261,34 @@ def test_a_variant_as_the_source_stores_it_serves_as_the_source(store: Store, so
     lose(store, *lost)
     restore_variant(store, variant)
     assert store.verify().ok
-    assert Workshop(store).maker(lost[0]).source.variant == copy
+    assert Workshop(store, lease).maker(lost[0]).source.variant == copy
     lose(store, layers(copy)[0])
     with pytest.raises(CannotRebuild, match=r"model\.gguf: No such file"):  # a copy with a gap is no source
-        Workshop(store).maker(lost[0])
+        Workshop(store, lease).maker(lost[0])
 
 
-def test_other_weights_of_the_same_types_are_no_source(store: Store, source: ModelFile, tmp_path: Path) -> None:
+def test_other_weights_of_the_same_types_are_no_source(
+    store: Store, lease: Lease, source: ModelFile, tmp_path: Path
+) -> None:
     """A variant whose types are the source's, but whose layer is another's."""
     copy = build(store, source, "copy", "fp16", outside=ALL_OUTSIDE)
     flip(store.shard_path(layers(copy)[0].id))  # in the last bytes of a tensor, which the identity looks at
     variant = build(store, source, "v", "int4")
     source.paths[0].unlink()
     with pytest.raises(CannotRebuild, match="its source cannot be used"):
-        Workshop(store).maker(layers(variant)[0])
+        Workshop(store, lease).maker(layers(variant)[0])
 
 
-def test_a_store_of_before_does_not_know_its_source(store: Store, source: ModelFile) -> None:
+def test_a_store_of_before_does_not_know_its_source(store: Store, lease: Lease, source: ModelFile) -> None:
     variant = build(store, source, "v", "int4")
     shutil.rmtree(store.path / "sources")
     with pytest.raises(CannotRebuild, match="does not know which model file"):
-        Workshop(store).maker(layers(variant)[0])
+        Workshop(store, lease).maker(layers(variant)[0])
 
 
 @pytest.mark.parametrize("break_it", [lambda p: p.write_text("{"), lambda p: p.write_text('{"format": "x"}')])
 def test_an_unreadable_note_is_named_and_repair_is_the_cure(
-    store: Store, source: ModelFile, break_it: Callable[[Path], object]
+    store: Store, lease: Lease, source: ModelFile, break_it: Callable[[Path], object]
 ) -> None:
     variant = build(store, source, "v", "int4")
     (note,) = (store.path / "sources").iterdir()
@@ -210,7 +296,7 @@ def test_an_unreadable_note_is_named_and_repair_is_the_cure(
     break_it(note)
     assert "--model FILE" in store.verify().unreadable_notes[0]
     with pytest.raises(CannotRebuild, match=rf"{note.name}.*lamella store repair .* --model FILE"):
-        Workshop(store).maker(layers(variant)[0])
+        Workshop(store, lease).maker(layers(variant)[0])
 
 
 def test_a_stop_leaves_what_is_done(store: Store, source: ModelFile) -> None:
@@ -221,6 +307,6 @@ def test_a_stop_leaves_what_is_done(store: Store, source: ModelFile) -> None:
     assert [store.quick_damage(s) for s in layers(variant)] == [None, "missing", "missing"]
 
 
-def test_a_shard_that_no_variant_needs_cannot_be_made(store: Store) -> None:
+def test_a_shard_that_no_variant_needs_cannot_be_made(store: Store, lease: Lease) -> None:
     with pytest.raises(CannotRebuild, match="no variant needs it"):
-        Workshop(store).maker(ShardRef("0" * 64, "layer 0", 1))
+        Workshop(store, lease).maker(ShardRef("0" * 64, "layer 0", 1))

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lamella.core.artifacts import Variant
 from lamella.core.errors import InvalidRequest, QuotaNotReached, StoreBusy, StoreFormatError
 from lamella.llama.gguf import ModelFile, read_model
+from lamella.quantize import trimming
 from lamella.quantize.build import build_variant
 from lamella.quantize.rebuild import restore_variant
 from lamella.quantize.recipe import shard_jobs
-from lamella.quantize.trimming import keep_quota, survey, trim, work_of
+from lamella.quantize.trimming import IN_USE, keep_quota, survey, trim, work_of
 from lamella.quantize.tuned import Tuning
+from lamella.store import locks
+from lamella.store.keeping import Choice, choose
+from lamella.store.layout import Layout
 from lamella.store.store import Store
 from tests.fakes.matrices import make_matrix
 from tests.fakes.plans import make_plan
@@ -168,12 +173,47 @@ def test_a_store_that_keeps_its_quota_is_left_alone(store: Store) -> None:
     assert (report.dropped, report.garbage_bytes, report.short_bytes) == ((), 0, 0)
 
 
-def test_trim_needs_a_quota_and_the_store_for_itself(store: Store) -> None:
+def test_trim_needs_a_quota(store: Store) -> None:
     with pytest.raises(InvalidRequest, match=r"has no quota.*lamella store quota"):
         trim(store)
     assert keep_quota(store) is None
+
+
+def test_what_somebody_uses_stays_and_the_rest_goes(store: Store) -> None:
     store.state.set_quota(1)
-    with store.shared_lock():
+    with store.lease(reading=True) as lease:
+        large = lease.hold("large")
+        report = trim(store)
+        assert len(present(store, large)) == 6
+        assert present(store, store.variant("small")) == ["meta", "embedding", "head"]  # large needs these
+        assert report.kept_bytes[IN_USE] == sum(s.n_bytes for s in large.shards[1:])
+    assert len(trim(store).dropped) == 5
+    assert present(store, large) == ["meta"]
+
+
+def test_who_comes_between_the_look_and_the_drop_keeps_what_he_holds(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_excess(store, 100)
+    with store.lease(reading=True) as lease:
+
+        def come_in_between(*args: Any, **options: Any) -> Choice:
+            choice = choose(*args, **options)
+            lease.hold("small")  # what was chosen first is of it
+            return choice
+
+        monkeypatch.setattr(trimming, "choose", come_in_between)
+        report = trim(store, now=NOW)
+    assert present(store, store.variant("small")) == [s.label for s in store.variant("small").shards]
+    (gone,) = report.dropped
+    assert gone in store.variant("large").shards
+    assert report.short_bytes == 0
+
+
+def test_a_reader_without_a_lease_keeps_the_quota_waiting(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks.exclusive_lock.__wrapped__, "__defaults__", (0.05,))  # type: ignore[attr-defined]
+    store.state.set_quota(1)
+    with locks.shared_lock(Layout(store.path)):
         with pytest.raises(StoreBusy):
             trim(store)
         kept = keep_quota(store)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import random
 import shutil
 import threading
@@ -15,6 +16,7 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 
+from lamella.core.artifacts import Variant
 from lamella.core.errors import EngineFailed, InvalidRequest, ShardDamaged, StoreError, UnknownVariant
 from lamella.core.model import TensorSpec
 from lamella.llama import gguf
@@ -26,7 +28,9 @@ from lamella.run.engine import LONG_PROMPT_TOKENS, Engine, EngineOptions
 from lamella.run.kernel_table import KernelTable
 from lamella.run.layouts import Layout, LayoutPolicy
 from lamella.run.variants import LiveVariants
+from lamella.store.leftovers import Leftovers
 from lamella.store.store import Store
+from tests.fakes.disks import make_read_only, small_disk
 from tests.run.conftest import OPTIONS
 
 GREEDY = SamplingOptions(temperature=0)
@@ -416,3 +420,52 @@ def test_an_unreadable_variant_does_not_keep_the_others_from_running(store: Stor
         assert engine.variant == "large"
         assert engine.variants == ("large", "small")
         assert engine.switch("small").after == "small"
+
+
+def test_gc_leaves_the_shards_of_open_variants_alone(store: Store, tmp_path: Path) -> None:
+    copy = Store.open(Path(shutil.copytree(store.path, tmp_path / "copy", symlinks=True)))
+    large, small, middle = (copy.variant(name) for name in ("large", "small", "middle"))
+    own = {v.name: _shards_of_no_other(v, (large, small, middle)) for v in (large, small, middle)}
+
+    def there(name: str) -> set[bool]:
+        return {copy.shard_path(i).exists() for i in own[name]}
+
+    with Engine.open(copy, "large", replace(OPTIONS, n_warm=1)) as engine:
+        expected = _ids(engine)
+        for name in ("large", "small", "middle"):
+            copy.remove(name)
+        assert copy.collect_garbage().n_shards == len(own["small"] | own["middle"])
+        assert (there("large"), there("small")) == ({True}, {False})
+        assert _ids(engine) == expected
+    assert copy.collect_garbage().n_shards == len(large.shards)
+    assert copy.leftovers() == Leftovers(0, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("last", ["large", "small"])
+def test_a_lease_ends_when_its_variant_is_neither_warm_nor_waited_for(store: Store, tmp_path: Path, last: str) -> None:
+    copy = Store.open(Path(shutil.copytree(store.path, tmp_path / "copy", symlinks=True)))
+    variants = {name: copy.variant(name) for name in ("large", "small", "middle")}
+    with Engine.open(copy, "large", replace(OPTIONS, n_warm=1)) as engine:
+        engine.prepare("small").result()
+        engine.prepare("middle").result()
+        engine.switch(last)
+        for name in variants:
+            copy.remove(name)
+        copy.collect_garbage()
+        left = {path.stem for path in copy.path.glob("shards/*/*.gguf")}
+        assert left == {s.id for name in (last, "middle") for s in variants[name].shards}
+    assert list((copy.path / "leases").iterdir()) == []
+
+
+def test_a_store_that_may_only_be_read_runs_and_is_not_kept_locked(store: Store, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 64 << 20) as disk:
+        copy = Store.open(Path(shutil.copytree(store.path, disk / "copy", symlinks=True)))
+        make_read_only(disk)
+        with Engine.open(copy, "large", OPTIONS) as engine, (copy.path / "lock").open("rb") as lock:
+            engine.switch("small")
+            assert _ids(engine)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if somebody holds it
+
+
+def _shards_of_no_other(variant: Variant, variants: Sequence[Variant]) -> set[str]:
+    return {s.id for s in variant.shards} - {s.id for v in variants if v != variant for s in v.shards}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 import time
@@ -15,8 +16,10 @@ from lamella import api
 from lamella.core.artifacts import Variant
 from lamella.core.errors import ShardDamaged
 from lamella.evaluating import Exams
+from lamella.llama.handles import ContextOptions
+from lamella.quantize import rebuild
 from lamella.quantize.trimming import trim
-from lamella.run.engine import Engine
+from lamella.run.engine import Engine, EngineOptions
 from lamella.store.store import Store
 from tests.fakes.tiny_model import write_tiny_model
 from tests.run.conftest import OPTIONS
@@ -81,9 +84,10 @@ def test_a_variant_that_cannot_be_made_again_leaves_the_engine_as_it_is(store: S
 
 
 def test_closing_the_engine_does_not_wait_for_shards_to_be_made(store: Store) -> None:
-    stopped = threading.Event()
+    begun, stopped = threading.Event(), threading.Event()
 
     def restore(_store: Store, _variant: Variant, should_stop: Callable[[], bool] | None) -> None:
+        begun.set()
         assert should_stop is not None
         while not should_stop():
             time.sleep(0.01)
@@ -91,8 +95,39 @@ def test_closing_the_engine_does_not_wait_for_shards_to_be_made(store: Store) ->
 
     store.shard_path(store.variant("small").shards[1].id).unlink()
     with Engine.open(Store.open(store.path, restore), "large", OPTIONS) as engine:
-        prepared = engine.prepare("small")
-    assert stopped.is_set() or prepared.cancelled()
+        engine.prepare("small")
+        assert begun.wait(60)
+    assert stopped.is_set()
+
+
+def test_what_an_engine_runs_is_not_dropped_and_what_it_left_is(store: Store) -> None:
+    options = dataclasses.replace(OPTIONS, n_warm=1)
+    with api.open_engine(store.path, "large", options) as engine:
+        before = engine.logits(PROMPT)
+        drop_all(store)
+        assert not any(map(store.is_dropped, (s.id for s in store.variant("large").shards)))
+        engine.switch("small")  # makes its shards again
+        drop_all(store)
+        assert not any(map(store.is_dropped, (s.id for s in store.variant("small").shards)))
+        assert len(store.state.dropped()) == 3
+        engine.switch("large")
+        np.testing.assert_array_equal(engine.logits(PROMPT), before)
+
+
+def test_restoring_takes_the_threads_of_the_engine(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[object] = []
+
+    def noted(*_: object, n_threads: int | None = None, **__: object) -> None:
+        taken.append(n_threads)
+
+    monkeypatch.setattr(rebuild, "make_again", noted)
+    store.shard_path(store.variant("small").shards[1].id).unlink()
+    with (
+        pytest.raises(ShardDamaged),
+        api.open_engine(store.path, "small", EngineOptions(ContextOptions(n_ctx=64, n_threads=1))),
+    ):
+        pass
+    assert taken == [1]
 
 
 def test_loading_notes_the_use(store: Store) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from lamella.core.artifacts import LayerPlan, MemoryNeed, Plan, ShardRef, Variant
 from lamella.core.model import ModelIdentity
+from lamella.store.leases import Lease
 from lamella.store.store import Store
 
 IDENTITY = ModelIdentity("llama", "tiny", structure="5" * 64, weights="9" * 64)
@@ -37,14 +39,20 @@ def make_variant(store: Store) -> MakeVariant:
     """``make_variant("v", b"shard 0", b"shard 1")`` writes the shards and the variant."""
 
     def make(name: str, *contents: bytes) -> Variant:
-        refs = [add_shard(store, f"layer {i}", data) for i, data in enumerate(contents)]
-        with store.shared_lock():
+        with store.lease() as lease:
+            refs = [write_shard(lease, f"layer {i}", data) for i, data in enumerate(contents)]
             return store.add_variant(name, PLAN, refs)
 
     return make
 
 
 def add_shard(store: Store, label: str, data: bytes) -> ShardRef:
-    writer = store.new_shard(label, len(data))
-    writer.write(data)
-    return writer.commit()
+    """A shard that nobody holds any more."""
+    with store.lease() as lease:
+        return write_shard(lease, label, data)
+
+
+def write_shard(lease: Lease, label: str, data: bytes) -> ShardRef:
+    with contextlib.closing(lease.new_shard(label, len(data))) as writer:
+        writer.write(data)
+        return writer.commit()

@@ -35,26 +35,28 @@ def shard(store: Store, make_variant: MakeVariant) -> ShardRef:
 
 
 def test_a_shard_comes_in_pieces(store: Store, shard: ShardRef) -> None:
-    fetch(store, shard, Pieces(b"la", b"", b"yer"))
+    with store.lease() as lease:
+        fetch(lease, shard, Pieces(b"la", b"", b"yer"))
     assert store.verify().ok
 
 
 @pytest.mark.parametrize("sent", [(b"lay",), (b"laxer",), (b"layer", b"s"), ()], ids=["less", "other", "more", "none"])
 def test_other_bytes_are_refused_and_leave_nothing(store: Store, shard: ShardRef, sent: tuple[bytes, ...]) -> None:
     before = sorted(store.path.rglob("*"))
-    with pytest.raises(ShardDamaged, match=shard.id):
-        fetch(store, shard, Pieces(*sent))
+    with store.lease() as lease, pytest.raises(ShardDamaged, match=shard.id):
+        fetch(lease, shard, Pieces(*sent))
     assert sorted(store.path.rglob("*")) == before
 
 
 def test_another_folder_has_it_or_says_so(store: Store, shard: ShardRef, tmp_path: Path) -> None:
     other = Store.create(tmp_path / "other", IDENTITY)
-    with pytest.raises(StoreError, match=f"other has no shard {shard.id}"):
-        fetch(store, shard, FolderSource(other))
+    with store.lease() as lease, pytest.raises(StoreError, match=f"other has no shard {shard.id}"):
+        fetch(lease, shard, FolderSource(other))
     there = other.shard_path(add_shard(other, "layer 1", b"layer").id)
-    fetch(store, shard, FolderSource(other))
+    with store.lease() as lease:
+        fetch(lease, shard, FolderSource(other))
     assert store.verify().ok
     there.chmod(0o644)
     there.write_bytes(b"lay")
-    with pytest.raises(LamellaError, match="has 3 bytes instead of 5"):
-        fetch(store, shard, FolderSource(other))
+    with store.lease() as lease, pytest.raises(LamellaError, match="has 3 bytes instead of 5"):
+        fetch(lease, shard, FolderSource(other))

@@ -7,9 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from lamella.core.artifacts import ShardRef
 from lamella.core.errors import ShardDamaged, StoreFormatError
+from lamella.store.keeping import KeptShard
 from lamella.store.store import Store
-from tests.store.conftest import MakeVariant, add_shard
+from tests.store.conftest import MakeVariant, add_shard, write_shard
+
+
+def kept(shard: ShardRef, *variants: str) -> KeptShard:
+    """What is known of a shard when it is chosen to be dropped."""
+    return KeptShard(shard, variants, last_used=0, work=0)
 
 
 def test_a_quota_is_kept_and_forgotten(store: Store) -> None:
@@ -34,8 +41,7 @@ def test_pins_go_with_their_variants(store: Store, make_variant: MakeVariant) ->
 def test_a_dropped_shard_is_known_as_dropped_until_it_is_back(store: Store, make_variant: MakeVariant) -> None:
     variant = make_variant("v", b"meta", b"layer")
     shard = variant.shards[1]
-    with store.exclusive_lock():
-        store.drop([shard])
+    assert store.drop([kept(shard, "v")]) == (shard,)
     assert store.is_dropped(shard.id)
     assert store.state.dropped() == {shard.id}
     assert store.recall("ab" * 32) is None
@@ -49,10 +55,33 @@ def test_a_dropped_shard_is_known_as_dropped_until_it_is_back(store: Store, make
     assert not list((store.path / "dropped").rglob("*.json"))
 
 
+def test_what_changed_since_the_look_is_not_dropped(store: Store, make_variant: MakeVariant) -> None:
+    """Leased, pinned, used by another variant too, no longer used by one: each stays."""
+    variants = [make_variant(name, b"meta", name.encode()) for name in ("a", "b", "c", "d")]
+    shards = [variant.shards[1] for variant in variants]
+    looked_at = [kept(shard, variant.name) for shard, variant in zip(shards, variants, strict=True)]
+    make_variant("z", b"meta", b"c")
+    store.remove("d")
+    store.state.pin("b")
+    with store.lease() as lease:
+        lease.hold("a")
+        assert store.drop(looked_at) == ()
+        assert all(store.shard_path(shard.id).exists() for shard in shards)
+    assert store.drop(looked_at) == (shards[0],)
+
+
+def test_a_shard_that_is_placed_again_is_not_dropped_under_its_lease(store: Store, make_variant: MakeVariant) -> None:
+    shard = make_variant("v", b"meta", b"layer").shards[1]
+    store.drop([kept(shard, "v")])
+    with store.lease() as lease:
+        assert write_shard(lease, "layer 1", b"layer") == shard
+        assert store.drop([kept(shard, "v")]) == ()
+    assert store.drop([kept(shard, "v")]) == (shard,)
+
+
 def test_a_dropped_shard_that_was_put_back_by_hand_is_not_dropped(store: Store, make_variant: MakeVariant) -> None:
     shard = make_variant("v", b"meta", b"layer").shards[1]
-    with store.exclusive_lock():
-        store.drop([shard])
+    assert store.drop([kept(shard, "v")]) == (shard,)
     store.shard_path(shard.id).write_bytes(b"layer")
     assert not store.is_dropped(shard.id)
     store.shard_path(shard.id).unlink()
@@ -60,14 +89,13 @@ def test_a_dropped_shard_that_was_put_back_by_hand_is_not_dropped(store: Store, 
 
 
 def test_gc_keeps_what_is_noted_of_needed_shards_only(store: Store, make_variant: MakeVariant) -> None:
-    kept, gone = make_variant("kept", b"meta", b"1").shards[1], make_variant("gone", b"meta", b"2").shards[1]
-    store.remember("ab" * 32, {}, kept)
-    with store.exclusive_lock():
-        store.drop([kept, gone])
+    stays, gone = make_variant("kept", b"meta", b"1").shards[1], make_variant("gone", b"meta", b"2").shards[1]
+    store.remember("ab" * 32, {}, stays)
+    store.drop([kept(stays, "kept"), kept(gone, "gone")])
     store.remove("gone")
     store.collect_garbage()
-    assert store.state.dropped() == {kept.id}
-    assert store.remembered("ab" * 32) == kept  # how to make it again
+    assert store.state.dropped() == {stays.id}
+    assert store.remembered("ab" * 32) == stays  # how to make it again
     assert not store.verify().damaged
 
 
@@ -104,8 +132,7 @@ BROKEN = {
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=list(BROKEN))
 def test_unreadable_notes_are_named_with_their_cure(store: Store, make_variant: MakeVariant, broken: bytes) -> None:
     shard = make_variant("v", b"meta", b"layer").shards[1]
-    with store.exclusive_lock():
-        store.drop([shard])
+    assert store.drop([kept(shard, "v")]) == (shard,)
     store.state.pin("v")
     store.state.set_quota(1)
     dropped = store.path / f"dropped/{shard.id[:2]}/{shard.id}.json"

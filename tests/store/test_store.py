@@ -118,9 +118,10 @@ def test_a_shard_is_named_by_its_hash_and_read_only(store: Store) -> None:
 
 
 def test_a_shard_not_committed_leaves_nothing(store: Store) -> None:
-    writer = store.new_shard("layer 0", 4)
-    writer.write(b"weig")
-    writer.close()
+    with store.lease() as lease:
+        writer = lease.new_shard("layer 0", 4)
+        writer.write(b"weig")
+        writer.close()
     assert not (store.path / "shards").exists()
     assert list((store.path / "incoming").iterdir()) == []
 
@@ -247,11 +248,12 @@ def test_a_damaged_recipe_is_ignored(store: Store, text: str) -> None:
 def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 1 << 20) as disk:
         store = Store.create(disk / "store", IDENTITY)
-        writer = store.new_shard("layer 0", 4 << 20)
-        writer.write(bytes(1 << 18))
-        with pytest.raises(StorageFailed, match=r"No space left on device \(needs 4.00 MiB, .* are free\)"):
-            writer.write(bytes(1 << 20))
-        writer.close()
+        with store.lease() as lease:
+            writer = lease.new_shard("layer 0", 4 << 20)
+            writer.write(bytes(1 << 18))
+            with pytest.raises(StorageFailed, match=r"No space left on device \(needs 4.00 MiB, .* are free\)"):
+                writer.write(bytes(1 << 20))
+            writer.close()
         assert list((store.path / "incoming").iterdir()) == []
         add_shard(store, "layer 0", bytes(1 << 19))  # the space is there again
 
@@ -264,25 +266,17 @@ def test_a_read_only_store_can_be_read_and_not_written(tmp_path: Path) -> None:
             if not lock_is_there:
                 (store.path / "lock").unlink()
                 make_read_only(disk)
-            with Store.open(store.path).shared_lock():
-                assert store.shard_paths(store.variant("v"))[0].read_bytes() == b"a"
+            with Store.open(store.path).lease(reading=True) as lease:
+                assert store.shard_paths(lease.hold("v"))[0].read_bytes() == b"a"
             assert store.verify().ok
         for attempt in (
-            lambda: store.new_shard("layer 1", 1),
+            store.lease,
             lambda: store.remove("v"),
             store.collect_garbage,
             lambda: Store.create(disk / "new", IDENTITY),
         ):
             with pytest.raises(StorageFailed, match="Read-only file system"):
                 attempt()
-
-
-def test_a_read_only_store_with_a_lock_file_is_locked_through_it(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk", 4 << 20) as disk:
-        store = Store.create(disk / "store", IDENTITY)
-        make_read_only(disk)
-        with store.shared_lock():
-            pass
 
 
 def _flip_bit(path: Path) -> None:

@@ -18,8 +18,10 @@ from lamella.core.artifacts import Measurement, Plan
 from lamella.core.errors import InvalidRequest
 from lamella.core.precision import Scheme
 from lamella.core.units import format_bytes, format_seconds
+from lamella.llama.imatrix import ImportanceMatrix
 from lamella.measuring import DEFAULT_WINDOWS, ImportanceSettings, MeasureSettings
 from lamella.quantize.build import BuildProgress, BuildReport
+from lamella.quantize.tuned import Tuning
 from lamella.store.store import Store
 from lamella.store.usage import Usage
 
@@ -77,38 +79,50 @@ def build(
     plans = [api.read_plan(path) for path in plan or ()]
     plans += _plans(model, alpha, precision, memory, given, context, parallel, scheme)
     names = _names(plans, plan or (), name)
-    reports = []
-    with progress("building", quiet=json) as update:
+    tuning = None
+    if tune_on:
         settings = ImportanceSettings(
             windows=DEFAULT_WINDOWS if tune_windows is None else tune_windows, n_threads=config.n_threads
         )
-        tuning = api.tune_on(model, tune_on, settings=settings, on_progress=update) if tune_on else None
-        for made, variant_name in zip(plans, names, strict=True):
-
-            def show(at: BuildProgress, variant_name: str = variant_name) -> None:
-                where = f"{variant_name}: {at.label}, {at.n_done}/{at.n_shards} shards"
-                update(at.weights_done, at.weights_total, where)
-
-            reports.append(
-                api.build(
-                    model,
-                    store,
-                    made,
-                    variant_name,
-                    importance=importance,
-                    tuning=tuning,
-                    n_threads=config.n_threads or None,
-                    on_progress=show,
-                )
-            )
-    for report in reports:
-        note_trim(report.trimmed)
+        with progress("tuning", quiet=json) as update:
+            tuning = api.tune_on(model, tune_on, settings=settings, on_progress=update)
+    reports = build_plans(model, store, plans, names, importance=importance, tuning=tuning, config=config, quiet=json)
     usage = Store.open(store).usage()
     if json:
         joint = {"joint_bytes": usage.joint_bytes, "sum_of_variants_bytes": usage.sum_of_variants_bytes}
         print_json({"store": str(store), "built": [_document(r) for r in reports], **joint})
     else:
         _show(store, reports, usage)
+
+
+def build_plans(
+    model: str,
+    store: Path,
+    plans: Sequence[Plan],
+    names: Sequence[str],
+    *,
+    importance: ImportanceMatrix | None = None,
+    tuning: Tuning | None = None,
+    config: Config,
+    quiet: bool,
+) -> list[BuildReport]:
+    """Build one variant after the other, with progress."""
+    reports = []
+    with progress("building", quiet=quiet) as update:
+        for made, variant_name in zip(plans, names, strict=True):
+
+            def show(at: BuildProgress, variant_name: str = variant_name) -> None:
+                where = f"{variant_name}: {at.label}, {at.n_done}/{at.n_shards} shards"
+                update(at.weights_done, at.weights_total, where)
+
+            report = api.build(
+                model, store, made, variant_name, importance=importance, tuning=tuning,
+                n_threads=config.n_threads or None, on_progress=show,
+            )  # fmt: skip
+            reports.append(report)
+    for report in reports:
+        note_trim(report.trimmed)
+    return reports
 
 
 def _show(store: Path, reports: Sequence[BuildReport], usage: Usage) -> None:

@@ -36,6 +36,7 @@ def evaluate(
         list[Path] | None, typer.Option(metavar="FILE", help="Tasks, one JSON object a line; may be given repeatedly.")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Items of each tasks file, evenly spaced. Default: all.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Verify every shard's hash before it is used.")] = False,
     json: JsonFlag = False,
 ) -> None:
     """Evaluate variants: perplexity as llama-perplexity has it, KL divergence from a reference, tasks."""
@@ -50,6 +51,7 @@ def evaluate(
         tasks=tuple(task or ()),
         limit=limit,
         n_threads=Config.from_environment(os.environ).n_threads,
+        check=check,
     )
     names = [*([first] if first else []), *(variants or [])]
     with progress("evaluating", quiet=json) as update:

@@ -24,8 +24,9 @@ def export_variant(
 ) -> None:
     """Write a variant as one GGUF file, which llama.cpp, Ollama and LM Studio open."""
     folder, variant = split_target(target)
+    n_threads = Config.from_environment(os.environ).n_threads or None
     with progress(f"exporting to {file.name}", quiet=json) as update:
-        report = api.export(folder, file, variant, force=force, on_progress=update)
+        report = api.export(folder, file, variant, force=force, n_threads=n_threads, on_progress=update)
     if json:
         print_json(
             {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from lamella import api
 from lamella.cli.output import JsonFlag, note, print_json, progress, say
 from lamella.cli.store import StoreArgument, VariantArgument, fields_of
+from lamella.config import Config
 from lamella.core.artifacts import Variant
 from lamella.core.errors import QuotaNotReached, ShardDamaged
 from lamella.core.units import format_bytes, parse_bytes
@@ -94,7 +96,8 @@ def restore(
 ) -> None:
     """Get back a variant's shards that were dropped or lost, so that stock llama.cpp can read it too."""
     with progress("restoring", quiet=json):
-        got = api.restore(store, variant, elsewhere=[api.shard_source(where) for where in source or ()])
+        elsewhere = [api.shard_source(where) for where in source or ()]
+        got = api.restore(store, variant, elsewhere=elsewhere, n_threads=_n_threads())
     if json:
         print_json({"variant": variant, "restored": dict(got)})
     else:
@@ -126,7 +129,7 @@ def repair(
             done += n_bytes
             update(done, total, format_bytes(done))
 
-        report = api.repair(store, model=model, elsewhere=elsewhere, on_progress=hashed)
+        report = api.repair(store, model=model, elsewhere=elsewhere, n_threads=_n_threads(), on_progress=hashed)
     if json:
         print_json({"ok": report.ok, **fields_of(report)})
     else:
@@ -170,3 +173,7 @@ def trim_fields(report: TrimReport) -> dict[str, object]:
 
 def _n_dropped(store: Store, variant: Variant) -> int:
     return sum(store.is_dropped(shard.id) for shard in variant.shards)
+
+
+def _n_threads() -> int | None:
+    return Config.from_environment(os.environ).n_threads or None

@@ -19,6 +19,7 @@ from lamella.cli import (
     imatrix,
     inspect,
     keeping,
+    ladder,
     lm_eval,
     measure,
     plan,
@@ -60,6 +61,7 @@ app.command("measure")(measure.measure)
 app.command("imatrix")(imatrix.imatrix)
 app.command("plan")(plan.plan)
 app.command("frontier")(frontier.frontier)
+app.command("ladder")(ladder.ladder)
 app.command("build")(build.build)
 app.command("run")(run.run)
 app.command("eval")(eval.evaluate)

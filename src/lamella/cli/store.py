@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 import typer
 
+from lamella.cli.leftovers import note_leftovers
 from lamella.cli.output import JsonFlag, print_json, progress, say, stdout, table
 from lamella.core.artifacts import Variant, to_plain
 from lamella.core.errors import ShardDamaged
@@ -28,7 +29,8 @@ def list_variants(store: StoreArgument, json: JsonFlag = False) -> None:
     opened = Store.open(store)
     variants = opened.variants()
     if json:
-        print_json({"model": opened.identity, "variants": [_summary(v) for v in variants]})
+        leftovers = fields_of(opened.leftovers())
+        print_json({"model": opened.identity, "variants": [_summary(v) for v in variants], "leftovers": leftovers})
         return
     say(f"{opened.identity.name} ({opened.identity.architecture})")
     shown = table("variant", ">size", ">bits/weight", ">average bits", "policy", "scheme", "layers")
@@ -37,6 +39,7 @@ def list_variants(store: StoreArgument, json: JsonFlag = False) -> None:
         size, bits = format_bytes(v.n_bytes), f"{plan.bits_per_weight:.2f}"
         shown.add_row(v.name, size, bits, f"{plan.average_bits:.2f}", plan.policy, plan.scheme, layer_strip(v))
     stdout.print(shown)
+    note_leftovers(opened)
 
 
 @app.command()
@@ -88,9 +91,11 @@ def verify(
 
         report = opened.verify(hashed, sample)
     if json:
-        print_json({"ok": report.ok, "share": report.share, **fields_of(report)})
+        leftovers = fields_of(opened.leftovers())
+        print_json({"ok": report.ok, "share": report.share, **fields_of(report), "leftovers": leftovers})
     else:
         _show_report(report)
+        note_leftovers(opened)
     if not report.ok:
         raise typer.Exit(ShardDamaged.exit_code)
 

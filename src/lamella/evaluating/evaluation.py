@@ -35,6 +35,7 @@ class Exams:
         tasks: tasks files.
         limit: items of each, evenly spaced; None for all.
         n_threads: 0 for the cores that this process may use.
+        check: verify the hash of every shard before it is used.
     """
 
     text: Path | None = None
@@ -44,6 +45,7 @@ class Exams:
     tasks: Sequence[Path] = ()
     limit: int | None = None
     n_threads: int = 0
+    check: bool = False
 
 
 @dataclass(slots=True)
@@ -105,7 +107,7 @@ def evaluate(
         chosen = [base, *chosen]
     everyone = [base, *chosen] if exams.kl and text and base not in chosen else chosen
     compares = exams.kl and base in everyone
-    with Subject(store, everyone) as subject:
+    with Subject(store, everyone, check=exams.check) as subject:
         text_exam = TextExam(text, subject.model, exams.window_tokens, exams.n_windows) if text else None
         task_exams = [TaskExam(t, subject.model) for t in tasks]
         rooms = [*([text_exam.room] if text_exam else []), *(exam.room for exam in task_exams)]

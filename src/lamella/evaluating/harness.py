@@ -30,7 +30,7 @@ from lamella.evaluating.requests import Request, cut_request, make_request, star
 from lamella.evaluating.subject import Answer, Room, Subject
 from lamella.llama.chat_template import render
 from lamella.llama.handles import ContextOptions, SamplingOptions
-from lamella.quantize.rebuild import restore_variant
+from lamella.quantize.rebuild import restorer
 from lamella.run.engine import Engine, EngineOptions, largest_variant
 from lamella.store.store import Store
 from lamella.version import __version__
@@ -90,7 +90,7 @@ class LamellaLM(LM):  # type: ignore[misc]  # lm_eval is optional: mypy knows no
         del batch_size, max_batch_size, device
         if max_length is not None and max_length < 2:
             raise InvalidRequest(f"max_length must be at least 2, not {max_length}")
-        self._store = Store.open(Path(store), restore_variant)
+        self._store = Store.open(Path(store), restorer(threads))
         self._variant = largest_variant(self._store) if variant is None else self._store.variant(str(variant))
         self._threads = threads
         self._subject = Subject(self._store, [self._variant])

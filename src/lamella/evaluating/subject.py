@@ -76,22 +76,26 @@ class Subject(Closing):
         n_threads: that compute.
     """
 
-    def __init__(self, store: Store, variants: Sequence[Variant]) -> None:
+    def __init__(self, store: Store, variants: Sequence[Variant], *, check: bool = False) -> None:
         """Load the first variant.
 
         Args:
             variants: all that ``use`` will be asked for.
+            check: verify the hash of every shard before it is used.
 
         Raises:
-            ShardDamaged: a shard is missing.
+            ShardDamaged: a shard is missing, or with ``check`` does not match its name.
             EngineFailed: llama.cpp cannot load it.
         """
-        with store.shared_lock(), contextlib.ExitStack() as on_failure:
-            paths = store.ready_paths(variants[0])
+        with store.lease(reading=True) as lease, contextlib.ExitStack() as on_failure:
+            first = lease.hold(variants[0].name)
+            paths = store.ready_paths(first)
+            if check:
+                store.check(first)
             tensors = {n: t.spec for path in paths for n, t in gguf.read_tensors(path).items()}
             self.model = Model.load(paths)
             on_failure.callback(self.model.close)
-            self._live = LiveVariants(store, self.model, tensors, {}, n_warm=len(variants), check=False)
+            self._live = LiveVariants(store, self.model, tensors, {}, n_warm=len(variants), check=check)
             on_failure.pop_all()
         self.n_threads = usable_cores()
         self._context: Context | None = None

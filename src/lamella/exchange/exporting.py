@@ -84,8 +84,8 @@ def export_variant(
     started = time.perf_counter()
     if target.resolve().is_relative_to(store.path.resolve()):
         raise InvalidRequest(f"{target} would stand inside the store {store.path}; export to another folder")
-    with store.shared_lock():
-        variant = store.variant(name)
+    with store.lease(reading=True) as lease:
+        variant = lease.hold(name)
         paths = store.ready_paths(variant)
         parts = [_part(variant, shard, path) for shard, path in zip(variant.shards, paths, strict=True)]
         description = describe(store.identity, variant, (t for part in parts for t in part.tensors))

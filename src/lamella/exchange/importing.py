@@ -32,10 +32,11 @@ from lamella.llama.gguf import (
 )
 from lamella.planning.as_stored import as_stored
 from lamella.quantize.build import BuildProgress, copy_variant
-from lamella.quantize.rebuild import restore_variant
+from lamella.quantize.rebuild import restorer
 from lamella.store.files import pieces, storage_errors
 from lamella.store.keeping import TrimReport
 from lamella.store.layout import check_variant_name
+from lamella.store.leases import Lease
 from lamella.store.store import Store, variant_exists
 
 IMPORTED = "imported"
@@ -117,10 +118,10 @@ def import_file(
     source = read_model(path)
     exported = read_description(source)
     name = check_variant_name(name or (exported.variant if exported else "") or _PART.sub("", path.stem))
-    store = _open(store_path, source, exported)
-    with store.shared_lock():
+    store = _open(store_path, source, exported, n_threads)
+    with store.lease() as lease:
         before = {shard.id for variant in store.readable_variants()[0] for shard in variant.shards}
-        resident = _resident(store)
+        resident = _resident(store, lease)
         if resident is None:
             _refuse_other_structure(store, source)
         else:
@@ -129,7 +130,7 @@ def import_file(
         plan = exported.plan if exported else _plan(source, on_progress)
         known = {0: resident.meta} if resident else {}
         variant = copy_variant(
-            source, plan, store, name, known=known, n_threads=n_threads, on_progress=_weights_done(on_progress)
+            source, plan, store, lease, name, known=known, n_threads=n_threads, on_progress=_weights_done(on_progress)
         ).variant
     new = [shard for shard in variant.shards if shard.id not in before]
     return ImportReport(
@@ -181,18 +182,18 @@ def _sample(tensor: TensorData) -> bytes:
         return file.read(min(SAMPLE_BYTES, tensor.n_bytes))
 
 
-def _open(path: Path, source: ModelFile, exported: Description | None) -> Store:
+def _open(path: Path, source: ModelFile, exported: Description | None, n_threads: int | None) -> Store:
     """The store, or a new one: for the model that an exported file was made from, so that it can be built upon."""
     if (path / "store.json").exists():
-        return Store.open(path, restore_variant)
+        return Store.open(path, restorer(n_threads))
     return Store.create(path, exported.model if exported else source.spec.identity)
 
 
-def _resident(store: Store) -> _Resident | None:
+def _resident(store: Store, lease: Lease) -> _Resident | None:
     """One variant to compare with: they are all of one model, so the first whose shards can be read."""
     for variant in store.readable_variants()[0]:
-        with contextlib.suppress(ShardDamaged, ModelError):
-            return _Resident.of(store, variant)
+        with contextlib.suppress(ShardDamaged, ModelError, UnknownVariant):
+            return _Resident.of(store, lease.hold(variant.name))
     return None
 
 

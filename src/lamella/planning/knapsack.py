@@ -127,9 +127,9 @@ def _amount(option: Option, kind: Kind) -> int:
 
 def _limits(request: PlanRequest, overhead: Overhead) -> dict[Kind, int]:
     limits: dict[Kind, int] = {}
-    n_bytes = [limit for limit in (_memory_limit(request, overhead), weights_limit(request)) if limit is not None]
-    if n_bytes:
-        limits["bytes"] = min(n_bytes)
+    n_bytes = bytes_limit(request, overhead)
+    if n_bytes is not None:
+        limits["bytes"] = n_bytes
     if request.loss_ceiling is not None:
         limits["loss"] = round(request.loss_ceiling * PER_UNIT)
     if request.ms_per_token is not None:
@@ -139,8 +139,12 @@ def _limits(request: PlanRequest, overhead: Overhead) -> dict[Kind, int]:
     return limits
 
 
-def _memory_limit(request: PlanRequest, overhead: Overhead) -> int | None:
-    return None if request.budget_bytes is None else request.budget_bytes - overhead.total
+def bytes_limit(request: PlanRequest, overhead: Overhead) -> int | None:
+    """Bytes that weights may take, be it by memory or by what was said of them; None where nothing was said."""
+    limits = [weights_limit(request)]
+    if request.budget_bytes is not None:
+        limits.append(request.budget_bytes - overhead.total)
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def weights_limit(request: PlanRequest) -> int | None:

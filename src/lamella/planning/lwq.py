@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from lamella.core.artifacts import Plan
 from lamella.planning.importance import least_important_first
-from lamella.planning.ladder import take_step
+from lamella.planning.lsaq_steps import take_step
 from lamella.planning.request import PlanRequest
 
 

@@ -217,6 +217,33 @@ class Hull:
         return tuple(picks)
 
 
+class GroupHull:
+    """One group's options on their lower convex hull: what it takes at a price on weight."""
+
+    def __init__(self, options: Sequence[tuple[int, int]]) -> None:
+        """Find the hull.
+
+        Raises:
+            ValueError: no options.
+        """
+        self._corners = _lower_hull(_efficient(options))
+        self._slopes = [_slope(a, b) for a, b in pairwise(self._corners)]
+
+    @property
+    def options(self) -> tuple[int, ...]:
+        """Indices of the options on the hull, by rising weight."""
+        return tuple(corner.option for corner in self._corners)
+
+    @property
+    def lightest(self) -> int:
+        """Index of the option of least weight."""
+        return self._corners[0].option
+
+    def best(self, price: float) -> int:
+        """Index of the option of least cost + price * weight; of equal ones the lightest."""
+        return self._corners[bisect_left(self._slopes, -price)].option
+
+
 def _efficient(options: Sequence[tuple[int, int]]) -> list[_Corner]:
     """Options that no other undercuts in weight and cost, by rising weight; of equal ones the first."""
     if not options:

@@ -13,7 +13,7 @@ from random import Random
 
 from lamella.core.artifacts import Plan
 from lamella.planning.importance import least_important_first
-from lamella.planning.ladder import take_step
+from lamella.planning.lsaq_steps import take_step
 from lamella.planning.request import PlanRequest
 
 

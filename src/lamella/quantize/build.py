@@ -4,9 +4,10 @@
     store = Store.create(Path("model.store"), source.spec.identity)
     report = build_variant(source, plan, store, "int8")
 
-Shards whose recipe is known are not made again.  The rest flows through three stages at once: threads convert chunks
-of rows, the caller's thread hashes and writes them in order, and one thread flushes finished shards to the disk.
-Chunks of the next tensors are converted while earlier ones are written, so small tensors keep all cores busy too.
+Shards whose recipe is known are not made again, and those that another builder is making are waited for.  The rest
+flows through three stages at once: threads convert chunks of rows, the caller's thread hashes and writes them in order,
+and one thread flushes finished shards to the disk.  Chunks of the next tensors are converted while earlier ones are
+written, so small tensors keep all cores busy too.
 
 Stopping at any point, by ``should_stop``, Ctrl-C or a crash, leaves a valid store; finished shards are kept and the
 next build goes on from there.
@@ -32,14 +33,19 @@ from lamella.quantize.recipe import ShardJob, copy_jobs, importance_hash, shard_
 from lamella.quantize.shard import shard_header
 from lamella.quantize.tensor import Chunk, Conversion, SourceFiles, chunks_of, convert_chunk, in_order, prepare
 from lamella.quantize.tuned import BATCH_BYTES, Tuning
+from lamella.store.claims import Claims
 from lamella.store.files import free_bytes
 from lamella.store.keeping import TrimReport
 from lamella.store.layout import check_variant_name
+from lamella.store.leases import Lease, ShardWriter
 from lamella.store.sources import IMPORTANCE_SETTING, SourceFile, SourceNote
-from lamella.store.store import ShardWriter, Store, variant_exists
+from lamella.store.store import Store, variant_exists
 
 TUNING_SETTING = "tuned_on"
 """Setting of a variant's plan: SHA-256 of the text that its rounding was tuned on, and how it was read."""
+
+ASK_AGAIN_S = 0.05
+"""How often a builder looks whether another one has made the shards that it waits for."""
 
 
 class BuildStopped(LamellaError):
@@ -70,8 +76,8 @@ class BuildReport:
     """What a build did.
 
     Attributes:
-        n_reused: shards that were in the store already.
-        written_bytes: of the shards that were not.
+        n_reused: shards that were in the store already, or that another builder made meanwhile.
+        written_bytes: of the shards that this one made.
         seconds: from call to variant.
         trimmed: what went to keep the store's quota afterwards; None if it has none.
     """
@@ -85,6 +91,15 @@ class BuildReport:
 
 
 OnProgress = Callable[[BuildProgress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Site:
+    """Where shards go, what keeps them there, and which of them this builder makes."""
+
+    store: Store
+    lease: Lease
+    claims: Claims
 
 
 def build_variant(
@@ -119,17 +134,19 @@ def build_variant(
     store.check_same_model(source.spec.identity)
     jobs = shard_jobs(source, plan, importance, tuning)
     plan = replace(plan, settings={**plan.settings, **_rounding_settings(jobs)})
-    with store.shared_lock():
-        _refuse_taken_name(source, store, name, jobs, importance, tuning)
+    _refuse_taken_name(source, store, name, jobs, importance, tuning)
+    with store.lease() as lease:
         if importance is not None and (used := importance_hash(jobs)):
+            lease.protect([used])  # no variant names it yet
             store.sources.keep_importance(used, serialise_imatrix(importance))
-        return _make_variant(source, plan, store, name, jobs, {}, tuning, n_threads, on_progress, should_stop)
+        return _make_variant(source, plan, store, lease, name, jobs, {}, tuning, n_threads, on_progress, should_stop)
 
 
 def copy_variant(
     source: ModelFile,
     plan: Plan,
     store: Store,
+    lease: Lease,
     name: str,
     *,
     known: Mapping[int, ShardRef],
@@ -139,14 +156,15 @@ def copy_variant(
 ) -> BuildReport:
     """Make the variant ``name`` of a source's tensors as they are; for the rest see ``build_variant``.
 
-    The caller has seen to it that source and store are one model, and holds ``shared_lock``.
+    The caller has seen to it that source and store are one model.
 
     Args:
+        lease: on the shards in ``known``; those that are made are added to it.
         plan: what the variant's document says about its types; nothing is converted.
         known: shards to take from the store instead of making them, by number.
     """
     jobs = copy_jobs(source)
-    return _make_variant(source, plan, store, name, jobs, known, None, n_threads, on_progress, should_stop)
+    return _make_variant(source, plan, store, lease, name, jobs, known, None, n_threads, on_progress, should_stop)
 
 
 def note_source(store: Store, source: ModelFile) -> None:
@@ -161,22 +179,43 @@ def note_source(store: Store, source: ModelFile) -> None:
 
 
 def make_again(
-    source: ModelFile, store: Store, job: ShardJob, shard: ShardRef, should_stop: Callable[[], bool] | None = None
+    source: ModelFile,
+    store: Store,
+    lease: Lease,
+    job: ShardJob,
+    shard: ShardRef,
+    *,
+    n_threads: int | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> None:
-    """Make a shard that the store once had; for threads see ``build_variant``.  The caller holds ``shared_lock``.
+    """Make a shard that the store once had, or wait for somebody who is making it; it stays under the lease.
+
+    Args:
+        n_threads, should_stop: see ``build_variant``.
 
     Raises:
         ShardDamaged: it came out otherwise; nothing was stored.
         ModelError, StorageFailed, BuildStopped: see ``build_variant``.
     """
     watch = _Watch(1, [job], None, should_stop)
-    _make_shards(source, store, [job], len(os.sched_getaffinity(0)), watch, {job.group.number: shard.id})
+    is_missing = store.quick_damage(shard) is not None
+    lease.protect([shard.id])
+    with store.claims() as claims:
+        while not claims.take(job.recipe_id):
+            watch.waits_for(job)
+            time.sleep(ASK_AGAIN_S)
+        if is_missing and store.quick_damage(shard) is None:
+            return  # somebody else made it
+        site = _Site(store, lease, claims)
+        threads = n_threads or len(os.sched_getaffinity(0))
+        _make_shards(source, site, [job], threads, watch, {job.group.number: shard.id})
 
 
 def _make_variant(
     source: ModelFile,
     plan: Plan,
     store: Store,
+    lease: Lease,
     name: str,
     jobs: Sequence[ShardJob],
     known: Mapping[int, ShardRef],
@@ -185,24 +224,69 @@ def _make_variant(
     on_progress: OnProgress | None,
     should_stop: Callable[[], bool] | None,
 ) -> BuildReport:
-    """Make the shards that the store has not, and the variant of all of them.  The caller holds ``shared_lock``."""
+    """Make the shards that neither the store has nor another builder makes, and the variant of all of them."""
     started = time.perf_counter()
     note_source(store, source)
-    shards = {job.group.number: ref for job in jobs if (ref := store.recall(job.recipe_id))} | dict(known)
+    shards = {job.group.number: ref for job in jobs if (ref := lease.recall(job.recipe_id))} | dict(known)
     missing = [job for job in jobs if job.group.number not in shards]
-    _check_space(store, missing)
     watch = _Watch(len(jobs), missing, on_progress, should_stop)
     made: dict[int, ShardRef] = {}
-    for batch in _batches(missing):
+    with store.claims() as claims:
+        site = _Site(store, lease, claims)
+        while missing := [job for job in missing if job.group.number not in shards]:
+            found, ours = _share_out(site, missing)
+            for job in missing:
+                if job.group.number in found:
+                    watch.found(job)
+            new = _make_ours(source, site, ours, tuning, n_threads, watch)
+            made |= new
+            shards |= found | new
+            if not found and not new:
+                watch.waits_for(missing[0])
+                time.sleep(ASK_AGAIN_S)
+    variant = store.add_variant(name, plan, [shards[job.group.number] for job in jobs])
+    written_bytes = sum(ref.n_bytes for ref in made.values())
+    return BuildReport(variant, len(jobs), len(jobs) - len(made), written_bytes, time.perf_counter() - started)
+
+
+def _share_out(site: _Site, missing: Sequence[ShardJob]) -> tuple[dict[int, ShardRef], list[ShardJob]]:
+    """Shards that came meanwhile, by number, and the jobs that are ours now; another builder is at the others.
+
+    All that is free is claimed at once and made before anything is waited for, so no two builders wait for each other.
+    """
+    found: dict[int, ShardRef] = {}
+    ours: list[ShardJob] = []
+    for job in missing:
+        ref = site.lease.recall(job.recipe_id)
+        if ref is None and site.claims.take(job.recipe_id):
+            ref = site.lease.recall(job.recipe_id)  # it may have come between the look and the claim
+            if ref is None:
+                ours.append(job)
+            else:
+                site.claims.release(job.recipe_id)
+        if ref is not None:
+            found[job.group.number] = ref
+    return found, ours
+
+
+def _make_ours(
+    source: ModelFile,
+    site: _Site,
+    jobs: Sequence[ShardJob],
+    tuning: Tuning | None,
+    n_threads: int | None,
+    watch: _Watch,
+) -> dict[int, ShardRef]:
+    """Make claimed shards; returns them by number."""
+    _check_space(site.store, jobs)
+    made: dict[int, ShardRef] = {}
+    for batch in _batches(jobs):
         if tuning is not None:
             watch.check()  # gathering covariances takes long, and asks nobody
         ready = _with_feedback(batch, tuning)
         with one_blas_thread():
-            made |= _make_shards(source, store, ready, n_threads or len(os.sched_getaffinity(0)), watch)
-    shards.update(made)
-    variant = store.add_variant(name, plan, [shards[job.group.number] for job in jobs])
-    written_bytes = sum(ref.n_bytes for ref in made.values())
-    return BuildReport(variant, len(jobs), len(jobs) - len(made), written_bytes, time.perf_counter() - started)
+            made |= _make_shards(source, site, ready, n_threads or len(os.sched_getaffinity(0)), watch)
+    return made
 
 
 def _rounding_settings(jobs: Sequence[ShardJob]) -> dict[str, str]:
@@ -297,6 +381,15 @@ class _Watch:
         self._weights_done += n_weights
         self._report(label)
 
+    def waits_for(self, job: ShardJob) -> None:
+        self.check()
+        self._report(f"{job.group.label} (another build is making it)")
+
+    def found(self, job: ShardJob) -> None:
+        """Another builder made it."""
+        self._weights_done += job.n_weights
+        self.finished(job.group.label)
+
     def finished(self, label: str) -> None:
         self._n_done += 1
         self._report(label)
@@ -310,7 +403,7 @@ class _Watch:
 
 def _make_shards(
     source: ModelFile,
-    store: Store,
+    site: _Site,
     jobs: Sequence[ShardJob],
     n_threads: int,
     watch: _Watch,
@@ -335,9 +428,9 @@ def _make_shards(
         )
         with contextlib.closing(converted):
             for job in jobs:
-                writer = _write_shard(source, store, job, converted, watch)
+                writer = _write_shard(source, site.lease, job, converted, watch)
                 flushed[job.group.number] = flusher.submit(
-                    _flush_shard, store, job, writer, expected.get(job.group.number)
+                    _flush_shard, site, job, writer, expected.get(job.group.number)
                 )
                 watch.finished(job.group.label)
                 _raise_early(flushed.values())
@@ -345,11 +438,11 @@ def _make_shards(
 
 
 def _write_shard(
-    source: ModelFile, store: Store, job: ShardJob, converted: Iterator[tuple[Chunk, memoryview]], watch: _Watch
+    source: ModelFile, lease: Lease, job: ShardJob, converted: Iterator[tuple[Chunk, memoryview]], watch: _Watch
 ) -> ShardWriter:
     """Write a shard's bytes; it remains to be flushed.  On any failure nothing of it is left."""
     header = shard_header(source, job.group, [conversion.target.name for conversion in job.conversions])
-    writer = store.new_shard(job.group.label, len(header) + job.n_bytes)
+    writer = lease.new_shard(job.group.label, len(header) + job.n_bytes)
     try:
         writer.write(header)
         for conversion in job.conversions:
@@ -367,10 +460,11 @@ def _write_shard(
     return writer
 
 
-def _flush_shard(store: Store, job: ShardJob, writer: ShardWriter, expected_id: str | None) -> ShardRef:
+def _flush_shard(site: _Site, job: ShardJob, writer: ShardWriter, expected_id: str | None) -> ShardRef:
     with contextlib.closing(writer):
         ref = writer.commit(expected_id)
-    store.remember(job.recipe_id, job.recipe, ref)
+    site.store.remember(job.recipe_id, job.recipe, ref)
+    site.claims.release(job.recipe_id)
     return ref
 
 

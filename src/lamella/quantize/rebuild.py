@@ -1,8 +1,7 @@
 """Shards made again, bit for bit: from the model that they were made from, as the plans of their variants say.
 
-    workshop = Workshop(store)
-    workshop.make(shard)                    # or CannotRebuild, which says why
     restore_variant(store, variant)         # all of a variant's shards that are not there
+    Workshop(store, lease).make(shard)      # or CannotRebuild, which says why
 
 A store notes where its models stand (``store.sources``).  Where that file is gone, a variant that holds every tensor as
 the file did serves as well.  What comes out is compared with the shard's name before it is given a place, so neither a
@@ -25,8 +24,9 @@ from lamella.quantize.build import TUNING_SETTING, make_again
 from lamella.quantize.recipe import ShardJob, importance_hash, shard_jobs, tuned_on
 from lamella.quantize.tuned import Tuning
 from lamella.store.fetching import ShardSource, fetch
+from lamella.store.leases import Lease
 from lamella.store.sources import IMPORTANCE_SETTING, SourceNote
-from lamella.store.store import Store
+from lamella.store.store import Restore, Store
 from lamella.store.verify import describe
 
 
@@ -60,13 +60,17 @@ class Maker:
 class Workshop:
     """What the shards of a store can be made from.  Looks at a source or a plan once, when it is first needed."""
 
-    def __init__(self, store: Store, given: ModelFile | None = None) -> None:
+    def __init__(
+        self, store: Store, lease: Lease, given: ModelFile | None = None, n_threads: int | None = None
+    ) -> None:
         """Nothing is read yet.
 
         Args:
+            lease: takes what is made, and the shards of a variant that serves as the source.
             given: a model that serves in place of a noted one with the same weights.
+            n_threads: threads that convert; None for the cores this process may use.
         """
-        self._store, self._given = store, given
+        self._store, self._lease, self._given, self._n_threads = store, lease, given, n_threads
         self._variants = store.readable_variants()[0]
         self._source = functools.cache(self._open_source)
         self._jobs: dict[str, tuple[Source, tuple[ShardJob, ...]] | LamellaError] = {}
@@ -88,7 +92,7 @@ class Workshop:
         return max(makers, key=lambda maker: maker.is_certain)
 
     def make(self, shard: ShardRef, should_stop: Callable[[], bool] | None = None) -> None:
-        """Make a shard.  The caller holds ``shared_lock``.
+        """Make a shard, or wait for another process that is making it.
 
         Raises:
             CannotRebuild: there is no way, or the bytes came out otherwise; nothing was stored.
@@ -98,7 +102,10 @@ class Workshop:
         """
         maker = self.maker(shard)
         try:
-            make_again(maker.source.model, self._store, maker.job, shard, should_stop)
+            make_again(
+                maker.source.model, self._store, self._lease, maker.job, shard,
+                n_threads=self._n_threads, should_stop=should_stop,
+            )  # fmt: skip
         except ShardDamaged as error:
             raise CannotRebuild(f"{error} ({_suspicion(maker)})") from None
 
@@ -158,7 +165,7 @@ class Workshop:
         try:
             return Source(_read(note), note.change())
         except ModelError as error:
-            variant = _variant_like(store, note)
+            variant = _variant_like(store, self._lease, note)
             if variant is None:
                 raise CannotRebuild(f"its source cannot be used: {error}; if it was moved, {cure}") from None
             return variant
@@ -178,11 +185,14 @@ def _read(note: SourceNote) -> ModelFile:
     return found
 
 
-def _variant_like(store: Store, note: SourceNote) -> Source | None:
-    """A variant that holds every tensor as the noted model does, all of it there."""
+def _variant_like(store: Store, lease: Lease, note: SourceNote) -> Source | None:
+    """A variant that holds every tensor as the noted model does, all of it there; its shards stay."""
     types = dict(note.tensors)
     for variant in store.readable_variants()[0]:
-        if variant.plan.tensors != types or any(map(store.quick_damage, variant.shards)):
+        if variant.plan.tensors != types:
+            continue
+        lease.protect(shard.id for shard in variant.shards)
+        if any(map(store.quick_damage, variant.shards)):
             continue
         found = read_model(store.first_link(variant.name))
         tensors = {name: found.tensors[name] for name in types}  # in file order: the identity depends on it
@@ -206,13 +216,13 @@ def _suspicion(maker: Maker) -> str:
 
 
 def get_back(
-    store: Store,
+    lease: Lease,
     shard: ShardRef,
     workshop: Workshop,
     elsewhere: Sequence[ShardSource] = (),
     should_stop: Callable[[], bool] | None = None,
 ) -> str:
-    """Take a shard over from elsewhere, or else make it; returns where it came from.  The caller holds ``shared_lock``.
+    """Take a shard over from elsewhere, or else make it; returns where it came from.  It stays under the lease.
 
     Raises:
         CannotRebuild: nobody has it, and it cannot be made; says why.
@@ -222,7 +232,7 @@ def get_back(
     reasons = []
     for source in elsewhere:
         try:
-            fetch(store, shard, source)
+            fetch(lease, shard, source)
         except LamellaError as error:
             reasons.append(str(error))
         else:
@@ -234,28 +244,46 @@ def get_back(
     return "made again"
 
 
+def restorer(n_threads: int | None = None) -> Restore:
+    """``restore_variant`` as ``Store.open`` takes it.
+
+    Args:
+        n_threads: threads that convert; None or 0 for the cores this process may use.
+    """
+    return functools.partial(restore_variant, n_threads=n_threads)
+
+
 def restore_variant(
     store: Store,
     variant: Variant,
     should_stop: Callable[[], bool] | None = None,
+    *,
     elsewhere: Sequence[ShardSource] = (),
+    n_threads: int | None = None,
 ) -> Mapping[str, str]:
     """Get back the shards of a variant that are not there in full size; returns where each (label) came from.
 
-    The caller holds ``shared_lock``.
+    While this runs they stay; whoever is about to use them holds a lease of their own.
 
     Raises:
-        ShardDamaged: one cannot be got back; says why.
+        UnknownVariant: it was removed meanwhile.
+        ShardDamaged: a shard cannot be got back; says why.
         StorageFailed: the file system refused.
         BuildStopped: ``should_stop`` said so.
     """
-    workshop, got = Workshop(store), {}
-    for shard in variant.shards:
-        reason = store.quick_damage(shard)
-        if reason:
-            try:
-                got[shard.label] = get_back(store, shard, workshop, elsewhere, should_stop)
-            except CannotRebuild as error:
-                text = describe(shard, [variant.name], reason)
-                raise ShardDamaged(f"{text}; it cannot be made again: {error}") from None
+    got: dict[str, str] = {}
+    if not any(map(store.quick_damage, variant.shards)):
+        return got  # a store that may only be read will do
+    with store.lease() as lease:
+        lease.protect(shard.id for shard in variant.shards)
+        workshop = Workshop(store, lease, n_threads=n_threads)
+        for shard in variant.shards:
+            reason = store.quick_damage(shard)
+            if reason:
+                try:
+                    got[shard.label] = get_back(lease, shard, workshop, elsewhere, should_stop)
+                except CannotRebuild as error:
+                    store.check_variant_exists(variant.name)
+                    text = describe(shard, [variant.name], reason)
+                    raise ShardDamaged(f"{text}; it cannot be made again: {error}") from None
     return got

@@ -17,6 +17,7 @@ from lamella.llama.gguf import ModelFile
 from lamella.quantize.build import note_source
 from lamella.quantize.rebuild import Workshop, get_back
 from lamella.store.fetching import ShardSource
+from lamella.store.leases import Lease
 from lamella.store.store import Store
 from lamella.store.verify import DamagedShard, OnProgress
 
@@ -65,6 +66,7 @@ def repair(
     *,
     model: ModelFile | None = None,
     elsewhere: Sequence[ShardSource] = (),
+    n_threads: int | None = None,
     on_progress: OnProgress | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> RepairReport:
@@ -73,6 +75,7 @@ def repair(
     Args:
         model: the model that the store was made from, where it stands now; the store remembers it.
         elsewhere: asked for a shard before it is made again, in this order.
+        n_threads: threads that convert; None for the cores this process may use.
         on_progress: of hashing.
 
     Raises:
@@ -80,18 +83,18 @@ def repair(
         StorageFailed: the file system refused.
         BuildStopped: ``should_stop`` said so; what was mended stays.
     """
-    with store.shared_lock():
-        if model is not None:
-            _check_model(store, model)
-            note_source(store, model)
-    found = store.verify(on_progress)
+    if model is not None:
+        _check_model(store, model)
+        note_source(store, model)
     repaired, failed = [], []
-    with store.shared_lock():
-        workshop = Workshop(store, model)
-        refs = {shard.id: shard for variant in store.readable_variants()[0] for shard in variant.shards}
+    with store.lease() as lease:
+        variants, _ = lease.hold_everything()
+        found = store.verify(on_progress)
+        workshop = Workshop(store, lease, model, n_threads)
+        refs = {shard.id: shard for variant in variants for shard in variant.shards}
         for damaged in found.damaged:
             try:
-                origin = _mend(store, refs.get(damaged.id), workshop, elsewhere, should_stop)
+                origin = _mend(lease, refs.get(damaged.id), workshop, elsewhere, should_stop)
             except CannotRebuild as error:
                 reason = f"{damaged.reason}; {error}"
                 failed.append(DamagedShard(damaged.id, damaged.label, damaged.variants, reason))
@@ -103,7 +106,7 @@ def repair(
 
 
 def _mend(
-    store: Store,
+    lease: Lease,
     shard: ShardRef | None,
     workshop: Workshop,
     elsewhere: Sequence[ShardSource],
@@ -111,7 +114,7 @@ def _mend(
 ) -> str:
     if shard is None:
         raise CannotRebuild(NOBODY)
-    return get_back(store, shard, workshop, elsewhere, should_stop)
+    return get_back(lease, shard, workshop, elsewhere, should_stop)
 
 
 def _check_model(store: Store, model: ModelFile) -> None:

@@ -4,7 +4,8 @@
     report.dropped, report.short_bytes
 
 A shard is dropped only if it is on record that the recipe which this installation would follow made that very shard,
-from a source that is there as it was noted.  Metadata stays: it is small, and everything needs it.
+from a source that is there as it was noted.  Metadata stays: it is small, and everything needs it.  So does what
+somebody has in a lease: others may build, load and run meanwhile.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ SEARCHED_WORK = 100.0
 """What making one weight of a type costs, against one of ``Q8_0``.  Orders of magnitude, not measurements: a copy is
 only read and written, a K-quant tries scales and minima for each block, types of a codebook search a grid."""
 
+IN_USE = "in use by somebody at work"
+
 _SEARCHED = ("IQ1", "IQ2", "IQ3", "NVFP4", "MXFP4")
 
 
@@ -39,8 +42,8 @@ def trim(store: Store, *, now: float | None = None) -> TrimReport:
 
     Raises:
         InvalidRequest: the store has no quota.
-        StoreBusy: a builder or loader holds the store.
-        StoreFormatError: a variant, a pin or the quota cannot be read; names the cure.
+        StoreBusy: a loader that cannot write a lease took longer than ``store.locks.LONGEST_WAIT_S``.
+        StoreFormatError: a variant, a pin, a lease or the quota cannot be read; names the cure.
         StorageFailed: the file system refused.
     """
     quota_bytes = store.state.quota_bytes()
@@ -50,12 +53,17 @@ def trim(store: Store, *, now: float | None = None) -> TrimReport:
     if before <= quota_bytes:
         return TrimReport(quota_bytes, before)
     garbage_bytes = store.collect_garbage().freed_bytes
-    with store.exclusive_lock():
-        excess = store.state.stored_bytes() - quota_bytes
-        pinned = store.state.pinned()
-        choice = choose(survey(store), pinned=pinned, excess_bytes=excess, now=time.time() if now is None else now)
-        store.drop(choice.dropped)
-    return TrimReport(quota_bytes, store.state.stored_bytes(), garbage_bytes, choice.dropped, choice.kept_bytes)
+    dropped: list[ShardRef] = []
+    while True:
+        kept = {shard.ref.id: shard for shard in survey(store)}
+        excess, pinned = store.state.stored_bytes() - quota_bytes, store.state.pinned()
+        when = time.time() if now is None else now
+        choice = choose(tuple(kept.values()), pinned=pinned, excess_bytes=excess, now=when)
+        gone = store.drop([kept[shard.id] for shard in choice.dropped])
+        dropped += gone
+        if len(gone) == len(choice.dropped):  # else somebody came between the look and the drop: look again
+            break
+    return TrimReport(quota_bytes, store.state.stored_bytes(), garbage_bytes, tuple(dropped), choice.kept_bytes)
 
 
 def keep_quota(store: Store) -> TrimReport | None:
@@ -70,7 +78,7 @@ def keep_quota(store: Store) -> TrimReport | None:
         return None
     try:
         return trim(store)
-    except StoreError as error:  # somebody is at work, or a document cannot be read
+    except StoreError as error:  # somebody keeps the store locked, or a document cannot be read
         return TrimReport(quota_bytes, store.state.stored_bytes(), obstacle=str(error))
 
 
@@ -78,31 +86,32 @@ def survey(store: Store) -> tuple[KeptShard, ...]:
     """What is known of each shard that is there and needed.
 
     Raises:
-        StoreFormatError: a variant cannot be read.
+        StoreFormatError: a variant or a lease cannot be read.
     """
-    variants = store.variants()
+    variants, leased = store.variants(), store.leased_ids()
     used = {variant.name: store.state.last_used(variant.name) for variant in variants}
-    workshop = Workshop(store)
     shards = {shard.id: shard for variant in variants for shard in variant.shards}
-    return tuple(
-        _kept(store, workshop, shard, users_of(shard.id, variants), used)
-        for shard in shards.values()
-        if store.shard_path(shard.id).exists()
-    )
+    with store.lease(reading=True) as lease:
+        workshop = Workshop(store, lease)
+        return tuple(
+            _kept(workshop, shard, users_of(shard.id, variants), used, is_leased=shard.id in leased)
+            for shard in shards.values()
+            if store.shard_path(shard.id).exists()
+        )
 
 
 def _kept(
-    store: Store, workshop: Workshop, shard: ShardRef, names: tuple[str, ...], used: Mapping[str, float]
+    workshop: Workshop, shard: ShardRef, names: tuple[str, ...], used: Mapping[str, float], *, is_leased: bool
 ) -> KeptShard:
     last_used = max(used[name] for name in names)
     try:
         maker = workshop.maker(shard)
     except CannotRebuild as error:
         return KeptShard(shard, names, last_used, 0.0, f"cannot be made again ({error})")
-    return KeptShard(shard, names, last_used, work_of(maker.job), _obstacle(shard, maker))
+    return KeptShard(shard, names, last_used, work_of(maker.job), _obstacle(shard, maker, is_leased=is_leased))
 
 
-def _obstacle(shard: ShardRef, maker: Maker) -> str:
+def _obstacle(shard: ShardRef, maker: Maker, *, is_leased: bool) -> str:
     """Why a shard that can perhaps be made again may not be dropped; "" if it may."""
     if not maker.job.conversions:
         return "of metadata"
@@ -113,7 +122,7 @@ def _obstacle(shard: ShardRef, maker: Maker) -> str:
     variant = maker.source.variant
     if variant is not None and shard in variant.shards:
         return f"of variant {variant.name}, which others are made from while the model file is gone"
-    return ""
+    return IN_USE if is_leased else ""
 
 
 def work_of(job: ShardJob) -> float:

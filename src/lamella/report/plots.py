@@ -1,4 +1,4 @@
-"""Plots of a measurement, a plan and a frontier, to PNG, SVG or PDF by the file's suffix.
+"""Plots of a measurement, a plan, a frontier and a ladder, to PNG, SVG or PDF by the file's suffix.
 
     plot_measurement(measured["jaccard"], Path("jaccard.png"))
     plot_plan(plan, Path("plan.svg"))
@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from lamella.core.precision import GGML_TYPES, nominal_bits
 from lamella.core.units import format_bytes
 from lamella.planning.cost import MIXED
 from lamella.planning.frontier import Frontier
+from lamella.planning.ladder import Ladder
 
 SUFFIXES = (".png", ".svg", ".pdf")
 DPI = 150
@@ -61,7 +62,7 @@ def plot_measurement(measurement: Measurement, path: Path) -> None:
         InvalidRequest: the suffix is none of ``SUFFIXES``.
         StorageFailed: the file cannot be written.
     """
-    _check_suffix(path)
+    check_suffix(path)
     figure, axes = _new_figure(len(measurement.layers))
     if measurement.per_precision:
         _draw_precisions(axes, measurement)
@@ -80,7 +81,7 @@ def plot_plan(plan: Plan, path: Path) -> None:
         InvalidRequest: the suffix is none of ``SUFFIXES``.
         StorageFailed: the file cannot be written.
     """
-    _check_suffix(path)
+    check_suffix(path)
     figure, axes = _new_figure(len(plan.layers))
     if any(layer.precision == MIXED for layer in plan.layers):
         _draw_tensors(axes, plan)
@@ -108,7 +109,7 @@ def plot_frontier(found: Frontier, path: Path, plans: Sequence[PlanPoint] = ()) 
         InvalidRequest: the suffix is none of ``SUFFIXES``.
         StorageFailed: the file cannot be written.
     """
-    _check_suffix(path)
+    check_suffix(path)
     figure, axes = _new_figure(len(found.points))
     hull = [(bits, loss) for bits, loss in found.hull if loss > 0]
     points = [p for p in found.points if p.predicted_loss > 0]
@@ -145,6 +146,68 @@ def plot_frontier(found: Frontier, path: Path, plans: Sequence[PlanPoint] = ()) 
     _set_title(axes, f"{found.model.name} · size and loss", sizes)
     _add_legend(axes)
     _save(figure, path)
+
+
+def plot_ladder(found: Ladder, names: Sequence[str], path: Path) -> None:
+    """Draw the bits of every layer in every step; equal shards of neighbouring steps are joined.
+
+    Args:
+        names: of the steps.
+
+    Raises:
+        InvalidRequest: the suffix is none of ``SUFFIXES``.
+        StorageFailed: the file cannot be written.
+    """
+    check_suffix(path)
+    plans = [step.plan for step in found.steps]
+    figure, axes = _new_figure(len(plans[0].layers))
+    cells = list(_ladder_cells(found))
+    for i, (least, colour) in enumerate(_BY_BITS):
+        shown = [cell for cell in cells if _bits_colour(cell.bits) == colour]
+        label = f"{least} bits and more" if i == 0 else f"{least} to {_BY_BITS[i - 1][0]} bits"
+        if shown:
+            axes.bar(
+                [c.layer for c in shown], [c.height for c in shown], width=0.9, bottom=[c.top for c in shown],
+                color=colour, label=label,
+            )  # fmt: skip
+    steps = [f"{_plain(name)}  KL {p.predicted_loss or 0:.3g}" for name, p in zip(names, plans, strict=True)]
+    axes.set_yticks(range(len(plans)), steps)
+    axes.set_ylim(len(plans) - 0.4, -0.6)
+    axes.grid(visible=False)
+    _set_title(axes, f"{plans[0].model.name} · ladder of {len(plans)} variants", _ladder_facts(found))
+    _finish_layers(axes, [layer.layer for layer in plans[0].layers])
+    _add_legend(axes)
+    _save(figure, path)
+
+
+@dataclass(frozen=True, slots=True)
+class _LadderCell:
+    """A layer's shard, drawn over the steps that use it."""
+
+    layer: int
+    top: float
+    height: float
+    bits: float
+
+
+def _ladder_cells(found: Ladder) -> Iterator[_LadderCell]:
+    plans = [step.plan for step in found.steps]
+    for layer, n_weights in enumerate(found.layer_weights):
+        types = [tuple(kind for name, kind in p.tensors.items() if name.startswith(f"blk.{layer}.")) for p in plans]
+        starts = [i for i in range(len(plans)) if i == 0 or types[i] != types[i - 1]]
+        for first, end in zip(starts, [*starts[1:], len(plans)], strict=True):
+            bits = 8 * plans[first].layers[layer].bytes / n_weights
+            yield _LadderCell(layer, first - 0.46, end - first - 0.08, bits)
+
+
+def _ladder_facts(found: Ladder) -> str:
+    return " · ".join(
+        (
+            f"{format_bytes(found.joint_bytes)} together",
+            f"{found.joint_bytes / found.sum_bytes:.0%} of separate files",
+            f"no step loses more than {found.worst_ratio:.2f} times what it would alone",
+        )
+    )
 
 
 def _draw_tensors(axes: Any, plan: Plan) -> None:
@@ -295,7 +358,12 @@ def _plain(text: str) -> str:
     return "".join(c for c in text if c.isprintable()).replace("$", r"\$")
 
 
-def _check_suffix(path: Path) -> None:
+def check_suffix(path: Path) -> None:
+    """Refuse a kind of file that is not drawn, before anything is computed.
+
+    Raises:
+        InvalidRequest: the suffix is none of ``SUFFIXES``.
+    """
     if path.suffix.lower() not in SUFFIXES:
         raise InvalidRequest(f"{path}: a plot's file name must end in {', '.join(SUFFIXES)}, not '{path.suffix}'")
 

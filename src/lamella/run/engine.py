@@ -103,16 +103,15 @@ class Engine(Closing):
             EngineFailed: llama.cpp cannot load it.
         """
         options = options or EngineOptions()
-        chosen = store.variant(variant) if variant else largest_variant(store)
-        with store.shared_lock():
+        with store.lease(reading=True) as lease, contextlib.ExitStack() as on_failure:
+            chosen = lease.hold(variant or largest_variant(store).name)
             paths = store.ready_paths(chosen)
             if options.check:
                 store.check(chosen)
             tensors = {n: t.spec for path in paths for n, t in gguf.read_tensors(path).items()}
             model = Model.load(paths)
-        layouts = _layouts(store, options, kernels)
-        with contextlib.ExitStack() as on_failure:
             on_failure.callback(model.close)
+            layouts = _layouts(store, options, kernels)
             context = Context(model, options.context)
             on_failure.callback(context.close)
             live = LiveVariants(store, model, tensors, layouts, n_warm=options.n_warm, check=options.check)

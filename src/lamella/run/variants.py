@@ -9,6 +9,7 @@ not touched; after it, logits equal those of a freshly loaded variant bit for bi
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import OrderedDict
@@ -23,6 +24,7 @@ from lamella.llama.handles import Model
 from lamella.llama.weights import WeightState, locate_weights, read_state, release_pages, write_state
 from lamella.run.layouts import Layout
 from lamella.run.shards import ShardPool
+from lamella.store.leases import Lease
 from lamella.store.store import Store
 
 
@@ -33,12 +35,14 @@ class PreparedVariant:
     Attributes:
         variant: the variant.
         prompt, token: where each weight points in the two phases of a generation.
+        lease: keeps its shards in the store as long as they are open here.
         seconds: what preparing took: opening, reading pages in, repacking.
     """
 
     variant: Variant
     prompt: Mapping[str, WeightState]
     token: Mapping[str, WeightState]
+    lease: Lease
     seconds: float
 
 
@@ -115,7 +119,7 @@ class LiveVariants:
             UnknownVariant: at once.  What else fails is raised by the future; asking again tries again.
             EngineFailed: ``close`` was called.
         """
-        variant = self._store.variant(name)
+        self._store.check_variant_exists(name)
         with self._lock:
             if self._is_closed:
                 raise EngineFailed("the engine was closed")
@@ -125,7 +129,7 @@ class LiveVariants:
                 done.set_result(self._warm[name])
                 return done
             if name not in self._pending:
-                self._pending[name] = self._background.submit(self._prepare, variant)
+                self._pending[name] = self._background.submit(self._prepare, name)
             return self._pending[name]
 
     def is_ready(self, prepared: PreparedVariant) -> bool:
@@ -138,11 +142,13 @@ class LiveVariants:
             )
             return is_pending or self._warm.get(name) is prepared
 
-    def _prepare(self, variant: Variant) -> PreparedVariant:
+    def _prepare(self, name: str) -> PreparedVariant:
         start = time.perf_counter()
         prompt: dict[str, WeightState] = {}
         token: dict[str, WeightState] = {}
-        with self._store.shared_lock():
+        with contextlib.ExitStack() as on_failure:
+            lease = on_failure.enter_context(self._store.lease(reading=True))
+            variant = lease.hold(name)
             paths = self._store.ready_paths(variant, should_stop=lambda: self._is_closed)
             if self._check:
                 self._store.check(variant)
@@ -150,10 +156,12 @@ class LiveVariants:
                 states = self._pool.open(shard.id, path, self._tensors)
                 prompt.update(states.prompt)
                 token.update(states.token)
-        missing = [n for n in self._weights if n not in token]
-        if missing:
-            raise StoreError(f"variant {variant.name} has no {', '.join(missing[:3])}: it is of another model")
-        return PreparedVariant(variant, prompt, token, time.perf_counter() - start)
+            missing = [n for n in self._weights if n not in token]
+            if missing:
+                raise StoreError(f"variant {variant.name} has no {', '.join(missing[:3])}: it is of another model")
+            lease.settle()
+            on_failure.pop_all()
+        return PreparedVariant(variant, prompt, token, lease, time.perf_counter() - start)
 
     def switch_to(self, prepared: PreparedVariant) -> SwitchReport:
         """Run at this variant from the next decode on."""
@@ -203,7 +211,7 @@ class LiveVariants:
             self._warm[name] = prepared
             self._warm.move_to_end(name)
             while len(self._warm) > self._n_warm:
-                self._warm.popitem(last=False)
+                self._warm.popitem(last=False)[1].lease.close()
             self._drop_old_preparations()
             if all(f.done() for f in self._pending.values()):  # else the background thread is opening shards
                 ready = [*self._warm.values(), *(f.result() for f in self._pending.values())]
@@ -213,7 +221,7 @@ class LiveVariants:
         """Of variants that were prepared and never switched to, the newest stays ready."""
         done = [n for n, f in self._pending.items() if f.done()]
         for name in done[:-1]:
-            del self._pending[name]
+            self._pending.pop(name).result().lease.close()
 
     def _forget_failures(self) -> None:
         for name in [n for n, f in self._pending.items() if f.done() and (f.cancelled() or f.exception())]:
@@ -231,3 +239,7 @@ class LiveVariants:
             self._is_closed = True
         self._background.shutdown(wait=True, cancel_futures=True)
         self._pool.close()
+        with self._lock:
+            self._forget_failures()
+            for prepared in (*self._warm.values(), *(f.result() for f in self._pending.values())):
+                prepared.lease.close()

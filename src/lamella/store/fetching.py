@@ -1,6 +1,6 @@
 """Shards from elsewhere: another store in a folder, or whatever else can hand over bytes for a hash.
 
-    fetch(store, shard, FolderSource(Store.open(Path("/mnt/backup/smollm2.store"))))
+    fetch(lease, shard, FolderSource(Store.open(Path("/mnt/backup/smollm2.store"))))
 
 What arrives is hashed on its way into ``incoming/`` and gets its place only if the hash is the shard's name.
 """
@@ -14,6 +14,7 @@ from typing import Protocol
 from lamella.core.artifacts import ShardRef
 from lamella.core.errors import ShardDamaged, StoreError
 from lamella.store.files import pieces
+from lamella.store.leases import Lease
 from lamella.store.store import Store
 
 
@@ -59,15 +60,15 @@ class FolderSource:
         yield from pieces(path)
 
 
-def fetch(store: Store, shard: ShardRef, source: ShardSource) -> None:
-    """Take a shard over.  The caller holds ``shared_lock`` of ``store``.
+def fetch(lease: Lease, shard: ShardRef, source: ShardSource) -> None:
+    """Take a shard over into the store of the lease, under which it stays.
 
     Raises:
         ShardDamaged: other bytes than it is named for arrived, or more of them; nothing of them is kept.
         LamellaError: the source does not have it.
         StorageFailed: the file system refused.
     """
-    with contextlib.closing(store.new_shard(shard.label, shard.n_bytes)) as writer:
+    with contextlib.closing(lease.new_shard(shard.label, shard.n_bytes)) as writer:
         for piece in source.fetch(shard.id, shard.n_bytes):
             if writer.n_bytes + len(piece) > shard.n_bytes:
                 raise ShardDamaged(f"{source.name} sent more than the {shard.n_bytes} bytes of shard {shard.id}")

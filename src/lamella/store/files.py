@@ -5,7 +5,9 @@
         file.commit(store / "shards" / "ab" / f"{file.sha256}.gguf")
 
 A file is written under ``incoming/``, flushed, made read-only and renamed.  While it is written its writer holds a
-``flock`` on it: that is how ``gc`` tells a living writer's file from rubbish.
+``flock`` on it: that is how ``gc`` tells a living owner's file from rubbish.  A collector removes a file only while it
+holds that lock itself, and an owner that got the lock looks whether its file is still there; so neither takes the
+other by surprise.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -73,12 +76,7 @@ class IncomingFile:
         self._digest = hashlib.sha256()
         with storage_errors(self.path, "write", needed_bytes):
             incoming.mkdir(exist_ok=True)
-            self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX)
-            except BaseException:
-                self.discard()
-                raise
+            self._fd = create_owned(self.path)
 
     def __enter__(self) -> Self:
         return self
@@ -106,14 +104,23 @@ class IncomingFile:
 
     def commit(self, target: Path, *, durable: bool = True) -> None:
         """Flush to the disk, make read-only, give the file its place (replacing what stood there), let go of it."""
+        if durable:
+            self.flush()
+        self.place(target)
+        if durable:
+            sync_folder(target.parent)
+
+    def flush(self) -> None:
+        """Have everything on the disk; takes as long as the disk does."""
+        with storage_errors(self.path, "write", self._needed_bytes):
+            os.fsync(self._fd)
+
+    def place(self, target: Path) -> None:
+        """The quick part of ``commit``: after it the file is there for everybody; its folder's entry is not flushed."""
         with storage_errors(target, "write", self._needed_bytes):
-            if durable:
-                os.fsync(self._fd)
             os.fchmod(self._fd, FILE_MODE)
             make_folder(target.parent)
             self.path.rename(target)
-            if durable:
-                sync_folder(target.parent)
             self._close()
 
     def discard(self) -> None:
@@ -134,10 +141,8 @@ def incoming_folder(incoming: Path) -> Iterator[Path]:
     folder = incoming / uuid.uuid4().hex
     with storage_errors(folder, "write"):
         incoming.mkdir(exist_ok=True)
-        folder.mkdir()
-        fd = os.open(folder, os.O_RDONLY)
+        fd = _owned(folder, _make_and_open)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -231,14 +236,62 @@ def sync_folder(folder: Path) -> None:
         sync_file(folder)
 
 
-def has_living_writer(path: Path) -> bool:
-    """Whether a process holds the ``flock`` of a file or folder in ``incoming/``."""
+def create_owned(path: Path, mode: int = 0o600) -> int:
+    """Create a file that is this process's until the returned descriptor is closed."""
+    return _owned(path, lambda new: os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode))
+
+
+def take_over(path: Path) -> int | None:
+    """Make a file this process's, creating it if need be; None if it has a living owner."""
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        if _is_at(fd, path):
+            return fd
+        os.close(fd)  # its owner removed it between opening and locking
+
+
+def _owned(path: Path, create: Callable[[Path], int]) -> int:
+    """Create and lock until no collector comes in between."""
+    while True:
+        fd = create(path)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        except BaseException:
+            os.close(fd)
+            raise
+        if _is_at(fd, path):
+            return fd
+        os.close(fd)
+
+
+def _make_and_open(folder: Path) -> int:
+    while True:
+        folder.mkdir()
+        with contextlib.suppress(FileNotFoundError):  # a collector was faster
+            return os.open(folder, os.O_RDONLY)
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """Whether the open file is the one at ``path``."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def has_living_owner(path: Path) -> bool:
+    """Whether a process holds the ``flock`` of a file or folder; those who ask do not see each other."""
     try:
         fd = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:
@@ -246,12 +299,57 @@ def has_living_writer(path: Path) -> bool:
     return False
 
 
+def remove_dead(path: Path) -> int | None:
+    """Remove a file or folder that no living process owns; its bytes, or None if it has an owner or is gone."""
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return remove_tree(path) if _is_at(fd, path) else None
+    except BlockingIOError:
+        return None
+    finally:
+        os.close(fd)
+
+
+def take_away(folder: Path, incoming: Path) -> None:
+    """Remove a folder: at once for everybody, and what a crash leaves of it is rubbish in ``incoming/``.
+
+    Raises:
+        FileNotFoundError: it is gone, perhaps by somebody else's hand.
+    """
+    incoming.mkdir(exist_ok=True)
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        rubbish = incoming / uuid.uuid4().hex
+        folder.rename(rubbish)
+        sync_folder(folder.parent)
+        shutil.rmtree(rubbish)
+    finally:
+        os.close(fd)
+
+
+def stored_bytes(path: Path) -> int:
+    """Of the files at or under ``path``, links not followed; what is removed meanwhile counts nothing."""
+    files = [path]
+    if path.is_dir() and not path.is_symlink():
+        files = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
+    total = 0
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):
+            found = file.lstat()
+            total += found.st_size if stat.S_ISREG(found.st_mode) else 0
+    return total
+
+
 def remove_tree(path: Path) -> int:
     """Remove a file or folder; returns the bytes of the files that went."""
-    if path.is_symlink() or not path.is_dir():
-        n_bytes = path.lstat().st_size
+    n_bytes = stored_bytes(path)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
         path.unlink(missing_ok=True)
-        return n_bytes
-    n_bytes = sum(p.lstat().st_size for p in path.rglob("*") if p.is_file() and not p.is_symlink())
-    shutil.rmtree(path)
     return n_bytes

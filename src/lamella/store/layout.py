@@ -18,8 +18,10 @@ from lamella.core.errors import InvalidRequest, StoreFormatError
 STORE_FORMAT = "lamella.store"
 RECIPE_FORMAT = "lamella.recipe"
 FORMAT_VERSION = 1
+CLAIM_SUFFIX = ".claim"
 
 _VARIANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_LEASE_NAME = re.compile(r"[0-9a-f]{32}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -42,6 +44,10 @@ class Layout:
         return self.root / "incoming"
 
     @property
+    def leases(self) -> Path:
+        return self.root / "leases"
+
+    @property
     def variants(self) -> Path:
         return self.root / "variants"
 
@@ -56,6 +62,15 @@ class Layout:
 
     def variant_document(self, name: str) -> Path:
         return self.variant(name) / "variant.json"
+
+    def claim(self, recipe_id: str) -> Path:
+        return self.incoming / f"{check_sha256(recipe_id, 'recipe id')}{CLAIM_SUFFIX}"
+
+    def lease_files(self) -> list[Path]:
+        """Every lease, of the living and of the dead."""
+        if not self.leases.is_dir():
+            return []
+        return sorted(path for path in self.leases.iterdir() if _LEASE_NAME.fullmatch(path.name))
 
     # what is noted about keeping (``state``) and making again (``sources``)
 

@@ -1,7 +1,8 @@
-"""Who may work in a store at the same time: ``flock(2)`` on the file ``lock`` (docs/store-format.md).
+"""The store's lock: ``flock(2)`` on the file ``lock``, held for moments (docs/store-format.md, "Locks").
 
-Builders and loaders hold it shared; ``gc`` and ``rm`` exclusive, and are refused at once when they cannot.  The kernel
-releases a lock with the process that holds it, so no lock is ever stale.
+Shared while a shard is added to a lease and looked up or put in place, and while a variant comes or goes; exclusive
+while ``gc`` finds out what is needed and deletes the rest.  The kernel releases a lock with the process that holds it,
+so no lock is ever stale.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,12 +19,16 @@ from lamella.core.errors import StoreBusy
 from lamella.store.files import storage_errors
 from lamella.store.layout import Layout
 
+LONGEST_WAIT_S = 10.0
+"""For those who hold the lock shared: they let go after moments, save loaders of a store that takes no leases."""
+
+RETRY_S = 0.002
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextlib.contextmanager
 def shared_lock(layout: Layout) -> Iterator[None]:
-    """Keep shards from being removed while the block runs.  Waits for a running ``gc``, which takes moments.
+    """Keep ``gc`` out while the block runs.  Waits for a running one, which takes moments.
 
     A store that may only be read needs no writable lock file, and none at all if it has none: whoever can
     remove shards there can also create the file.
@@ -41,30 +47,36 @@ def shared_lock(layout: Layout) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def exclusive_lock(layout: Layout, *, wait: bool = False) -> Iterator[None]:
+def exclusive_lock(layout: Layout, longest_wait_s: float = LONGEST_WAIT_S) -> Iterator[None]:
     """Keep everybody else out while the block runs.
 
     Raises:
-        StoreBusy: a builder or loader holds the store, and ``wait`` is not asked for.
+        StoreBusy: somebody held the store for longer than ``longest_wait_s``.
         StorageFailed: the store cannot be written.
     """
     with storage_errors(layout.lock, "lock"):
         fd = os.open(layout.lock, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         with storage_errors(layout.lock, "lock"):
-            _lock_alone(fd, layout.root, wait)
+            _lock_alone(fd, layout.root, longest_wait_s)
         yield
     finally:
         os.close(fd)
 
 
-def _lock_alone(fd: int, root: Path, wait: bool) -> None:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        raise StoreBusy(
-            f"{root} is in use: a variant is being built or loaded there; try again when that is done"
-        ) from None
+def _lock_alone(fd: int, root: Path, longest_wait_s: float) -> None:
+    give_up = time.monotonic() + longest_wait_s
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > give_up:
+                raise StoreBusy(
+                    f"{root} is in use: for {longest_wait_s:g} s somebody has been reading it who could not write a "
+                    "lease there (no permission, or a full disk); try again when that is done"
+                ) from None
+        time.sleep(RETRY_S)
 
 
 def _open_to_share(path: Path) -> int | None:

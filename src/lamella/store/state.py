@@ -11,7 +11,6 @@ decides (``keeping``) or deletes shards (``gc``).
 from __future__ import annotations
 
 import contextlib
-import stat
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ import msgspec
 from lamella.core.artifacts import ShardRef
 from lamella.core.errors import StoreFormatError
 from lamella.store.documents import read_document, write_document
-from lamella.store.files import storage_errors, write_atomically
+from lamella.store.files import storage_errors, stored_bytes, write_atomically
 from lamella.store.layout import Layout
 
 QUOTA_FORMAT, PIN_FORMAT, DROPPED_FORMAT = "lamella.quota", "lamella.pin", "lamella.dropped"
@@ -79,7 +78,7 @@ class State:
     def stored_bytes(self) -> int:
         """What all files of the store take, links not followed."""
         with storage_errors(self._layout.root, "read"):
-            return sum(_file_bytes(path) for path in self._layout.root.rglob("*"))
+            return stored_bytes(self._layout.root)
 
     # pins
 
@@ -216,11 +215,3 @@ def _modified(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:
         return 0.0
-
-
-def _file_bytes(path: Path) -> int:
-    try:
-        found = path.lstat()
-    except FileNotFoundError:  # a file in ``incoming/`` comes and goes
-        return 0
-    return found.st_size if stat.S_ISREG(found.st_mode) else 0

@@ -14,8 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,8 +32,19 @@ from lamella.core.errors import (
 )
 from lamella.core.model import ModelIdentity
 from lamella.store import gc, locks, verify
+from lamella.store.claims import Claims
 from lamella.store.documents import read_document, write_document
-from lamella.store.files import IncomingFile, incoming_folder, storage_errors, sync_file, sync_folder, write_atomically
+from lamella.store.files import (
+    incoming_folder,
+    make_folder,
+    storage_errors,
+    stored_bytes,
+    sync_file,
+    sync_folder,
+    take_away,
+    write_atomically,
+)
+from lamella.store.keeping import KeptShard
 from lamella.store.layout import (
     RECIPE_FORMAT,
     STORE_FORMAT,
@@ -44,57 +54,18 @@ from lamella.store.layout import (
     link_name,
     link_target,
 )
+from lamella.store.leases import Lease, leased_ids
+from lamella.store.leftovers import Leftovers, find_leftovers
 from lamella.store.sources import IMPORTANCE_SETTING, Sources
 from lamella.store.state import State
 from lamella.store.usage import Usage, measure_usage
 
 Restore = Callable[["Store", Variant, Callable[[], bool] | None], object]
 """Gets back the shards of a variant that are not there, or raises ``ShardDamaged``; gives up when the last argument
-says so.  Called by ``Store.ready_paths``, under ``shared_lock``.  ``quantize.rebuild.restore_variant`` is one."""
+says so.  Called by ``Store.ready_paths``, whose caller holds a lease on them.  ``quantize.rebuild.restore_variant`` is
+one."""
 
 _OWN_NAMES = {"lock", "incoming"}  # what another process that creates the same store may have made already
-
-
-@dataclass(frozen=True, slots=True)
-class ShardWriter:
-    """A shard being written.  ``close()`` it, or leave its ``with`` block: what was not committed is removed."""
-
-    label: str
-    _file: IncomingFile
-    _layout: Layout
-    _state: State
-
-    @property
-    def n_bytes(self) -> int:
-        return self._file.n_bytes
-
-    def write(self, data: bytes | memoryview) -> None:
-        """Append.
-
-        Raises:
-            StorageFailed: the file system refused.
-        """
-        self._file.write(data)
-
-    def commit(self, expected_id: str | None = None) -> ShardRef:
-        """Flush the shard and give it its place under its hash; what stands there, damaged or not, is replaced.
-
-        Args:
-            expected_id: the hash that it must have.
-
-        Raises:
-            ShardDamaged: it has another; nothing was given a place.
-            StorageFailed: the file system refused.
-        """
-        ref = ShardRef(self._file.sha256, self.label, self._file.n_bytes)
-        if expected_id not in (None, ref.id):
-            raise ShardDamaged(f"{self.label} came out as {ref.id}, not as {expected_id}; nothing was stored")
-        self._file.commit(self._layout.shard(ref.id))
-        self._state.note_present(ref.id)
-        return ref
-
-    def close(self) -> None:
-        self._file.discard()
 
 
 class Store:
@@ -175,17 +146,20 @@ class Store:
             f"{what}. One store, one model"
         )
 
-    def shared_lock(self) -> AbstractContextManager[None]:
-        """Held while building and while opening a variant: nothing is removed meanwhile."""
-        return locks.shared_lock(self._layout)
+    def lease(self, *, reading: bool = False) -> Lease:
+        """What to rely on shards under: those that the lease holds are not collected until it is closed.
 
-    def exclusive_lock(self) -> AbstractContextManager[None]:
-        """Held while removing.
+        Args:
+            reading: nothing will be written, so that a store which may only be read will do.
 
         Raises:
-            StoreBusy: at once, if a builder or loader holds the store.
+            StorageFailed: the store cannot be written, and not only ``reading`` is asked for.
         """
-        return locks.exclusive_lock(self._layout)
+        return Lease(self, self._layout, reading=reading)
+
+    def claims(self) -> Claims:
+        """What to make shards under: those that others make are waited for, not made twice."""
+        return Claims(self._layout)
 
     # reading
 
@@ -200,7 +174,11 @@ class Store:
         Raises:
             StoreFormatError: a variant's document is damaged or of a newer format; names it and the cure.
         """
-        return tuple(self.variant(name) for name in self.variant_names())
+        found = []
+        for name in self.variant_names():
+            with contextlib.suppress(UnknownVariant):  # removed meanwhile
+                found.append(self.variant(name))
+        return tuple(found)
 
     def readable_variants(self) -> tuple[tuple[Variant, ...], dict[str, str]]:
         """The variants that can be read, and of each other one (name -> reason) why it cannot."""
@@ -208,6 +186,8 @@ class Store:
         for name in self.variant_names():
             try:
                 readable.append(self.variant(name))
+            except UnknownVariant:
+                continue  # removed meanwhile
             except (StoreFormatError, StorageFailed) as error:
                 reasons[name] = str(error)
         return tuple(readable), reasons
@@ -228,13 +208,15 @@ class Store:
             UnknownVariant: there is none; lists those there are.
             StoreFormatError: its document is damaged or of a newer format; names it and the cure.
         """
-        self.check_variant_exists(name)
-        try:
-            return self._read_variant(name)
-        except (ArtifactError, StoreFormatError) as error:
-            raise StoreFormatError(
-                f"{error}; to do without this variant, run: lamella store rm {self.path} {name}"
-            ) from None
+        while True:
+            before = self._state_of_folder(name)
+            try:
+                return self._read_variant(name)
+            except (ArtifactError, StoreFormatError) as error:
+                if self._state_of_folder(name) == before:  # else it was removed meanwhile, or made anew
+                    raise StoreFormatError(
+                        f"{error}; to do without this variant, run: lamella store rm {self.path} {name}"
+                    ) from None
 
     def shard_path(self, shard_id: str) -> Path:
         """Where that shard stands, or would stand."""
@@ -271,7 +253,7 @@ class Store:
     def ready_paths(self, variant: Variant, should_stop: Callable[[], bool] | None = None) -> tuple[Path, ...]:
         """``shard_paths`` for whoever is about to use the variant: what was dropped or is missing is got back first.
 
-        Notes that the variant is used.  The caller holds ``shared_lock``.
+        Notes that the variant is used.  The caller holds a lease on it.
 
         Raises:
             ShardDamaged: a shard is not there and cannot be got back; says why.
@@ -287,7 +269,7 @@ class Store:
         return self._layout.variant(name) / link_name(name, 0, len(self.variant(name).shards))
 
     def check(self, variant: Variant, on_progress: verify.OnProgress | None = None) -> None:
-        """Hash all shards of a variant.
+        """Hash all shards of a variant.  The caller holds a lease on them.
 
         Raises:
             ShardDamaged: one has other contents than its name says; names it and every variant that needs it.
@@ -314,30 +296,37 @@ class Store:
         sample = sample or verify.Sample()
         if sample.variant is not None:
             self.check_variant_exists(sample.variant)
-        with self.shared_lock():
-            facts = verify.Facts(
-                *self.readable_variants(), self.state.dropped(), (*self.state.unreadable(), *self.sources.unreadable())
-            )
+        with self.lease(reading=True) as lease:
+            variants, reasons = lease.hold_everything()
+            notes = (*self.state.unreadable(), *self.sources.unreadable())
+            facts = verify.Facts(variants, reasons, self.state.dropped(), notes)
             return verify.verify(self._layout, facts, sample, on_progress)
 
     def usage(self) -> Usage:
         """What the variants take together and alone."""
         with storage_errors(self.path, "read"):
-            stored_bytes = sum(path.stat().st_size for _, path in self._layout.shard_files())
-        return measure_usage(self.variants(), stored_bytes)
+            n_bytes = sum(stored_bytes(path) for _, path in self._layout.shard_files())
+        return measure_usage(self.variants(), n_bytes)
+
+    def leftovers(self) -> Leftovers:
+        """What work that ended early left; shards only if all variants and leases can be read.
+
+        Raises:
+            StorageFailed: the store cannot be read.
+        """
+        with storage_errors(self.path, "read"), locks.shared_lock(self._layout):
+            variants, reasons = self.readable_variants()
+            needed = {shard.id for variant in variants for shard in variant.shards}
+            try:
+                needed |= leased_ids(self._layout)
+            except StoreFormatError:
+                return find_leftovers(self._layout, None)
+            return find_leftovers(self._layout, None if reasons else needed)
 
     # building
 
-    def new_shard(self, label: str, needed_bytes: int) -> ShardWriter:
-        """Begin a shard.  The caller holds ``shared_lock``.
-
-        Raises:
-            StorageFailed: the file system refused.
-        """
-        return ShardWriter(label, IncomingFile(self._layout.incoming, needed_bytes), self._layout, self.state)
-
     def recall(self, recipe_id: str) -> ShardRef | None:
-        """The shard that a recipe once made, if it is still there in its full size."""
+        """The shard that a recipe once made, if it is still there in its full size.  ``Lease.recall`` also keeps it."""
         shard = self.remembered(recipe_id)
         return None if shard is None or self.quick_damage(shard) else shard
 
@@ -356,30 +345,29 @@ class Store:
         """Note which shard a recipe made, so that it need not be made again."""
         document = write_document(RECIPE_FORMAT, {"recipe": recipe, "shard": asdict(shard)})
         target = self._layout.recipe(recipe_id)
-        write_atomically(self._layout.incoming, target, document, durable=False)  # a cache
+        with locks.shared_lock(self._layout):  # else a running gc could take it for a recipe of no shard
+            write_atomically(self._layout.incoming, target, document, durable=False)  # a cache
 
     def add_variant(self, name: str, plan: Plan, shards: Sequence[ShardRef]) -> Variant:
-        """Make a variant of shards that are in the store.  The caller holds ``shared_lock``.
+        """Make a variant of shards that are in the store.  The caller holds a lease on them.
 
         A variant of that name with the same shards is returned as it is.
 
         Raises:
             VariantExists: the name is taken by other contents.
+            ShardDamaged: a shard is not there, or not in its full size.
             StorageFailed: the file system refused.
         """
         variant = Variant(check_variant_name(name), plan, tuple(shards))
         target = self._layout.variant(name)
         with storage_errors(target, "write"), incoming_folder(self._layout.incoming) as folder:
             _write_variant(folder, variant)
-            target.parent.mkdir(exist_ok=True)
-            try:
-                folder.rename(target)  # refused if the folder is there and not empty: exactly one writer wins
-            except OSError as error:
-                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                    raise
-                return self._same_variant(variant)
+            make_folder(target.parent)
+            with locks.shared_lock(self._layout):
+                self.shard_paths(variant)  # a variant that lacks a shard never comes to be
+                found = self._place_variant(folder, variant)
             sync_folder(target.parent)
-        return self.variant(name)
+        return found
 
     # removing
 
@@ -388,41 +376,74 @@ class Store:
 
         Raises:
             UnknownVariant: there is none of that name.
-            StoreBusy: a builder or loader holds the store.
+            StorageFailed: the file system refused.
         """
-        with self.exclusive_lock(), storage_errors(self._layout.variant(name), "remove"):
+        folder = self._layout.variant(name)
+        with storage_errors(folder, "remove"), locks.shared_lock(self._layout):
             self.check_variant_exists(name)
-            with incoming_folder(self._layout.incoming) as folder:
-                self._layout.variant(name).rename(folder / name)  # at once; what remains of a crash is rubbish
-                sync_folder(self._layout.variants)
+            try:
+                take_away(folder, self._layout.incoming)
+            except FileNotFoundError:
+                raise self._unknown(name) from None  # somebody else was faster
             self.state.forget_variant(name)
 
     def collect_garbage(self) -> gc.GarbageReport:
-        """Remove shards and recipes that no variant needs, and what dead writers left.
+        """Remove shards and recipes that neither a variant nor a living lease needs, and what the dead left.
+
+        May be called while others build, load and run.
 
         Raises:
-            StoreBusy: a builder or loader holds the store.
-            StoreFormatError: a variant cannot be read, so what it needs is not known; names the cure.
+            StoreBusy: a loader that cannot write a lease took longer than ``locks.LONGEST_WAIT_S``.
+            StoreFormatError: a variant or a lease cannot be read, so what it needs is not known; names the cure.
         """
-        with self.exclusive_lock():
+        with locks.exclusive_lock(self._layout):
             self._refuse_unreadable()
-            needed = {shard.id for variant in self.variants() for shard in variant.shards}
+            variants, leased = self.variants(), self.leased_ids()
+            needed = {shard.id for variant in variants for shard in variant.shards} | leased
             made = {recipe_id: self.remembered(recipe_id) for recipe_id, _ in self._layout.recipe_files()}
             report = gc.collect(self._layout, needed, {i: shard.id if shard else None for i, shard in made.items()})
             self.state.forget_all_but(self._layout.variant_names(), needed)
-            matrices = {str(variant.plan.settings.get(IMPORTANCE_SETTING)) for variant in self.variants()}
+            matrices = {str(variant.plan.settings.get(IMPORTANCE_SETTING)) for variant in variants} | leased
             return replace(report, freed_bytes=report.freed_bytes + self.sources.forget_importance(matrices))
 
-    def drop(self, shards: Sequence[ShardRef]) -> None:
-        """Remove shards that variants need and that can be made again.  The caller holds ``exclusive_lock``.
+    def drop(self, shards: Sequence[KeptShard]) -> tuple[ShardRef, ...]:
+        """Remove shards that variants need and that can be made again; returns those that went.
+
+        May be called while others build, load and run: what somebody has leased, pinned, or made or removed a variant
+        of since it was looked at stays.
 
         Raises:
+            StoreBusy: a loader that cannot write a lease took longer than ``locks.LONGEST_WAIT_S``.
+            StoreFormatError: a variant, a pin or a lease cannot be read; names the cure.
             StorageFailed: the file system refused.
         """
-        for shard in shards:
-            self.state.note_dropped(shard)
-            with storage_errors(self._layout.shard(shard.id), "remove"):
-                self._layout.shard(shard.id).unlink(missing_ok=True)
+        if not shards:
+            return ()
+        with locks.exclusive_lock(self._layout):
+            self._refuse_unreadable()
+            variants, leased, pinned = self.variants(), self.leased_ids(), self.state.pinned()
+            going = [
+                shard.ref
+                for shard in shards
+                if shard.ref.id not in leased
+                and pinned.isdisjoint(shard.variants)
+                and verify.users_of(shard.ref.id, variants) == shard.variants
+            ]
+            for ref in going:
+                self.state.note_dropped(ref)
+                with storage_errors(self._layout.shard(ref.id), "remove"):
+                    self._layout.shard(ref.id).unlink(missing_ok=True)
+        return tuple(going)
+
+    def leased_ids(self) -> set[str]:
+        """What somebody relies on at this moment: ids of shards, hashes of importance matrices.
+
+        Raises:
+            StoreFormatError: a lease of another version.
+            StorageFailed: a lease cannot be read.
+        """
+        with storage_errors(self._layout.leases, "read"):
+            return leased_ids(self._layout)
 
     # details
 
@@ -440,6 +461,18 @@ class Store:
             check_sha256(shard.id, f"{path}: shard id")
         return variant
 
+    def _state_of_folder(self, name: str) -> tuple[int, int]:
+        """What changes when a variant is removed, or removed and made anew.
+
+        Raises:
+            UnknownVariant: there is none.
+        """
+        try:
+            found = self._layout.variant(name).stat()
+        except FileNotFoundError:
+            raise self._unknown(name) from None
+        return found.st_ino, found.st_ctime_ns
+
     def _refuse_unreadable(self) -> None:
         _, reasons = self.readable_variants()
         if reasons:
@@ -451,6 +484,17 @@ class Store:
     def _unknown(self, name: str) -> UnknownVariant:
         there = ", ".join(self._layout.variant_names()) or "none"
         return UnknownVariant(f"{self.path} has no variant '{name}'; there are: {there}")
+
+    def _place_variant(self, folder: Path, variant: Variant) -> Variant:
+        while True:
+            try:
+                folder.rename(self._layout.variant(variant.name))  # refused if there is one: exactly one writer wins
+                return from_json(Variant, to_json(variant), str(folder))  # as readers find it
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+            with contextlib.suppress(UnknownVariant):  # removed meanwhile, so the name is free
+                return self._same_variant(variant)
 
     def _same_variant(self, wanted: Variant) -> Variant:
         found = self.variant(wanted.name)
@@ -469,13 +513,13 @@ def variant_exists(store: Store, found: Variant) -> VariantExists:
 def _create(layout: Layout, identity: ModelIdentity) -> None:
     with storage_errors(layout.root, "create"):
         try:
-            layout.root.mkdir(parents=True, exist_ok=True)
+            make_folder(layout.root)
             names = {path.name for path in layout.root.iterdir()}
         except (FileExistsError, NotADirectoryError):
             raise StoreFormatError(f"{layout.root} is a file; a store is a folder") from None
     if names - _OWN_NAMES and not layout.document.exists():
         raise StoreFormatError(f"{layout.root} is no store and not empty: {', '.join(sorted(names)[:3])}")
-    with locks.exclusive_lock(layout, wait=True):  # two creators: the second finds the first one's document
+    with locks.exclusive_lock(layout):  # two creators: the second finds the first one's document
         if not layout.document.exists():
             document = write_document(STORE_FORMAT, {"model": asdict(identity)})
             write_atomically(layout.incoming, layout.document, document)

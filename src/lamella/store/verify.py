@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lamella.core.artifacts import ShardRef, Variant
-from lamella.core.errors import InvalidRequest
-from lamella.store.files import pieces
+from lamella.core.errors import InvalidRequest, StorageFailed
+from lamella.store.files import pieces, stored_bytes
 from lamella.store.layout import Layout, link_name, link_target
 
 OnProgress = Callable[[int], None]
@@ -138,6 +138,8 @@ def verify(
 ) -> VerifyReport:
     """Hash shards of the store and compare; check that variants' shards and links are there.
 
+    The caller holds a lease on the shards of ``facts.variants``; one of no variant may go meanwhile.
+
     Args:
         clock: seconds that only go forward.
 
@@ -149,12 +151,14 @@ def verify(
     refs = {shard.id: shard for variant in variants for shard in variant.shards}
     files = dict(layout.shard_files())
     wanted = set(refs) | (set(files) if sample.variant is None else set())
-    sizes = {i: files[i].stat().st_size for i in wanted if i in files}
+    sizes = {i: stored_bytes(files[i]) for i in wanted if i in files}
     reasons = {i: reason for i in wanted if (reason := _quick_damage(i, sizes, refs, facts.dropped))}
-    whole = [i for i in wanted if i not in reasons]
-    order = _order(whole, sizes, sample)
+    order = _order([i for i in wanted if i not in reasons], sizes, sample)
     hashed = hash_files({i: files[i] for i in order}, on_progress, n_jobs=sample.n_jobs, is_over=_over(ends, clock))
     reasons |= {i: f"its SHA-256 is {found}" for i, found in hashed.items() if found != i}
+    gone = {i for i in order if i not in hashed and not files[i].exists()}
+    reasons |= dict.fromkeys(gone & refs.keys(), MISSING)
+    wanted -= gone - refs.keys()  # gc took them: no variant needs them
 
     def described(ids: Collection[str]) -> tuple[DamagedShard, ...]:
         return tuple(
@@ -162,7 +166,7 @@ def verify(
             for i in sorted(ids)
         )
 
-    left = [i for i in whole if i not in hashed]
+    left = [i for i in order if i not in hashed and i not in gone]
     return VerifyReport(
         n_shards=len(wanted),
         n_bytes=sum(sizes[i] for i in hashed),
@@ -204,9 +208,9 @@ def _over(ends: float | None, clock: Callable[[], float]) -> Callable[[], bool]:
 
 def find_damage(shards: Mapping[str, Path], on_progress: OnProgress | None = None) -> dict[str, str]:
     """Which of the files (id -> path) do not hash to their id, and why."""
-    reasons = {shard_id: MISSING for shard_id, path in shards.items() if not path.exists()}
-    hashed = hash_files({i: path for i, path in shards.items() if i not in reasons}, on_progress)
-    return reasons | {i: f"its SHA-256 is {found}" for i, found in hashed.items() if found != i}
+    hashed = hash_files(shards, on_progress)
+    missing = {i: MISSING for i in shards if i not in hashed}
+    return missing | {i: f"its SHA-256 is {found}" for i, found in hashed.items() if found != i}
 
 
 def hash_files(
@@ -216,7 +220,7 @@ def hash_files(
     n_jobs: int | None = None,
     is_over: Callable[[], bool] = lambda: False,
 ) -> dict[str, str]:
-    """SHA-256 of each file, begun in the order given; without those that time did not suffice for.
+    """SHA-256 of each file, begun in the order given; without those that time did not suffice for, or that are gone.
 
     Args:
         n_jobs: threads; None: one for each core that this process may use.
@@ -224,7 +228,7 @@ def hash_files(
     """
     report = _one_at_a_time(on_progress or (lambda _: None))
     with ThreadPoolExecutor(n_jobs or len(os.sched_getaffinity(0))) as pool:
-        found = pool.map(lambda path: _sha256(path, report, is_over), files.values())
+        found = pool.map(lambda path: _sha256_if_there(path, report, is_over), files.values())
         return {key: digest for key, digest in zip(files, found, strict=True) if digest is not None}
 
 
@@ -235,6 +239,15 @@ def users_of(shard_id: str, variants: Sequence[Variant]) -> tuple[str, ...]:
 def describe(shard: ShardRef, users: Sequence[str], reason: str) -> str:
     state = f"was {reason}" if reason == DROPPED else f"is damaged: {reason}"
     return f"shard {shard.id} ({shard.label} of {', '.join(users)}) {state}"
+
+
+def _sha256_if_there(path: Path, on_progress: OnProgress, is_over: Callable[[], bool]) -> str | None:
+    try:
+        return _sha256(path, on_progress, is_over)
+    except StorageFailed:
+        if path.exists():
+            raise
+        return None
 
 
 def _sha256(path: Path, on_progress: OnProgress, is_over: Callable[[], bool]) -> str | None:
@@ -266,5 +279,5 @@ def _broken_links(layout: Layout, variants: Sequence[Variant]) -> tuple[str, ...
         for number, shard in enumerate(variant.shards):
             link = layout.variant(variant.name) / link_name(variant.name, number, len(variant.shards))
             if not link.is_symlink() or str(link.readlink()) != link_target(shard.id):
-                broken.append(f"{variant.name}/{link.name}")
-    return tuple(broken)
+                broken.append(link)
+    return tuple(f"{link.parent.name}/{link.name}" for link in broken if link.parent.exists())  # else removed meanwhile

@@ -1,0 +1,95 @@
+"""``lamella ladder``: plans together, builds into one store, and says what sharing cost and saved."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lamella.api import load, write_artifact
+from lamella.cli import main
+from lamella.core.artifacts import Measurement
+from lamella.store.store import Store
+from tests.fakes.tiny_model import write_tiny_model
+from tests.planning.losses import made_losses
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("ladder") / "tiny.gguf", n_embd=256, n_ff=512, n_layers=4)
+
+
+@pytest.fixture(scope="module")
+def losses(model: Path) -> Path:
+    spec = load(model).spec
+    measured = Measurement("sensitivity", spec.identity, {}, (), (), tensors=made_losses(spec))
+    write_artifact(measured, path := model.with_name("losses.json"))
+    return path
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def _json(result: tuple[int, str, str]) -> Any:
+    code, out, err = result
+    assert code == 0, err
+    return json.loads(out)
+
+
+def test_a_ladder_is_built_and_shares_what_it_says(run: Run, model: Path, losses: Path, tmp_path: Path) -> None:
+    store, plot = tmp_path / "store", tmp_path / "ladder.svg"
+    ask = ("ladder", model, store, "--measurement", losses, "--steps", "3", "--from", "8.5bpw", "--to", "5")
+    document = _json(run(*ask, "--budget", "1.5x", "--plot", plot, "--json"))
+    steps = document["steps"]
+    assert [s["variant"] for s in steps] == [f"ladder-{s['bits_per_weight']:.2f}bpw" for s in steps]
+    assert document["joint_bytes"] <= document["budget_bytes"]
+    opened = Store.open(store)
+    assert sorted(opened.variant_names()) == sorted(s["variant"] for s in steps)
+    headers = sum(v.n_bytes - v.plan.bytes.weights for v in opened.variants())
+    assert document["joint_bytes"] <= opened.usage().joint_bytes <= document["joint_bytes"] + headers
+    assert steps[0]["variant"] in plot.read_text()
+    assert opened.variant(steps[1]["variant"]).plan.settings["step"] == "2 of 3"
+
+
+def test_a_dry_run_writes_nothing(run: Run, model: Path, losses: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    code, out, err = run("ladder", model, store, "--measurement", losses, "--steps", "2", "--dry-run")
+    assert code == 0, err
+    assert "of separate files" in out
+    assert not store.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--from", "many"], "no number of bits per weight"),
+        (["--budget", "some"], "no budget for a ladder"),
+        (["--budget", "0.4x"], "at least 1x"),
+        (["--within", "0.5"], "0.5 was asked"),
+        (["--memory", "1GiB", "--steps", "2"], "not both"),
+        (["--memory", "1GiB"], "at least 2 steps"),
+        (["--context", "512"], "belong to --memory"),
+        (["--steps", "1"], "at least 2 steps"),
+        (["--plot", "ladder.txt"], "must end in"),
+    ],
+)
+def test_what_makes_no_ladder_is_refused_before_anything_is_built(
+    run: Run, model: Path, losses: Path, tmp_path: Path, options: list[str], says: str
+) -> None:
+    code, _, err = run("ladder", model, tmp_path / "store", "--measurement", losses, *options)
+    assert code == 2
+    assert says in err
+    assert not (tmp_path / "store").exists()
