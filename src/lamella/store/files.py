@@ -107,13 +107,7 @@ class IncomingFile:
     def commit(self, target: Path, *, durable: bool = True) -> None:
         """Flush to the disk, make read-only, give the file its place (replacing what stood there), let go of it."""
         with storage_errors(target, "write", self._needed_bytes):
-            if durable:
-                os.fsync(self._fd)
-            os.fchmod(self._fd, FILE_MODE)
-            make_folder(target.parent)
-            self.path.rename(target)
-            if durable:
-                sync_folder(target.parent)
+            put_in_place(self._fd, self.path, target, durable=durable)
             self._close()
 
     def discard(self) -> None:
@@ -126,6 +120,17 @@ class IncomingFile:
     def _close(self) -> None:
         fd, self._fd = self._fd, -1
         os.close(fd)
+
+
+def put_in_place(fd: int, path: Path, target: Path, *, durable: bool = True) -> None:
+    """Flush the open file at ``path``, make it read-only, and rename it to ``target``, replacing what stood there."""
+    if durable:
+        os.fsync(fd)
+    os.fchmod(fd, FILE_MODE)
+    make_folder(target.parent)
+    path.rename(target)
+    if durable:
+        sync_folder(target.parent)
 
 
 @contextlib.contextmanager
