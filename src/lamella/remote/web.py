@@ -2,7 +2,8 @@
 
 Nothing is ever decompressed: identity is asked for, and an answer in any other encoding is refused, so no answer is
 longer than the bytes that arrive.  Redirects are few, to http and https only, and never from https to http.  The token
-goes to the host of the URL alone.  Whatever breaks a connection becomes ``ConnectionCut``, which callers may try again.
+goes to the host of the URL alone: httpx takes it off a request that is redirected elsewhere.  Whatever breaks a
+connection becomes ``ConnectionCut``, which callers may try again.
 """
 
 from __future__ import annotations
@@ -93,7 +94,6 @@ class Web(Closing):
             max_redirects=self.options.n_redirects,
             event_hooks={"request": [self._check_request]},
         )
-        self._origin = _origin(httpx.URL(self.url))
 
     def close(self) -> None:
         self._client.close()
@@ -201,10 +201,8 @@ class Web(Closing):
 
     def _check_request(self, request: httpx.Request) -> None:
         """Called before each request, redirected ones included."""
-        if self._origin[0] == "https" and request.url.scheme == "http":
+        if self.url.startswith("https:") and request.url.scheme == "http":
             raise RemoteInvalid(f"{self.url} redirects from https to {request.url}, where anybody may listen")
-        if _origin(request.url) != self._origin:
-            request.headers.pop("Authorization", None)
 
     @contextlib.contextmanager
     def _in_words(self, target: str) -> Iterator[None]:
@@ -243,10 +241,6 @@ def check_token(token: str) -> str:
     if not token.isascii() or not token.isprintable() or " " in token:
         raise InvalidRequest("a token is made of printable ASCII characters without spaces")
     return token
-
-
-def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
-    return url.scheme, url.host, url.port or {"http": 80, "https": 443}.get(url.scheme)
 
 
 def _check_answer(response: httpx.Response, target: str) -> None:
