@@ -12,7 +12,7 @@ from lamella.llama.gguf import Header, read_tensors
 from lamella.remote.headers import read_header
 from lamella.store.store import Store
 
-N_TRIES = 400
+N_TRIES = 200
 
 
 def test_both_readers_agree_on_every_shard(origin: Store) -> None:

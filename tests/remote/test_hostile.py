@@ -34,11 +34,19 @@ def bad(origin: Store, tmp_path: Path) -> Path:
     return Path(shutil.copytree(origin.path, tmp_path / "bad", symlinks=True))
 
 
-@pytest.fixture
-def before(origin: Store, local: Path) -> dict[str, bytes]:
-    """A local store with the variant mixed; all its files."""
+@pytest.fixture(scope="module")
+def pulled(origin: Store) -> Path:
+    """A store with the variant mixed."""
+    folder = origin.path.with_name("pulled")
     with serving(origin.path, Static) as site:
-        pull(site.url, "mixed", local)
+        pull(site.url, "mixed", folder)
+    return folder
+
+
+@pytest.fixture
+def before(pulled: Path, local: Path) -> dict[str, bytes]:
+    """All files of the local store, which is a copy of ``pulled``."""
+    shutil.copytree(pulled, local, symlinks=True)
     return files(local)
 
 
