@@ -37,6 +37,8 @@ if TYPE_CHECKING:
         measured_prices,
         open_engine,
         plan,
+        pull,
+        push,
         tune_on,
     )
     from lamella.core.artifacts import Measurement, Plan, Variant
@@ -64,6 +66,8 @@ _WHERE = {
     "measured_prices": "api",
     "open_engine": "api",
     "plan": "api",
+    "pull": "api",
+    "push": "api",
     "tune_on": "api",
     "Constraints": "planning.constraints",
     "ContextOptions": "llama.handles",
@@ -112,6 +116,8 @@ __all__ = [
     "measured_prices",
     "open_engine",
     "plan",
+    "pull",
+    "push",
     "tune_on",
 ]
 

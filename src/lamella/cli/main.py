@@ -22,6 +22,7 @@ from lamella.cli import (
     lm_eval,
     measure,
     plan,
+    remote,
     run,
     store,
 )
@@ -67,6 +68,9 @@ app.command("eval")(eval.evaluate)
 app.command("export")(exchange.export_variant)
 app.command("import")(exchange.import_file)
 app.command("lm-eval", context_settings=lm_eval.OPTIONS)(lm_eval.lm_eval)
+app.command("pull")(remote.pull)
+app.command("push")(remote.push)
+app.command("serve-store")(remote.serve_store)
 app.add_typer(store.app, name="store")
 
 
