@@ -5,12 +5,14 @@
 | ``LAMELLA_DEVICE`` | ggml device to plan for, for example ``CUDA0``; default: the one with most free memory |
 | ``LAMELLA_THREADS`` | threads for computing; default: the cores that this process may use |
 | ``LAMELLA_CACHE`` | folder for what was measured on this machine; default: ``$XDG_CACHE_HOME/lamella`` |
+| ``LAMELLA_TOKEN`` | token of remote stores, for ``pull``, ``push`` and ``serve-store`` |
+| ``LAMELLA_LLAMA_CPP`` | a checkout of llama.cpp, whose script converts safetensors |
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -25,11 +27,15 @@ class Config:
         device: name of a ggml device, or None.
         n_threads: 0 for all cores that this process may use.
         cache_folder: for machine measurements; may be deleted at any time.
+        token: for remote stores, or None.
+        llama_cpp: checkout of llama.cpp, or None.
     """
 
     device: str | None
     n_threads: int
     cache_folder: Path
+    token: str | None = field(default=None, repr=False)
+    llama_cpp: Path | None = None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Self:
@@ -44,6 +50,8 @@ class Config:
             device=environ.get("LAMELLA_DEVICE") or None,
             n_threads=_threads(environ.get("LAMELLA_THREADS", "")),
             cache_folder=folder if environ.get("LAMELLA_CACHE") else folder / "lamella",
+            token=environ.get("LAMELLA_TOKEN") or None,
+            llama_cpp=Path(environ["LAMELLA_LLAMA_CPP"]) if environ.get("LAMELLA_LLAMA_CPP") else None,
         )
 
 

@@ -7,7 +7,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,9 @@ from lamella.cli import main
 from lamella.core.artifacts import Measurement
 from lamella.llama.kernels import KernelTimes
 from lamella.store.store import Store
+from tests.cli.conftest import Run
 from tests.fakes.tiny_model import write_tiny_model
 from tests.planning.losses import made_losses
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -37,22 +35,6 @@ def store(model: Path) -> Path:
     folder = model.with_name("store")
     assert main(["build", str(model), str(folder), "--precision", "int8,int4", "--json"]) == 0
     return folder
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """Run a command; gives exit code, standard output, standard error.  Machine measurements go to a fresh folder."""
-    monkeypatch.setenv("LAMELLA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("LAMELLA_THREADS", "1")
-    monkeypatch.delenv("LAMELLA_DEVICE", raising=False)
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 def _json(result: tuple[int, str, str]) -> Any:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lamella.api import load, write_artifact
-from lamella.cli import main
 from lamella.core.artifacts import Measurement
 from lamella.store.store import Store
+from tests.cli.conftest import Run
 from tests.fakes.tiny_model import write_tiny_model
 from tests.planning.losses import made_losses
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +27,6 @@ def losses(model: Path) -> Path:
     measured = Measurement("sensitivity", spec.identity, {}, (), (), tensors=made_losses(spec))
     write_artifact(measured, path := model.with_name("losses.json"))
     return path
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 def _json(result: tuple[int, str, str]) -> Any:

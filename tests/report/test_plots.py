@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,20 @@ from lamella.core.artifacts import CalibrationText, LayerPlan, LayerScore, Measu
 from lamella.core.errors import InvalidRequest, StorageFailed
 from lamella.core.model import ModelIdentity
 from lamella.planning.frontier import Frontier, FrontierPoint
-from lamella.report.plots import DPI, HEIGHT_INCHES, PlanPoint, plot_frontier, plot_measurement, plot_plan
+from lamella.planning.ladder import JointBudget, evenly_spaced, plan_ladder
+from lamella.planning.request import PlanRequest
+from lamella.report.plots import (
+    DPI,
+    HEIGHT_INCHES,
+    PlanPoint,
+    ladder_cells,
+    plot_frontier,
+    plot_ladder,
+    plot_measurement,
+    plot_plan,
+)
+from tests.planning.losses import made_losses
+from tests.planning.models import tiny_spec
 
 MODEL = ModelIdentity("llama", "A model of $5 \\frac and 50$", "s", "w")
 
@@ -160,3 +174,20 @@ def test_a_frontier_needs_a_known_suffix(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest):
         plot_frontier(found(), tmp_path / "frontier.bmp")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_ladder_has_a_row_for_each_step_and_a_cell_for_each_shard(tmp_path: Path) -> None:
+    spec = tiny_spec(4)
+    request = PlanRequest(spec, losses=made_losses(spec))
+    steps = [replace(request, weights_bytes=size) for size in evenly_spaced(spec, 3, 8.5, 5)]
+    found = plan_ladder(steps, JointBudget.parse("1.5x"))
+    plot_ladder(found, ["large", "middle", "small"], tmp_path / "ladder.svg")
+    drawn = (tmp_path / "ladder.svg").read_text()
+    assert all(f"{name}  KL" in drawn for name in ("large", "middle", "small"))
+    assert f"{found.joint_bytes / found.sum_bytes:.0%} of separate files" in drawn
+    shards = {
+        (layer, tuple(kind for name, kind in step.plan.tensors.items() if name.startswith(f"blk.{layer}.")))
+        for step in found.steps
+        for layer in range(spec.n_layers)
+    }
+    assert len(list(ladder_cells(found))) == len(shards)

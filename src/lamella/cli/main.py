@@ -23,6 +23,7 @@ from lamella.cli import (
     lm_eval,
     measure,
     plan,
+    remote,
     run,
     store,
 )
@@ -68,6 +69,9 @@ app.command("eval")(eval.evaluate)
 app.command("export")(exchange.export_variant)
 app.command("import")(exchange.import_file)
 app.command("lm-eval", context_settings=lm_eval.OPTIONS)(lm_eval.lm_eval)
+app.command("pull")(remote.pull)
+app.command("push")(remote.push)
+app.command("serve-store")(remote.serve_store)
 keeping.add_to(store.app)
 app.add_typer(store.app, name="store")
 

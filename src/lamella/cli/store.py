@@ -9,12 +9,13 @@ import msgspec
 import typer
 
 from lamella.cli.leftovers import note_leftovers
-from lamella.cli.output import JsonFlag, print_json, progress, say, stdout, table
-from lamella.core.artifacts import Variant, to_plain
+from lamella.cli.output import JsonFlag, bar, print_json, progress, say, stdout, table
+from lamella.core.artifacts import LayerPlan, Variant, to_plain
 from lamella.core.errors import ShardDamaged
 from lamella.core.precision import GGML_TYPES, MENU, nominal_bits
 from lamella.core.units import format_bytes, parse_seconds
 from lamella.store.store import Store
+from lamella.store.usage import VariantUsage
 from lamella.store.verify import Sample, VerifyReport
 
 app = typer.Typer(help="Look into a store, check it, delete from it.", no_args_is_help=True, rich_markup_mode=None)
@@ -33,12 +34,16 @@ def list_variants(store: StoreArgument, json: JsonFlag = False) -> None:
         print_json({"model": opened.identity, "variants": [_summary(v) for v in variants], "leftovers": leftovers})
         return
     say(f"{opened.identity.name} ({opened.identity.architecture})")
-    shown = table("variant", ">size", ">bits/weight", ">average bits", "policy", "scheme", "layers")
-    for v in variants:
+    shown = table("variant", ">size", ">bits/weight", ">KL", ">its own", "shares most with", "policy", "layers")
+    for v, used in zip(variants, opened.usage().variants, strict=True):
         plan = v.plan
-        size, bits = format_bytes(v.n_bytes), f"{plan.bits_per_weight:.2f}"
-        shown.add_row(v.name, size, bits, f"{plan.average_bits:.2f}", plan.policy, plan.scheme, layer_strip(v))
+        loss = "" if plan.predicted_loss is None else f"{plan.predicted_loss:.3g}"
+        policy = plan.policy if plan.scheme == "block" else f"{plan.policy}, {plan.scheme}"
+        bits, own = f"{plan.bits_per_weight:.2f}", format_bytes(used.own_bytes)
+        shown.add_row(v.name, format_bytes(v.n_bytes), bits, loss, own, _shares_with(used), policy, layer_strip(v))
     stdout.print(shown)
+    if any(v.plan.predicted_loss is not None for v in variants):
+        say("KL: predicted divergence from the source, in nats a token; layers: bits of each, F for ten to sixteen")
     note_leftovers(opened)
 
 
@@ -154,10 +159,11 @@ def usage(store: StoreArgument, json: JsonFlag = False) -> None:
     if json:
         print_json(fields_of(found))
         return
-    shown = table("variant", ">size", ">its own", ">shared")
+    shown = table("variant", ">size", ">its own", ">shared", "its own share")
     for v in found.variants:
-        shared = format_bytes(v.n_bytes - v.own_bytes)
-        shown.add_row(v.name, format_bytes(v.n_bytes), format_bytes(v.own_bytes), shared)
+        own = v.own_bytes / v.n_bytes
+        sizes = map(format_bytes, (v.n_bytes, v.own_bytes, v.n_bytes - v.own_bytes))
+        shown.add_row(v.name, *sizes, f"{bar(own)} {own:.0%}")
     stdout.print(shown)
     joint, alone = found.joint_bytes, found.sum_of_variants_bytes
     share = f", {joint / alone:.0%} of it" if alone else ""
@@ -166,16 +172,23 @@ def usage(store: StoreArgument, json: JsonFlag = False) -> None:
         say(f"{format_bytes(found.unused_bytes)} are used by no variant; free them with: lamella store gc {store}")
 
 
+def _shares_with(used: VariantUsage) -> str:
+    return "" if used.nearest is None else f"{used.nearest} ({used.nearest_bytes / used.n_bytes:.0%})"
+
+
 def layer_strip(variant: Variant) -> str:
-    """One character a layer: its bits, ``F`` for sixteen, ``m`` where they are mixed."""
-    return "".join(_bits_character(layer.precision) for layer in variant.plan.layers)
+    """One character a layer: its bits (F: ten to sixteen), the mean where types are mixed (m: not known)."""
+    return "".join(map(_bits_character, variant.plan.layers))
 
 
-def _bits_character(precision: str) -> str:
-    if precision not in MENU and precision not in GGML_TYPES:
-        return precision[:1]
-    bits = int(nominal_bits(precision))
-    return "F" if bits >= 16 else str(bits)
+def _bits_character(layer: LayerPlan) -> str:
+    if layer.precision in MENU or layer.precision in GGML_TYPES:
+        bits = int(nominal_bits(layer.precision))
+    elif layer.bits_per_weight is not None:
+        bits = round(layer.bits_per_weight)
+    else:
+        return layer.precision[:1]
+    return "F" if bits >= 10 else str(bits)
 
 
 def _summary(variant: Variant) -> dict[str, object]:

@@ -131,12 +131,14 @@ class LayerPlan:
         precision: a name of the menu or a ggml type; of a layer that mixes types, the type of most of its weights.
         bytes: of all its tensors at that precision.
         importance: the layer's score in [0, 1] that the policy saw; None for policies that look at none.
+        bits_per_weight: of all its weights, as stored; None for policies that choose by layer.
     """
 
     layer: int
     precision: str
     bytes: int
     importance: float | None = None
+    bits_per_weight: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

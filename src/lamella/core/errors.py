@@ -21,6 +21,8 @@
     +-- LibraryError             8   llama.cpp is missing, of an unknown version, or of another memory layout
     |   +-- LayoutMismatch
     +-- EngineFailed             9   llama.cpp could not load, allocate or decode
+    +-- RemoteFailed            10   another machine: not reachable, cut off, or it refuses
+        +-- RemoteInvalid            what it sent is not what it promised; nothing of it was taken over
 
 130 is the exit code of an interrupt (Ctrl-C), as shells have it.
 
@@ -150,3 +152,13 @@ class EngineFailed(LamellaError):
     """llama.cpp reported a failure while loading, allocating or decoding."""
 
     exit_code = 9
+
+
+class RemoteFailed(LamellaError):
+    """Another machine could not be reached, cut the connection too often, or refused."""
+
+    exit_code = 10
+
+
+class RemoteInvalid(RemoteFailed):
+    """What another machine sent is not what it promised, or what nobody should take.  Nothing of it was taken over."""

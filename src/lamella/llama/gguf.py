@@ -285,6 +285,16 @@ def read_tensors(path: Path) -> dict[str, TensorData]:
         return {t.spec.name: t for t in header.tensors(path)}
 
 
+def read_structure(metadata_file: Path, tensors: Iterable[TensorSpec]) -> str:
+    """``ModelIdentity.structure`` of a model whose metadata and tokenizer stand in one file, its tensors wherever.
+
+    Raises:
+        ModelError: and its subclasses; see ``Header``.
+    """
+    with Header.open(metadata_file) as header:
+        return _structure_hash(header, str(header.get("general.architecture") or ""), tensors)
+
+
 def split_paths(path: Path, n_split: int) -> tuple[Path, ...]:
     """All files of a split model, given one of them (``llama_split_path``).
 

@@ -162,8 +162,8 @@ def build_tensor_plan(
         scheme=request.scheme,
         settings={**request.settings, "accounting": "exact", **settings},
         layers=tuple(
-            LayerPlan(layer.index, layer_type(layer, tensors), size, score)
-            for layer, size, score in zip(layers, sizes, scores, strict=True)
+            LayerPlan(layer.index, layer_type(layer, tensors), size, score, of_layer)
+            for layer, size, score, of_layer in zip(layers, sizes, scores, bits, strict=True)
         ),
         tensors=dict(tensors),
         bits_per_weight=bits_per_weight(spec, tensors),

@@ -90,7 +90,6 @@ class Ladder:
     """Steps of falling size.
 
     Attributes:
-        layer_weights: how many weights each layer has.
         own_bytes: of each step, what no other step uses.
         joint_bytes: of the weights of all steps, those that steps share counted once.
         budget_bytes: for that; None where the ratio was given instead.
@@ -99,7 +98,6 @@ class Ladder:
     """
 
     steps: tuple[LadderStep, ...]
-    layer_weights: tuple[int, ...]
     own_bytes: tuple[int, ...]
     joint_bytes: int
     budget_bytes: int | None
@@ -180,7 +178,6 @@ def plan_ladder(
     )  # fmt: skip
     return Ladder(
         steps,
-        tuple(layer.n_weights for layer in menu.spec.layers),
         _own_bytes(problem, found.picks),
         found.joint_weight,
         budget,

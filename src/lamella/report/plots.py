@@ -161,7 +161,7 @@ def plot_ladder(found: Ladder, names: Sequence[str], path: Path) -> None:
     check_suffix(path)
     plans = [step.plan for step in found.steps]
     figure, axes = _new_figure(len(plans[0].layers))
-    cells = list(_ladder_cells(found))
+    cells = list(ladder_cells(found))
     for i, (least, colour) in enumerate(_BY_BITS):
         shown = [cell for cell in cells if _bits_colour(cell.bits) == colour]
         label = f"{least} bits and more" if i == 0 else f"{least} to {_BY_BITS[i - 1][0]} bits"
@@ -181,7 +181,7 @@ def plot_ladder(found: Ladder, names: Sequence[str], path: Path) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _LadderCell:
+class LadderCell:
     """A layer's shard, drawn over the steps that use it."""
 
     layer: int
@@ -190,14 +190,15 @@ class _LadderCell:
     bits: float
 
 
-def _ladder_cells(found: Ladder) -> Iterator[_LadderCell]:
+def ladder_cells(found: Ladder) -> Iterator[LadderCell]:
+    """The shards of all layers, those of neighbouring steps joined."""
     plans = [step.plan for step in found.steps]
-    for layer, n_weights in enumerate(found.layer_weights):
+    for layer, _ in enumerate(plans[0].layers):
         types = [tuple(kind for name, kind in p.tensors.items() if name.startswith(f"blk.{layer}.")) for p in plans]
         starts = [i for i in range(len(plans)) if i == 0 or types[i] != types[i - 1]]
         for first, end in zip(starts, [*starts[1:], len(plans)], strict=True):
-            bits = 8 * plans[first].layers[layer].bytes / n_weights
-            yield _LadderCell(layer, first - 0.46, end - first - 0.08, bits)
+            bits = plans[first].layers[layer].bits_per_weight or 0.0
+            yield LadderCell(layer, first - 0.46, end - first - 0.08, bits)
 
 
 def _ladder_facts(found: Ladder) -> str:

@@ -14,7 +14,7 @@ from lamella.store.layout import FORMAT_VERSION
 from lamella.version import __version__
 
 
-def read_document(data: bytes, expected: str, path: Path) -> dict[str, Any]:
+def read_document(data: bytes, expected: str, path: Path | str) -> dict[str, Any]:
     """The fields of a document.
 
     Args:

@@ -118,9 +118,7 @@ class IncomingFile:
     def place(self, target: Path) -> None:
         """The quick part of ``commit``: after it the file is there for everybody; its folder's entry is not flushed."""
         with storage_errors(target, "write", self._needed_bytes):
-            os.fchmod(self._fd, FILE_MODE)
-            make_folder(target.parent)
-            self.path.rename(target)
+            put_in_place(self._fd, self.path, target)
             self._close()
 
     def discard(self) -> None:
@@ -133,6 +131,13 @@ class IncomingFile:
     def _close(self) -> None:
         fd, self._fd = self._fd, -1
         os.close(fd)
+
+
+def put_in_place(fd: int, path: Path, target: Path) -> None:
+    """Make the open file at ``path`` read-only and rename it to ``target``, replacing what stood there."""
+    os.fchmod(fd, FILE_MODE)
+    make_folder(target.parent)
+    path.rename(target)
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from lamella.core.errors import ShardDamaged, StoreFormatError
 from lamella.store import locks
 from lamella.store.files import IncomingFile, create_owned, has_living_owner, storage_errors, sync_folder
 from lamella.store.layout import Layout, check_sha256
+from lamella.store.parts import PartFile
 
 if TYPE_CHECKING:
     from lamella.store.store import Store
@@ -48,6 +49,11 @@ class ShardWriter:
     @property
     def n_bytes(self) -> int:
         return self._file.n_bytes
+
+    @property
+    def sha256(self) -> str:
+        """Of everything written so far."""
+        return self._file.sha256
 
     def write(self, data: bytes | memoryview) -> None:
         """Append.
@@ -147,7 +153,7 @@ class Lease(Closing):
         """
         return ShardWriter(label, IncomingFile(self._layout.incoming, needed_bytes), self)
 
-    def place(self, file: IncomingFile, shard_id: str) -> None:
+    def place(self, file: IncomingFile | PartFile, shard_id: str) -> None:
         """Give a flushed file its place among the shards; the caller answers for its hash.
 
         Raises:

@@ -107,11 +107,7 @@ class Store:
                 data = layout.document.read_bytes()
             except (FileNotFoundError, NotADirectoryError):
                 raise StoreFormatError(f"{path} is no store: it has no store.json") from None
-        document = read_document(data, STORE_FORMAT, layout.document)
-        try:
-            return cls(layout, msgspec.convert(document.get("model"), ModelIdentity), restore)
-        except msgspec.ValidationError as error:
-            raise StoreFormatError(f"{layout.document}: {error}") from None
+        return cls(layout, read_identity(data, layout.document), restore)
 
     @classmethod
     def create(cls, path: Path, identity: ModelIdentity) -> Self:
@@ -221,6 +217,10 @@ class Store:
     def shard_path(self, shard_id: str) -> Path:
         """Where that shard stands, or would stand."""
         return self._layout.shard(shard_id)
+
+    def has_shard(self, shard: ShardRef) -> bool:
+        """Whether that shard is there in its full size; its bytes are not read."""
+        return self.quick_damage(shard) is None
 
     def shard_paths(self, variant: Variant) -> tuple[Path, ...]:
         """The variant's files in split order, as ``llama_model_load_from_splits`` takes them.
@@ -510,19 +510,52 @@ def variant_exists(store: Store, found: Variant) -> VariantExists:
     )
 
 
-def _create(layout: Layout, identity: ModelIdentity) -> None:
-    with storage_errors(layout.root, "create"):
+def read_identity(data: bytes, source: Path | str) -> ModelIdentity:
+    """The model that a ``store.json`` names.
+
+    Args:
+        source: where it is from, for errors.
+
+    Raises:
+        StoreFormatError: no such document, or one of a newer format.
+    """
+    document = read_document(data, STORE_FORMAT, source)
+    try:
+        return msgspec.convert(document.get("model"), ModelIdentity)
+    except msgspec.ValidationError as error:
+        raise StoreFormatError(f"{source}: {error}") from None
+
+
+def store_document(identity: ModelIdentity) -> bytes:
+    """``store.json`` of a store for that model."""
+    return write_document(STORE_FORMAT, {"model": asdict(identity)})
+
+
+def check_place_for_store(path: Path) -> None:
+    """Refuse a place where no store can be made; what does not exist yet is a good one.
+
+    Raises:
+        StoreFormatError: a file, or a folder with other things in it.
+    """
+    layout = Layout(path)
+    with storage_errors(path, "read"):
         try:
-            make_folder(layout.root)
-            names = {path.name for path in layout.root.iterdir()}
-        except (FileExistsError, NotADirectoryError):
-            raise StoreFormatError(f"{layout.root} is a file; a store is a folder") from None
+            names = {entry.name for entry in path.iterdir()}
+        except FileNotFoundError:
+            return
+        except NotADirectoryError:
+            raise StoreFormatError(f"{path} is a file; a store is a folder") from None
     if names - _OWN_NAMES and not layout.document.exists():
-        raise StoreFormatError(f"{layout.root} is no store and not empty: {', '.join(sorted(names)[:3])}")
+        raise StoreFormatError(f"{path} is no store and not empty: {', '.join(sorted(names)[:3])}")
+
+
+def _create(layout: Layout, identity: ModelIdentity) -> None:
+    check_place_for_store(layout.root)
+    with storage_errors(layout.root, "create"):
+        make_folder(layout.root)
     with locks.exclusive_lock(layout):  # two creators: the second finds the first one's document
         if not layout.document.exists():
-            document = write_document(STORE_FORMAT, {"model": asdict(identity)})
-            write_atomically(layout.incoming, layout.document, document)
+            write_atomically(layout.incoming, layout.document, store_document(identity))
 
 
 def _write_variant(folder: Path, variant: Variant) -> None:
