@@ -169,8 +169,11 @@ def test_a_stock_mix_is_planned_and_built(run: Run, model: Path, tmp_path: Path)
     assert (document["settings"]["mix"], document["settings"]["imatrix"]) == ("Q4_K_M", "no")
     assert {document["tensors"][f"blk.{i}.attn_q.weight"] for i in range(3)} == {"Q4_K"}
     assert _json(run("build", model, folder, "--plan", plan, "--json"))["built"][0]["variant"] == "q4"
-    assert " 444" in run("store", "ls", folder)[1]  # one character a layer
-    assert "stock, 3 Q4_K" in run("plan", model, "--policy", "stock", "--mix", "Q4_K", "--plot", tmp_path / "p.png")[1]
+    assert " 445" in run("store", "ls", folder)[1]  # one character a layer
+    assert (
+        "stock, 20 Q4_K, 3 Q6_K"
+        in run("plan", model, "--policy", "stock", "--mix", "Q4_K", "--plot", tmp_path / "p.png")[1]
+    )
 
 
 def test_bad_mixes_and_measurements_are_refused_before_work(run: Run, model: Path, tmp_path: Path) -> None:

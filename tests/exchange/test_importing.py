@@ -72,7 +72,7 @@ def test_the_plan_says_where_it_comes_from_and_what_it_holds(stock: Path, tmp_pa
     assert plan.settings["file"] == "tiny.Q4_K_M.gguf"
     assert len(str(plan.settings["sha256"])) == 64
     assert plan.tensors == {t.name: t.type_name for t in file.tensors}
-    assert {x.precision for x in plan.layers} <= {"Q4_K", "Q5_K", "Q6_K"}
+    assert {x.precision for x in plan.layers} <= {"Q4_K", "Q5_K", "Q6_K", "mixed"}
     assert plan.bits_per_weight == pytest.approx(file.bits_per_weight)
     assert 4 < plan.average_bits < 7
 

@@ -19,9 +19,10 @@ def _spec(*types: str) -> ModelSpec:
     return ModelSpec(IDENTITY, len(types), tuple(tensors))
 
 
-def test_the_precision_of_a_layer_is_the_type_of_most_of_its_weights() -> None:
+def test_the_precision_of_a_layer_is_the_type_of_its_weights_or_mixed() -> None:
     plan = as_stored(_spec("Q4_K Q4_K", "Q6_K Q4_K Q6_K", "F16 F16"), "imported", {"file": "x"})
-    assert [x.precision for x in plan.layers] == ["Q4_K", "Q6_K", "F16"]
+    assert [x.precision for x in plan.layers] == ["Q4_K", "mixed", "F16"]
+    assert [x.bits_per_weight for x in plan.layers] == [4.5, pytest.approx((4.5 + 2 * 6.5625) / 3), 16]
     assert plan.tensors["blk.1.1.weight"] == "Q4_K"
     assert (plan.policy, plan.settings, plan.model) == ("imported", {"file": "x"}, IDENTITY)
 

@@ -161,13 +161,14 @@ def test_layers_say_their_type_or_mixed_and_what_they_matter() -> None:
         assert layer.importance == 1.0
         tensors = SPEC.layers[layer.layer].tensors
         assert layer.bytes == sum(t.bytes_as(GGML_TYPES[plan.tensors[t.name]]) for t in tensors)
+        matrices = SPEC.layers[layer.layer].matrices
+        stored = sum(t.bytes_as(GGML_TYPES[plan.tensors[t.name]]) for t in matrices)
+        assert layer.bits_per_weight == 8 * stored / sum(t.n_weights for t in matrices)
     assert "mixed" in {layer.precision for layer in plan.layers}
     assert plan.bytes.weights == sum(x.bytes for x in plan.layers) + sum(
         t.bytes_as(GGML_TYPES[plan.tensors[t.name]]) for t in SPEC.outside
     )
-    assert plan.average_bits == pytest.approx(
-        math.fsum(8 * x.bytes / SPEC.layers[0].n_weights for x in plan.layers) / SPEC.n_layers
-    )
+    assert plan.average_bits == pytest.approx(math.fsum(x.bits_per_weight or 0.0 for x in plan.layers) / SPEC.n_layers)
     assert plan.bits_per_weight == bits_per_weight(SPEC, plan.tensors)
 
 

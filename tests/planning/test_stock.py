@@ -23,7 +23,7 @@ def q4_k_m(spec: ModelSpec = SPEC) -> StockTypes:
 def test_the_plan_is_the_mix() -> None:
     plan = make_plan("stock", PlanRequest(SPEC, stock=q4_k_m(), overhead=Overhead("exact", 10, 20, 30)))
     assert plan.tensors == q4_k_m().types
-    assert [layer.precision for layer in plan.layers] == ["Q4_K", "Q6_K"]
+    assert [layer.precision for layer in plan.layers] == ["Q4_K", "mixed"]
     assert plan.average_bits == pytest.approx((4.5 + (4.5 + 2 * 6.5625) / 3) / 2)
     assert plan.bits_per_weight == bits_per_weight(SPEC, plan.tensors)
     assert plan.bytes.weights == weight_bytes(SPEC, plan.tensors)

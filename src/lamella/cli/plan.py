@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +11,7 @@ import typer
 from lamella import api
 from lamella.cli.constraints import AtLeastOption, AvoidOption, FusedFlag, read_constraints
 from lamella.cli.deliver import deliver
+from lamella.cli.layers import layer_words, plan_words
 from lamella.cli.output import JsonFlag, bar, note, print_json, progress, say, stdout, table
 from lamella.config import Config
 from lamella.core.artifacts import Plan, to_plain
@@ -20,7 +19,6 @@ from lamella.core.errors import DoesNotFit
 from lamella.core.precision import Scheme
 from lamella.core.units import format_bytes, format_seconds
 from lamella.measuring import MeasureSettings
-from lamella.planning.cost import MIXED
 from lamella.planning.policies import METRICS, POLICIES
 from lamella.report.plots import plot_plan
 from lamella.resources.waiting import Waiting
@@ -136,7 +134,7 @@ def plan(
 
 def show_plan(plan: Plan) -> None:
     """What each layer gets, and where the memory goes."""
-    say(f"{plan.model.name}: {plan.policy}, {_chosen(plan)}")
+    say(f"{plan.model.name}: {plan.policy}, {plan_words(plan)}")
     accounting = " (nominal bytes, as LSAQ counts)" if plan.settings.get("accounting") == "nominal" else ""
     say(f"{plan.average_bits:.4g} average bits, {plan.bits_per_weight:.2f} bits per weight as stored{accounting}")
     if plan.predicted_loss is not None:
@@ -144,10 +142,9 @@ def show_plan(plan: Plan) -> None:
     shown = table(">layer", "precision", ">bytes", "importance")
     for layer in plan.layers:
         score = bar(layer.importance) if layer.importance is not None else ""
-        what = layer.precision if layer.precision != MIXED else _counted(_types_of_layer(plan, layer.layer))
-        shown.add_row(str(layer.layer), what, format_bytes(layer.bytes), score)
+        shown.add_row(str(layer.layer), layer_words(plan, layer), format_bytes(layer.bytes), score)
     stdout.print(shown)
-    if plan.policy == "knapsack":
+    if plan.policy in ("knapsack", "stock"):
         outside = {name: kind for name, kind in plan.tensors.items() if not name.startswith("blk.")}
         say(", ".join(f"{name} {kind}" for name, kind in outside.items()))
     need = plan.bytes
@@ -158,22 +155,6 @@ def show_plan(plan: Plan) -> None:
     )  # fmt: skip
     budget = f" of {format_bytes(plan.budget_bytes)}" if plan.budget_bytes is not None else ""
     say(f"needs {format_bytes(need.total)}{budget}: {parts}")
-
-
-def _chosen(plan: Plan) -> str:
-    """What the layers get, or the tensors where layers are mixed."""
-    if any(layer.precision == MIXED for layer in plan.layers):
-        return _counted(kind for kind in plan.tensors.values() if kind != "F32")
-    counts = Counter(x.precision for x in plan.layers)
-    return ", ".join(f"{n} {name.upper()}" for name, n in counts.most_common())
-
-
-def _types_of_layer(plan: Plan, layer: int) -> list[str]:
-    return [kind for name, kind in plan.tensors.items() if name.startswith(f"blk.{layer}.") and kind != "F32"]
-
-
-def _counted(types: Iterable[str]) -> str:
-    return ", ".join(f"{n} {name}" for name, n in Counter(types).most_common())
 
 
 def _speed(plan: Plan) -> str:

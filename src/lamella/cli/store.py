@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 import typer
 
+from lamella.cli.layers import layer_words
 from lamella.cli.leftovers import note_leftovers
 from lamella.cli.output import JsonFlag, bar, print_json, progress, say, stdout, table
 from lamella.core.artifacts import LayerPlan, Variant, to_plain
@@ -60,7 +61,7 @@ def show(store: StoreArgument, variant: VariantArgument, json: JsonFlag = False)
     say(f"{found.name}: {format_bytes(found.n_bytes)}, {plan.bits_per_weight:.2f} bits per weight")
     say(f"policy {plan.policy}, scheme {plan.scheme}, " + ", ".join(f"{k} {v}" for k, v in plan.settings.items()))
     say(f"stock llama.cpp: llama-server -m {opened.first_link(found.name)}")
-    precisions = {f"layer {x.layer}": x.precision for x in plan.layers}
+    precisions = {f"layer {x.layer}": layer_words(plan, x) for x in plan.layers}
     shown = table("part", "precision", ">size", "shard", "shared with")
     for shard in found.shards:
         others = [name for name in users[shard.id] if name != found.name]

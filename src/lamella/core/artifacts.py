@@ -128,10 +128,10 @@ class LayerPlan:
     """What one layer gets.
 
     Attributes:
-        precision: a name of the menu or a ggml type; of a layer that mixes types, the type of most of its weights.
+        precision: a name of the menu or a ggml type; ``mixed`` where the layer's matrices have several types.
         bytes: of all its tensors at that precision.
         importance: the layer's score in [0, 1] that the policy saw; None for policies that look at none.
-        bits_per_weight: of all its weights, as stored; None for policies that choose by layer.
+        bits_per_weight: of its matrices, as stored; None for policies that choose by layer.
     """
 
     layer: int
@@ -164,7 +164,7 @@ class Plan:
         model: what the plan is for.
         scheme: how values are rounded into the types.
         settings: the policy's arguments: precision, alpha, mix, seed, targets in bits, context, metric.
-        layers: precision of each layer; ``mixed`` where its matrices have several types.
+        layers: what each layer gets.
         tensors: tensor name -> ggml type, for every tensor of the model.
         bits_per_weight: over all weights of the model, as stored.
         average_bits: mean of the layers' nominal bits, as LSAQ's tables count; a layer whose tensors differ counts

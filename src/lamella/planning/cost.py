@@ -136,23 +136,18 @@ def build_tensor_plan(
     overhead: Overhead,
     tensors: Mapping[str, str],
     *,
-    scores: Sequence[float],
-    predicted_loss: float,
+    scores: Sequence[float] | None = None,
+    predicted_loss: float | None = None,
     settings: Mapping[str, int | float | str],
 ) -> Plan:
-    """The plan of a choice made for each tensor, counted as stored.
-
-    A layer's precision is the ggml type that all its matrices have, or ``mixed``; average bits are stored bits.
+    """The plan of a choice made for each tensor, counted as stored (``mixed_layers``, ``mean_stored_bits``).
 
     Args:
         tensors: ggml type of every tensor.
-        scores: importance of each layer in [0, 1].
+        scores: importance of each layer in [0, 1]; None for policies that look at none.
         settings: of the policy, beside the request's own.
     """
     spec = request.spec
-    layers = spec.layers
-    sizes = [stored_bytes(layer.tensors, tensors) for layer in layers]
-    bits = [8 * size / layer.n_weights for size, layer in zip(sizes, layers, strict=True)]
     need = MemoryNeed(
         weight_bytes(spec, tensors), overhead.kv_cache_bytes, overhead.compute_bytes, overhead.reserve_bytes
     )
@@ -161,22 +156,46 @@ def build_tensor_plan(
         model=spec.identity,
         scheme=request.scheme,
         settings={**request.settings, "accounting": "exact", **settings},
-        layers=tuple(
-            LayerPlan(layer.index, layer_type(layer, tensors), size, score, of_layer)
-            for layer, size, score, of_layer in zip(layers, sizes, scores, bits, strict=True)
-        ),
+        layers=mixed_layers(spec, tensors, scores),
         tensors=dict(tensors),
         bits_per_weight=bits_per_weight(spec, tensors),
-        average_bits=math.fsum(bits) / len(bits),
+        average_bits=mean_stored_bits(spec, tensors),
         bytes=need,
         budget_bytes=request.budget_bytes,
         predicted_loss=predicted_loss,
     )
 
 
+def mixed_layers(
+    spec: ModelSpec, tensors: Mapping[str, str], scores: Sequence[float] | None = None
+) -> tuple[LayerPlan, ...]:
+    """What each layer gets by a choice made for each tensor: the type of all its matrices, or ``mixed``."""
+    return tuple(
+        LayerPlan(
+            layer.index,
+            layer_type(layer, tensors),
+            stored_bytes(layer.tensors, tensors),
+            scores[i] if scores else None,
+            _matrix_bits(layer, tensors),
+        )
+        for i, layer in enumerate(spec.layers)
+    )
+
+
+def mean_stored_bits(spec: ModelSpec, tensors: Mapping[str, str]) -> float:
+    """Mean over layers of the stored bits of a weight; what a mix is called says little about its bits."""
+    return math.fsum(_matrix_bits(layer, tensors) for layer in spec.layers) / max(1, spec.n_layers)
+
+
+def _matrix_bits(layer: LayerSpec, tensors: Mapping[str, str]) -> float:
+    """Stored bits per weight of a layer's matrices: norms and biases are no part of what a precision is."""
+    specs = layer.matrices or layer.tensors
+    return 8 * stored_bytes(specs, tensors) / max(1, sum(t.n_weights for t in specs))
+
+
 def layer_type(layer: LayerSpec, tensors: Mapping[str, str]) -> str:
     """The ggml type that all matrices of a layer have, or ``mixed``."""
-    types = {tensors[t.name] for t in layer.matrices}
+    types = {tensors[t.name] for t in layer.matrices or layer.tensors}
     return types.pop() if len(types) == 1 else MIXED
 
 

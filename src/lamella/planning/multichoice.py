@@ -226,13 +226,14 @@ class GroupHull:
         Raises:
             ValueError: no options.
         """
-        self._corners = _lower_hull(_efficient(options))
+        efficient = _efficient(options)
+        self._efficient, self._corners = efficient, _lower_hull(efficient)
         self._slopes = [_slope(a, b) for a, b in pairwise(self._corners)]
 
     @property
     def options(self) -> tuple[int, ...]:
-        """Indices of the options on the hull, by rising weight."""
-        return tuple(corner.option for corner in self._corners)
+        """Indices of the options that no other undercuts in weight and cost, by rising weight; on the hull or not."""
+        return tuple(corner.option for corner in self._efficient)
 
     @property
     def lightest(self) -> int:

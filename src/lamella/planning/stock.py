@@ -6,15 +6,10 @@ costs and whether it is within the limit.
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Mapping
-
-from lamella.core.artifacts import LayerPlan, MemoryNeed, Plan
+from lamella.core.artifacts import Plan
 from lamella.core.errors import InvalidRequest, UnsupportedTensor
-from lamella.core.model import LayerSpec, ModelSpec
-from lamella.core.precision import GGML_TYPES
-from lamella.planning.cost import bits_per_weight, is_within, plan_does_not_fit, stored_bytes, targets, weight_bytes
+from lamella.core.model import ModelSpec
+from lamella.planning.cost import build_tensor_plan, is_within, plan_does_not_fit, targets
 from lamella.planning.request import Overhead, PlanRequest, StockTypes
 
 
@@ -57,40 +52,6 @@ def check_kept(spec: ModelSpec, stock: StockTypes) -> None:
 
 
 def _plan(request: PlanRequest, stock: StockTypes) -> Plan:
-    spec, overhead = request.spec, request.overhead or Overhead()
-    types = {t.name: stock.types[t.name] for t in spec.tensors}
-    weights = weight_bytes(spec, types)
-    return Plan(
-        policy="stock",
-        model=spec.identity,
-        scheme=request.scheme,
-        settings={
-            **request.settings,
-            **targets(request),
-            "accounting": "exact",
-            "mix": stock.mix,
-            "imatrix": "yes" if stock.with_importance else "no",
-        },
-        layers=tuple(
-            LayerPlan(layer.index, main_type(layer, types), stored_bytes(layer.tensors, types)) for layer in spec.layers
-        ),
-        tensors=types,
-        bits_per_weight=bits_per_weight(spec, types),
-        average_bits=math.fsum(matrix_bits(layer, types) for layer in spec.layers) / spec.n_layers,
-        bytes=MemoryNeed(weights, overhead.kv_cache_bytes, overhead.compute_bytes, overhead.reserve_bytes),
-        budget_bytes=request.budget_bytes,
-    )
-
-
-def main_type(layer: LayerSpec, types: Mapping[str, str]) -> str:
-    """The ggml type that most weights of a layer have: what a mixed layer is called in tables and plots."""
-    counts: Counter[str] = Counter()
-    for tensor in layer.matrices or layer.tensors:
-        counts[types[tensor.name]] += tensor.n_weights
-    return max(counts, key=lambda name: (counts[name], GGML_TYPES[name].bits_per_weight), default="F32")
-
-
-def matrix_bits(layer: LayerSpec, types: Mapping[str, str]) -> float:
-    """Stored bits per weight of a layer's matrices; 0 for a layer without any."""
-    n_weights = sum(t.n_weights for t in layer.matrices)
-    return 8 * stored_bytes(layer.matrices, types) / n_weights if n_weights else 0.0
+    settings = {**targets(request), "mix": stock.mix, "imatrix": "yes" if stock.with_importance else "no"}
+    types = {t.name: stock.types[t.name] for t in request.spec.tensors}
+    return build_tensor_plan("stock", request, request.overhead or Overhead(), types, settings=settings)
