@@ -9,7 +9,7 @@ wiki.test.raw through one loaded model: ``max_kl_ratio`` is the worst step's div
 Against separate files (each variant alone in a store of its own, exported as one GGUF): time to build, bytes on disk,
 and bytes in the page cache after all six were loaded in turn by llama.cpp and wrote a token (``fincore``).
 
-What was measured first is kept in ``--work``.
+What was measured first is kept in ``--work``, and so is what an interrupted run has built.
 """
 
 from __future__ import annotations
@@ -74,8 +74,7 @@ def main() -> None:
     ladder = plan_ladder(requests, budget)
     planned_s = time.perf_counter() - start
     together = {f"step-{i + 1}": step.plan for i, step in enumerate(ladder.steps)}
-    folder = work / "ladder"
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = work / f"ladder-{args.share:g}-{args.steps}-{args.first:g}-{args.last:g}"
     found = _divergences(model, folder / "all", {**alone, **together}, importance, args.windows)
     costs = {} if args.no_files else _costs(model, folder, alone, together, importance)
     shutil.rmtree(folder)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -596,17 +596,27 @@ def trim(store: str | Path) -> TrimReport:
     return trim_store(Store.open(Path(store)))
 
 
-def shard_source(where: str) -> ShardSource:
-    """Somewhere to take shards over from: the folder of another store.
-
-    Raises:
-        StoreError: there is none.
-    """
-    return FolderSource(Store.open(Path(where)))
-
-
 # Remote stores.  What speaks HTTP is imported where it is used: it takes a fifth of a second, which no other command
 # should wait for.
+
+
+@contextlib.contextmanager
+def shard_source(where: str, token: str | None = None) -> Iterator[ShardSource]:
+    """Somewhere to take shards over from: the folder of another store, or the URL of a remote one.
+
+    Args:
+        token: that a server asks for.
+
+    Raises:
+        StoreError: there is no store in that folder.
+    """
+    if not where.startswith(("http://", "https://")):
+        yield FolderSource(Store.open(Path(where)))
+        return
+    from lamella.remote.remote_store import RemoteStore
+
+    with RemoteStore(where, token) as remote:
+        yield remote
 
 
 def pull(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import typer
@@ -14,6 +16,7 @@ from lamella.config import Config
 from lamella.core.artifacts import Variant
 from lamella.core.errors import QuotaNotReached, ShardDamaged
 from lamella.core.units import format_bytes, parse_bytes
+from lamella.store.fetching import ShardSource
 from lamella.store.keeping import TrimReport
 from lamella.store.store import Store
 
@@ -90,13 +93,13 @@ def restore(
     store: StoreArgument,
     variant: VariantArgument,
     source: Annotated[
-        list[str] | None, typer.Option("--from", metavar="STORE", help="Another store to ask first; may be repeated.")
+        list[str] | None,
+        typer.Option("--from", metavar="STORE", help="Another store, folder or URL, to ask first; may be repeated."),
     ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Get back a variant's shards that were dropped or lost, so that stock llama.cpp can read it too."""
-    with progress("restoring", quiet=json):
-        elsewhere = [api.shard_source(where) for where in source or ()]
+    with progress("restoring", quiet=json), _sources(source) as elsewhere:
         got = api.restore(store, variant, elsewhere=elsewhere, n_threads=_n_threads())
     if json:
         print_json({"variant": variant, "restored": dict(got)})
@@ -112,7 +115,8 @@ def repair(
         str | None, typer.Option(metavar="MODEL", help="The model file, if it does not stand where it stood.")
     ] = None,
     source: Annotated[
-        list[str] | None, typer.Option("--from", metavar="STORE", help="Another store to ask first; may be repeated.")
+        list[str] | None,
+        typer.Option("--from", metavar="STORE", help="Another store, folder or URL, to ask first; may be repeated."),
     ] = None,
     json: JsonFlag = False,
 ) -> None:
@@ -120,8 +124,7 @@ def repair(
 
     A shard is taken from another store, or made again from the model; either way only the very same bytes are accepted.
     """
-    elsewhere = [api.shard_source(where) for where in source or ()]
-    with progress("verifying", quiet=json) as update:
+    with progress("verifying", quiet=json) as update, _sources(source) as elsewhere:
         total, done = Store.open(store).state.stored_bytes(), 0
 
         def hashed(n_bytes: int) -> None:
@@ -173,6 +176,14 @@ def trim_fields(report: TrimReport) -> dict[str, object]:
 
 def _n_dropped(store: Store, variant: Variant) -> int:
     return sum(store.is_dropped(shard.id) for shard in variant.shards)
+
+
+@contextlib.contextmanager
+def _sources(wheres: Sequence[str] | None) -> Iterator[list[ShardSource]]:
+    """Where ``--from`` says that shards can be had."""
+    token = Config.from_environment(os.environ).token
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(api.shard_source(where, token)) for where in wheres or ()]
 
 
 def _n_threads() -> int | None:

@@ -56,6 +56,11 @@ class RemoteStore(Closing):
         return self.web.url
 
     @property
+    def name(self) -> str:
+        """What it is called as a source of shards (``store.fetching.ShardSource``)."""
+        return self.url
+
+    @property
     def moved_bytes(self) -> int:
         """Bytes of shards that arrived so far, those that had to be thrown away included."""
         return self._moved_bytes
