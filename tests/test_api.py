@@ -77,7 +77,7 @@ def test_what_a_plan_measures_is_measured_once(model: Path, tmp_path: Path, monk
     assert other.settings["samples"] == 3
     assert len(list(tmp_path.rglob("*.json"))) == 2
     assert not list(tmp_path.rglob("*.probes"))
-    monkeypatch.setattr(api, "measure", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr("lamella.api.measuring.measure", lambda *_, **__: pytest.fail("measured again"))
     assert to_json(api.measure_once(model, "sensitivity", tmp_path, settings=settings)) == to_json(first)
     for path in tmp_path.rglob("*.json"):
         path.write_text("{")  # a broken cache is no reason to fail

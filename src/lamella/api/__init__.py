@@ -1,0 +1,84 @@
+"""The story in Python: look at a model, measure it, plan, build a store, run it.
+
+    import lamella
+
+    measurement = lamella.measure("model.gguf", metric="jaccard")
+    plan = lamella.plan("model.gguf", policy="lsaq", memory="6GiB", measurement=measurement)
+    lamella.build("model.gguf", "store", plan, name="six-gib")
+    with lamella.Engine.open(lamella.Store.open(Path("store")), "six-gib") as engine:
+        print(engine.generate("Once upon a time").text())
+
+These functions join the stages; each stage can also be used alone (docs/architecture.md).  The command line calls
+nothing else.
+
+``models``     files and devices
+``documents``  measurements, plans and importance matrices as files
+``measuring``  what each layer or tensor contributes
+``losses``     what plans are predicted to lose, and how fast this machine is with each type
+``plans``      how many bits each layer gets
+``frontiers``  many plans at once: the frontier, and ladders
+``variants``   built, run, evaluated, exported, imported, got back
+``remotes``    stores and models elsewhere
+"""
+
+from lamella.api.documents import read_importance, read_measurement, read_plan, write_artifact, write_importance
+from lamella.api.frontiers import DEFAULT_FIRST_BITS, DEFAULT_STEPS, frontier, ladder
+from lamella.api.losses import kernel_times, measured_prices, predicted_loss
+from lamella.api.measuring import gather_importance, measure, measure_once, tune_on
+from lamella.api.models import OnMeasure, devices, load, load_spec
+from lamella.api.plans import (
+    DEFAULT_CONTEXT,
+    Budget,
+    check_plan_arguments,
+    default_name,
+    default_policy,
+    needs_measuring,
+    plan,
+)
+from lamella.api.remotes import HUB_PREFIX, pull, pull_from_hub, push, serving_store, shard_source
+from lamella.api.variants import build, evaluate, export, import_file, open_engine, open_store, repair, restore, trim
+
+__all__ = [
+    "DEFAULT_CONTEXT",
+    "DEFAULT_FIRST_BITS",
+    "DEFAULT_STEPS",
+    "HUB_PREFIX",
+    "Budget",
+    "OnMeasure",
+    "build",
+    "check_plan_arguments",
+    "default_name",
+    "default_policy",
+    "devices",
+    "evaluate",
+    "export",
+    "frontier",
+    "gather_importance",
+    "import_file",
+    "kernel_times",
+    "ladder",
+    "load",
+    "load_spec",
+    "measure",
+    "measure_once",
+    "measured_prices",
+    "needs_measuring",
+    "open_engine",
+    "open_store",
+    "plan",
+    "predicted_loss",
+    "pull",
+    "pull_from_hub",
+    "push",
+    "read_importance",
+    "read_measurement",
+    "read_plan",
+    "repair",
+    "restore",
+    "serving_store",
+    "shard_source",
+    "trim",
+    "tune_on",
+    "write_artifact",
+    "write_importance",
+]

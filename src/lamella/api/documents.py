@@ -1,0 +1,72 @@
+"""Measurements, plans and importance matrices as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lamella.core.artifacts import (
+    Measurement,
+    Plan,
+    from_json,
+    to_json,
+)
+from lamella.core.errors import ArtifactError
+from lamella.llama.imatrix import ImportanceMatrix, read_imatrix, serialise_imatrix
+from lamella.store.files import new_file
+
+
+def read_measurement(path: Path) -> Measurement:
+    """Read a measurement file.
+
+    Raises:
+        ArtifactError: it cannot be read, or is no measurement.
+    """
+    return from_json(Measurement, _read(path), str(path))
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan file.
+
+    Raises:
+        ArtifactError: it cannot be read, or is no plan.
+    """
+    return from_json(Plan, _read(path), str(path))
+
+
+def write_artifact(artifact: Measurement | Plan, path: Path) -> None:
+    """Write a document, whole or not at all.
+
+    Raises:
+        StorageFailed: the file system refused.
+    """
+    _write_whole(to_json(artifact), path)
+
+
+def read_importance(path: Path) -> ImportanceMatrix:
+    """Read an importance matrix, of Lamella or of llama-imatrix.
+
+    Raises:
+        ArtifactError: it cannot be read, or is none.
+    """
+    return read_imatrix(path)
+
+
+def write_importance(matrix: ImportanceMatrix, path: Path) -> None:
+    """Write an importance matrix as llama-imatrix does, whole or not at all.
+
+    Raises:
+        StorageFailed: the file system refused.
+    """
+    _write_whole(serialise_imatrix(matrix), path)
+
+
+def _write_whole(data: bytes, path: Path) -> None:
+    with new_file(path, len(data), replace=True) as file:
+        file.write(data)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path}: {error.strerror}") from error

@@ -1,0 +1,48 @@
+"""Models and devices: what everything else begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from lamella.core.model import ModelSpec
+from lamella.llama.gguf import ModelFile, read_model
+from lamella.planning.specs import builtin_spec
+from lamella.resources import devices as resource_devices
+from lamella.resources.catalogue import SPEC_PREFIX, model_path
+from lamella.resources.devices import DeviceMemory
+
+OnMeasure = Callable[[int, int, str], None]
+
+
+def silent(_done: int, _total: int, _what: str) -> None:
+    """Default progress: none."""
+
+
+def load(model: str | Path) -> ModelFile:
+    """Open a model: a path, or ``smollm2``.
+
+    Raises:
+        ModelError: there is none, or it cannot be used.
+    """
+    return read_model(model_path(str(model)))
+
+
+def load_spec(model: str | Path) -> ModelSpec:
+    """The shape of a model file, or of a built-in specification (``spec:llama-2-7b``).
+
+    Raises:
+        ModelError, InvalidRequest: there is none.
+    """
+    name = str(model)
+    return builtin_spec(name.removeprefix(SPEC_PREFIX)) if name.startswith(SPEC_PREFIX) else load(model).spec
+
+
+def devices(wanted: str | None = None) -> tuple[tuple[DeviceMemory, ...], DeviceMemory]:
+    """Every device with its memory, and the one to use (LSAQ's resource detection).
+
+    Raises:
+        InvalidRequest: no device of the wanted name.
+    """
+    found = resource_devices.detect()
+    return found, resource_devices.choose(found, wanted)
