@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from lamella.api import load, write_artifact
+from lamella.cli.ladder import step_names
 from lamella.core.artifacts import Measurement
+from lamella.core.errors import InvalidRequest
 from lamella.store.store import Store
 from tests.cli.conftest import Run
 from tests.fakes.tiny_model import write_tiny_model
@@ -48,6 +50,13 @@ def test_a_ladder_is_built_and_shares_what_it_says(run: Run, model: Path, losses
     assert document["joint_bytes"] <= opened.usage().joint_bytes <= document["joint_bytes"] + headers
     assert steps[0]["variant"] in plot.read_text()
     assert opened.variant(steps[1]["variant"]).plan.settings["step"] == "2 of 3"
+
+
+def test_names_have_as_many_digits_as_tell_them_apart() -> None:
+    assert step_names("x", [8.5, 4.25]) == ["x-8.50bpw", "x-4.25bpw"]
+    assert step_names("x", [8.501, 8.502]) == ["x-8.501bpw", "x-8.502bpw"]
+    with pytest.raises(InvalidRequest, match="farther apart"):
+        step_names("x", [8.5, 8.5])
 
 
 def test_a_dry_run_writes_nothing(run: Run, model: Path, losses: Path, tmp_path: Path) -> None:

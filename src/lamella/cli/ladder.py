@@ -84,7 +84,7 @@ def ladder(
             worst_ratio=within, constraints=read_constraints(avoid, at_least, fused), context=context,
             parallel=parallel,
         )  # fmt: skip
-    names = [f"{name}-{step.plan.bits_per_weight:.2f}bpw" for step in found.steps]
+    names = step_names(name, [step.plan.bits_per_weight for step in found.steps])
     if plot:
         plot_ladder(found, names, plot)
         note(f"drew {plot}")
@@ -98,6 +98,15 @@ def ladder(
     if not dry_run:
         usage = Store.open(store).usage()
         say(f"{store} holds {format_bytes(usage.joint_bytes)}; run it with: lamella run {store} --variant {names[0]}")
+
+
+def step_names(prefix: str, bits: Sequence[float]) -> list[str]:
+    """Names by bits per weight, with as many digits as it takes to tell them apart."""
+    for digits in (2, 3, 4):
+        names = [f"{prefix}-{b:.{digits}f}bpw" for b in bits]
+        if len(set(names)) == len(names):
+            return names
+    raise InvalidRequest("two steps have the same bits per weight; ask for fewer steps, or farther apart")
 
 
 def _measured(model: str, measurement: Path | None, config: Config, *, quiet: bool) -> Measurement:
