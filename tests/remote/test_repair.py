@@ -9,9 +9,12 @@ import pytest
 from lamella import api
 from lamella.cli import main
 from lamella.core.errors import ShardDamaged
+from lamella.llama.gguf import ModelFile
+from lamella.quantize.build import build_variant
 from lamella.remote.pull import pull_variant
 from lamella.remote.remote_store import RemoteStore
 from lamella.store.store import Store
+from tests.fakes.plans import make_plan
 from tests.fakes.web import Ranged, serving
 from tests.remote.conftest import HASTY
 
@@ -53,3 +56,18 @@ def test_a_url_that_sends_other_bytes_mends_nothing(origin: Store, damaged: Stor
     with serving(tmp_path / "bad", Ranged) as site, api.shard_source(site.url) as source, pytest.raises(ShardDamaged):
         api.restore(damaged.path, "mixed", elsewhere=[source])
     assert not damaged.shard_path(lost.id).exists()
+
+
+def test_a_pull_keeps_the_quota_by_what_can_be_made_again(source: ModelFile, origin: Store, local: Path) -> None:
+    """Shards that were built here go; the pulled ones, which this store could not make, stay."""
+    store = Store.create(local, source.spec.identity)
+    build_variant(source, make_plan(source.spec, "int4"), store, "built")
+    store.state.set_quota(origin.variant("eight").n_bytes + 1)
+    with serving(origin.path, Ranged) as site:
+        report = api.pull(f"{site.url}@eight", local)
+    assert report.trimmed is not None
+    assert report.trimmed.dropped
+    built = {shard.id for shard in store.variant("built").shards}
+    assert {shard.id for shard in report.trimmed.dropped} <= built
+    assert all(store.shard_path(s.id).exists() for s in store.variant("eight").shards if s.id not in built)
+    assert store.verify().ok

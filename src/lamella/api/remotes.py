@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamella.api.variants import open_store
+from lamella.quantize.trimming import keep_quota
 from lamella.store.fetching import FolderSource, ShardSource
 from lamella.store.store import Store
 
@@ -50,6 +52,8 @@ def pull(
 ) -> PullReport:
     """Take a variant over from a remote store; only the shards that the local one lacks travel.
 
+    Afterwards the store keeps its quota, where it has one: shards go that can be made again here.
+
     Args:
         source: ``URL@VARIANT``; the variant may be left out where the server lists a single one.
         store: folder of the local store; made if it does not exist.
@@ -67,9 +71,10 @@ def pull(
     url, variant = split_address(source)
     with RemoteStore(url, token) as remote:
         wanted = variant or remote.only_variant()
-        return pull_variant(
+        report = pull_variant(
             remote, wanted, Path(store), local_name=name, n_connections=n_connections, on_progress=on_progress
         )
+    return replace(report, trimmed=keep_quota(Store.open(Path(store))))
 
 
 def push(

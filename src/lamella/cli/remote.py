@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from lamella import api
+from lamella.cli.keeping import note_trim
 from lamella.cli.output import JsonFlag, note, print_json, progress, say
 from lamella.config import Config
 from lamella.core.errors import InvalidRequest
@@ -72,6 +73,7 @@ def pull(
             }
         )
         return
+    note_trim(report.trimmed)
     resumed = f", {format_bytes(report.resumed_bytes)} were left from before" if report.resumed_bytes else ""
     say(
         f"{report.variant.name}: {report.n_fetched} of {report.n_shards} shards fetched into {target}, "

@@ -27,6 +27,7 @@ from lamella.remote.fetching import fetch_shard
 from lamella.remote.headers import ShardHeader, read_header
 from lamella.remote.remote_store import RemoteStore
 from lamella.store.files import free_bytes
+from lamella.store.keeping import TrimReport
 from lamella.store.layout import Layout, check_variant_name
 from lamella.store.leases import Lease
 from lamella.store.parts import PartFile
@@ -65,6 +66,7 @@ class PullReport:
         resumed_bytes: of the fetched shards, what an earlier pull had left.
         moved_bytes: bytes of shards that came over the network, those included that had to come twice.
         seconds: from call to variant.
+        trimmed: what went to keep the store's quota afterwards; None if it has none.
     """
 
     variant: Variant
@@ -74,6 +76,7 @@ class PullReport:
     resumed_bytes: int
     moved_bytes: int
     seconds: float
+    trimmed: TrimReport | None = None
 
 
 @dataclass(frozen=True, slots=True)
