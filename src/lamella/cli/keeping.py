@@ -22,6 +22,11 @@ from lamella.store.store import Store
 
 NO_QUOTA = "none"
 
+FromOption = Annotated[
+    list[str] | None,
+    typer.Option("--from", metavar="STORE", help="Another store, folder or URL, to ask first; may be repeated."),
+]
+
 
 def add_to(app: typer.Typer) -> None:
     """Make these commands of ``lamella store``."""
@@ -92,10 +97,7 @@ def unpin(store: StoreArgument, variant: VariantArgument, json: JsonFlag = False
 def restore(
     store: StoreArgument,
     variant: VariantArgument,
-    source: Annotated[
-        list[str] | None,
-        typer.Option("--from", metavar="STORE", help="Another store, folder or URL, to ask first; may be repeated."),
-    ] = None,
+    source: FromOption = None,
     json: JsonFlag = False,
 ) -> None:
     """Get back a variant's shards that were dropped or lost, so that stock llama.cpp can read it too."""
@@ -114,10 +116,7 @@ def repair(
     model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="The model file, if it does not stand where it stood.")
     ] = None,
-    source: Annotated[
-        list[str] | None,
-        typer.Option("--from", metavar="STORE", help="Another store, folder or URL, to ask first; may be repeated."),
-    ] = None,
+    source: FromOption = None,
     json: JsonFlag = False,
 ) -> None:
     """Hash every shard and get back what is damaged or missing; exit code 6 if something remains so.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +16,9 @@ from lamella.cli.output import JsonFlag, note, print_json, progress, say
 from lamella.config import Config
 from lamella.core.errors import InvalidRequest
 from lamella.core.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from lamella.remote.pull import OnTransfer
 
 TokenOption = Annotated[
     str | None, typer.Option(help="Token that the server asks for. Default: the variable LAMELLA_TOKEN.")
@@ -54,9 +58,7 @@ def pull(
             name,
             token=token or config.token,
             n_connections=connections,
-            on_progress=lambda at: update(
-                at.done_bytes, at.total_bytes, f"{format_bytes(at.done_bytes)}, {at.n_done}/{at.n_shards} shards"
-            ),
+            on_progress=_shown(update),
         )
     if json:
         print_json(
@@ -79,6 +81,13 @@ def pull(
         f"{report.variant.name}: {report.n_fetched} of {report.n_shards} shards fetched into {target}, "
         f"{format_bytes(report.moved_bytes)} moved{resumed}, {format_bytes(report.reused_bytes)} reused, "
         f"in {format_seconds(report.seconds)}"
+    )
+
+
+def _shown(update: Callable[[float, float, str], None]) -> OnTransfer:
+    """How far a transfer is, on the progress bar."""
+    return lambda at: update(
+        at.done_bytes, at.total_bytes, f"{format_bytes(at.done_bytes)}, {at.n_done}/{at.n_shards} shards"
     )
 
 
@@ -118,9 +127,7 @@ def push(
             target,
             token=token or config.token,
             n_connections=connections,
-            on_progress=lambda at: update(
-                at.done_bytes, at.total_bytes, f"{format_bytes(at.done_bytes)}, {at.n_done}/{at.n_shards} shards"
-            ),
+            on_progress=_shown(update),
         )
     reused_bytes = report.variant.n_bytes - report.sent_bytes
     if json:

@@ -147,9 +147,7 @@ def plan_ladder(
         ArtifactError: the losses are not for this model's tensors.
     """
     if not (math.isfinite(worst_ratio) and worst_ratio >= 1):
-        raise InvalidRequest(
-            f"a step cannot lose less than {1:g} times what it loses alone, and {worst_ratio:g} was asked"
-        )
+        raise InvalidRequest(f"a step cannot lose less than 1 times what it loses alone, and {worst_ratio:g} was asked")
     limited = sorted(((_limit(request), i, request) for i, request in enumerate(requests)), key=lambda x: (-x[0], x[1]))
     ordered = [request for _, _, request in limited]
     limits = [limit for limit, _, _ in limited]
