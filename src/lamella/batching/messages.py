@@ -30,7 +30,7 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
 # --- front to engine -------------------------------------------------------------------------------------------------
 
 
-class Sampling(_Message):
+class Sampling(_Message, frozen=True, kw_only=True):
     """How tokens are drawn; ranges as in OpenAI's API, names as in llama.cpp.
 
     Attributes:
@@ -57,7 +57,7 @@ class Sampling(_Message):
     json_schema: str | None = None
 
 
-class Chat(_Message):
+class Chat(_Message, frozen=True, kw_only=True):
     """A chat, to be rendered by the model's own template.
 
     Attributes:
@@ -77,7 +77,7 @@ class Chat(_Message):
     template_options: dict[str, Any] = {}
 
 
-class Generate(_Message):
+class Generate(_Message, frozen=True, kw_only=True):
     """Continue a prompt.
 
     Attributes:
@@ -108,20 +108,20 @@ class Generate(_Message):
     ignore_end: bool = False
 
 
-class Embed(_Message):
+class Embed(_Message, frozen=True, kw_only=True):
     """The embedding of each input: text or token ids."""
 
     id: int
     inputs: list[str | list[int]]
 
 
-class Cancel(_Message):
+class Cancel(_Message, frozen=True, kw_only=True):
     """End a request; it still gets ``Finished``, unless it has had it."""
 
     id: int
 
 
-class Switch(_Message):
+class Switch(_Message, frozen=True, kw_only=True):
     """Run at another variant from the next step on, as soon as its pages are read in.
 
     Attributes:
@@ -133,14 +133,14 @@ class Switch(_Message):
     cache: Literal["keep", "recompute"] = "keep"
 
 
-class Prepare(_Message):
+class Prepare(_Message, frozen=True, kw_only=True):
     """Read a variant in, in the background, so that a later switch takes a millisecond."""
 
     id: int
     variant: str
 
 
-class Stop(_Message):
+class Stop(_Message, frozen=True, kw_only=True):
     """End the process; running requests are not waited for (the front drains before)."""
 
 
@@ -150,7 +150,7 @@ FrontMessage = Generate | Embed | Cancel | Switch | Prepare | Stop
 # --- engine to front -------------------------------------------------------------------------------------------------
 
 
-class VariantFacts(_Message):
+class VariantFacts(_Message, frozen=True, kw_only=True):
     """A variant that can be served: its name, bytes of its shards, mean bits per weight and predicted KL (or None)."""
 
     name: str
@@ -159,7 +159,7 @@ class VariantFacts(_Message):
     predicted_kl: float | None = None
 
 
-class Hello(_Message):
+class Hello(_Message, frozen=True, kw_only=True):
     """First message of an engine that has loaded its model and is ready.
 
     Attributes:
@@ -233,7 +233,7 @@ class Step(msgspec.Struct, frozen=True, tag=True):
     tokens: list[TokenEvent]
 
 
-class Accepted(_Message):
+class Accepted(_Message, frozen=True, kw_only=True):
     """The prompt was understood.
 
     Attributes:
@@ -246,7 +246,7 @@ class Accepted(_Message):
     calls_tools: bool = False
 
 
-class Scored(_Message):
+class Scored(_Message, frozen=True, kw_only=True):
     """With ``echo``: the prompt's own text and, with ``n_logprobs``, the score of each of its tokens."""
 
     id: int
@@ -255,7 +255,7 @@ class Scored(_Message):
     pieces: list[bytes] = []
 
 
-class Finished(_Message):
+class Finished(_Message, frozen=True, kw_only=True):
     """A request's end.
 
     Attributes:
@@ -275,7 +275,7 @@ class Finished(_Message):
     token_seconds: float = 0.0
 
 
-class Refused(_Message):
+class Refused(_Message, frozen=True, kw_only=True):
     """A request that cannot be done: why, in one sentence, and what would work."""
 
     id: int
@@ -283,7 +283,7 @@ class Refused(_Message):
     message: str
 
 
-class Embedded(_Message):
+class Embedded(_Message, frozen=True, kw_only=True):
     """Answer to ``Embed``: one vector an input, and the tokens read."""
 
     id: int
@@ -291,7 +291,7 @@ class Embedded(_Message):
     prompt_tokens: int
 
 
-class Switched(_Message):
+class Switched(_Message, frozen=True, kw_only=True):
     """Answer to ``Switch``.
 
     Attributes:
@@ -307,7 +307,7 @@ class Switched(_Message):
     prepare_seconds: float
 
 
-class Prepared(_Message):
+class Prepared(_Message, frozen=True, kw_only=True):
     """Answer to ``Prepare``."""
 
     id: int
@@ -315,7 +315,7 @@ class Prepared(_Message):
     seconds: float
 
 
-class Status(_Message):
+class Status(_Message, frozen=True, kw_only=True):
     """Heartbeat, and the figures that change.
 
     Attributes:
@@ -347,7 +347,7 @@ class Status(_Message):
     warm: list[str]
 
 
-class Failed(_Message):
+class Failed(_Message, frozen=True, kw_only=True):
     """The engine cannot start, or cannot go on; the last message before it exits."""
 
     message: str
