@@ -31,8 +31,8 @@ from lamella.llama.handles import Context, ContextOptions, Model, Sampler, Sampl
 from lamella.llama.weights import WeightState
 from lamella.run.chat import Message, as_template_messages
 from lamella.run.generation import FinishReason, Generation, Progress, Token
-from lamella.run.kernel_table import KernelTable
-from lamella.run.layouts import Layout, LayoutPolicy, check_policy, choose
+from lamella.run.kernel_table import KernelTable, layouts_of
+from lamella.run.layouts import LayoutPolicy, check_policy
 from lamella.run.prefix import shared_prefix
 from lamella.run.text import TextStream
 from lamella.run.variants import LiveVariants, PreparedVariant, SwitchReport
@@ -111,7 +111,8 @@ class Engine(Closing):
             tensors = {n: t.spec for path in paths for n, t in gguf.read_tensors(path).items()}
             model = Model.load(paths)
             on_failure.callback(model.close)
-            layouts = _layouts(store, options, kernels)
+            kernels = kernels or KernelTable(None, options.context.n_threads or usable_cores())
+            layouts = layouts_of(options.layout, kernels, store.readable_variants()[0])
             context = Context(model, options.context)
             on_failure.callback(context.close)
             live = LiveVariants(store, model, tensors, layouts, n_warm=options.n_warm, check=options.check)
@@ -335,13 +336,3 @@ def largest_variant(store: Store) -> Variant:
     if not variants:
         raise StoreError(f"{store.path} holds no variant yet; build one with: lamella build MODEL {store.path}")
     return max(variants, key=lambda v: v.n_bytes)
-
-
-def _layouts(store: Store, options: EngineOptions, kernels: KernelTable | None) -> dict[str, Layout]:
-    """How each ggml type of the store's variants is read."""
-    if options.layout == "mapped":
-        return {}
-    kernels = kernels or KernelTable(None, options.context.n_threads or usable_cores())
-    variants, _ = store.readable_variants()
-    types = {t for v in variants for n, t in v.plan.tensors.items() if n.startswith("blk.")}
-    return choose(options.layout, kernels.times(types - {"F32"}))
