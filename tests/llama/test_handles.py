@@ -12,7 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 from lamella.core.errors import EngineFailed, InvalidRequest
-from lamella.llama.handles import Context, ContextOptions, Model, Sampler, SamplingOptions
+from lamella.llama.context import Context, ContextOptions
+from lamella.llama.model import Model
+from lamella.llama.sampling import Sampler, SamplingOptions
 
 SMALL = ContextOptions(n_ctx=64, n_batch=32, n_threads=1)
 

@@ -29,7 +29,8 @@ from lamella.core.errors import InvalidRequest
 from lamella.evaluating.requests import Request, cut_request, make_request, start_tokens, tokenize_prompt
 from lamella.evaluating.subject import Answer, Room, Subject
 from lamella.llama.chat_template import render
-from lamella.llama.handles import ContextOptions, SamplingOptions
+from lamella.llama.context import ContextOptions
+from lamella.llama.sampling import SamplingOptions
 from lamella.quantize.rebuild import restorer
 from lamella.run.engine import Engine, EngineOptions, largest_variant
 from lamella.store.store import Store

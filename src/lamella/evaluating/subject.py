@@ -14,8 +14,10 @@ from lamella.core.artifacts import Variant
 from lamella.core.closing import Closing
 from lamella.evaluating.requests import Request
 from lamella.llama import gguf
-from lamella.llama.handles import Context, ContextOptions, Model, Vocabulary, usable_cores
+from lamella.llama.context import Context, ContextOptions, usable_cores
 from lamella.llama.logits import Column, Logits, Survey, survey, token_losses
+from lamella.llama.model import Model
+from lamella.llama.vocabulary import Vocabulary
 from lamella.run.prefix import shared_prefix
 from lamella.run.variants import LiveVariants
 from lamella.store.store import Store

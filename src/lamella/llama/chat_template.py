@@ -6,7 +6,7 @@ from typing import Any
 
 from lamella.core.errors import EngineFailed
 from lamella.llama import library
-from lamella.llama.handles import Model
+from lamella.llama.model import Model
 
 
 def render(model: Model, messages: list[dict[str, str]], *, ask_for_answer: bool = True) -> str:

@@ -14,7 +14,9 @@ import random
 import numpy as np
 from numpy.typing import NDArray
 
-from lamella.llama.handles import Context, ContextOptions, Model, Vocabulary
+from lamella.llama.context import Context, ContextOptions
+from lamella.llama.model import Model
+from lamella.llama.vocabulary import Vocabulary
 from lamella.measuring.calibration import Window
 from lamella.measuring.progress import Count, ignore, shifted
 

@@ -27,7 +27,9 @@ from lamella.core.artifacts import Variant
 from lamella.core.closing import Closing
 from lamella.core.errors import EngineFailed, InvalidRequest, StoreError
 from lamella.llama import chat_template, gguf
-from lamella.llama.handles import Context, ContextOptions, Model, Sampler, SamplingOptions, usable_cores
+from lamella.llama.context import Context, ContextOptions, usable_cores
+from lamella.llama.model import Model
+from lamella.llama.sampling import Sampler, SamplingOptions
 from lamella.llama.weights import WeightState
 from lamella.run.chat import Message, as_template_messages
 from lamella.run.generation import FinishReason, Generation, Progress, Token

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from lamella.core.artifacts import Variant
 from lamella.core.errors import EngineFailed, StoreError
 from lamella.core.model import TensorSpec
-from lamella.llama.handles import Model
+from lamella.llama.model import Model
 from lamella.llama.weights import WeightState, locate_weights, read_state, release_pages, write_state
 from lamella.run.layouts import Layout
 from lamella.run.shards import ShardPool
