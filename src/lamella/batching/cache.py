@@ -11,7 +11,7 @@ from lamella.llama.context import Context
 
 @dataclass(frozen=True, slots=True)
 class ParkedState:
-    """The KV state of a request that was pushed aside: what its slot held, which variants computed it, and the bytes."""
+    """The KV state of a request that was pushed aside: what its slot held, who computed it, and the bytes."""
 
     tokens: tuple[int, ...]
     variants: frozenset[str]

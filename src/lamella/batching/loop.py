@@ -131,9 +131,9 @@ class EngineLoop:
         if not n_prompt:
             raise RequestRefused("the prompt is empty", why="invalid")
         if n_prompt > self._n_ctx - (0 if may_be_full else 1):
-            raise RequestRefused(
+            raise RequestRefused(  # in OpenAI's words: clients look for them
                 f"This model's maximum context length is {self._n_ctx} tokens. However, your messages resulted in "
-                f"{n_prompt} tokens. Please reduce the length of the messages.",  # OpenAI's words: clients look for them
+                f"{n_prompt} tokens. Please reduce the length of the messages.",
                 why="context_length",
             )
 

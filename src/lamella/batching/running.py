@@ -168,9 +168,7 @@ class RunningRequest:
     def _score(self, logits: NDArray[np.float32], token: int) -> TokenScore:
         own, top = top_logprobs(logits, token, self.request.n_logprobs or 0)
         piece = self._vocabulary.piece
-        return TokenScore(
-            Logprob(token, piece(token), own), False, [Logprob(t, piece(t), value) for t, value in top]
-        )
+        return TokenScore(Logprob(token, piece(token), own), False, [Logprob(t, piece(t), value) for t, value in top])
 
     def finished(self, reason: FinishReason) -> Finished:
         """Its last message."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 
-from lamella.batching.messages import EngineMessage, Prepare, Prepared, Refused, Switch, Switched
+from lamella.batching.messages import EngineMessage, Prepare, Prepared, Refusal, Refused, Switch, Switched
 from lamella.core.errors import LamellaError, UnknownVariant
 from lamella.run.variants import LiveVariants, PreparedVariant, SwitchReport
 
@@ -179,7 +179,7 @@ class ServedVariants:
         return future
 
     def _refuse(self, message: Switch | Prepare, error: LamellaError) -> None:
-        why = "unknown_variant" if isinstance(error, UnknownVariant) else "failed"
+        why: Refusal = "unknown_variant" if isinstance(error, UnknownVariant) else "failed"
         self._send(Refused(id=message.id, why=why, message=str(error)))
 
 

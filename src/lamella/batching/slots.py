@@ -10,7 +10,7 @@ Everything here is bookkeeping in plain Python; ``cache.py`` makes llama.cpp's c
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lamella.run.prefix import shared_prefix
@@ -170,8 +170,8 @@ class SlotTable:
         slot.variants.add(variant)
         slot.last_used = step
 
-    def stale(self, variant: str) -> Iterable[Slot]:
-        """Kept slots whose cells another variant computed."""
+    def stale(self, variant: str) -> list[Slot]:
+        """Kept slots whose cells another variant computed, least recently used first."""
         return [s for s in self.kept if s.variants - {variant}]
 
 

@@ -63,6 +63,27 @@ class Model(Handle):
         return int(library.load().llama.llama_model_n_layer(self.address))
 
     @property
+    def name(self) -> str:
+        """``general.name`` of the model file, or nothing."""
+        return self._metadata("general.name")
+
+    @property
+    def architecture(self) -> str:
+        """llama.cpp's name of what kind of model it is."""
+        return self._metadata("general.architecture")
+
+    @property
+    def has_recurrent_state(self) -> bool:
+        """Whether a part of its memory is one state for all tokens, of which no beginning can be cut off."""
+        llama = library.load().llama
+        return bool(llama.llama_model_is_recurrent(self.address) or llama.llama_model_is_hybrid(self.address))
+
+    def _metadata(self, key: str) -> str:
+        buffer = ct.create_string_buffer(256)
+        n = library.load().llama.llama_model_meta_val_str(self.address, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace") if n >= 0 else ""
+
+    @property
     def trained_context(self) -> int:
         return int(library.load().llama.llama_model_n_ctx_train(self.address))
 
