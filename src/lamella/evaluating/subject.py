@@ -142,6 +142,23 @@ class Subject(Closing):
         self._cached = tuple(tokens)
         return self._working.last_logits(n_outputs)
 
+    def logits_across_switch(self, before: str, after: str, tokens: Sequence[int], n_outputs: int) -> Logits:
+        """Logits at the last ``n_outputs`` tokens, computed by ``after`` on a KV cache of all tokens before them that
+        ``before`` computed; a view that the next call overwrites.
+
+        Raises:
+            UnknownVariant, ShardDamaged: one of them cannot be used.
+        """
+        first = len(tokens) - n_outputs
+        self.use(before)
+        self._drop_cache_after(0)
+        self._working.decode(tokens[:first], 0, n_outputs=0)
+        if after != before:
+            self._live.switch_to(self._live.prepare(after).result())
+        self._name, self._cached = "", ()  # what the cache holds is of two variants: for nobody else
+        self._working.decode(tokens[first:], first, n_outputs=n_outputs)
+        return self._working.last_logits(n_outputs)
+
     def survey(self, logits: Logits) -> Survey:
         """Look at logits on as many threads as compute them."""
         return survey(logits, self.n_threads)
