@@ -8,6 +8,7 @@
     handle     base of what owns a C object
     model      a loaded model
     vocabulary its tokens
+    batch      tokens on their way into the model
     context    KV cache and passes through the model
     observing  the nodes of a pass
     sampling   drawing the next token
