@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+Pooling = Literal["auto", "mean", "cls", "last", "off"]
+
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How the engine of a server runs.
@@ -41,5 +43,5 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     n_warm: int = 2
     memory_bytes: int = 0
     check: bool = False
-    pooling: Literal["auto", "mean", "cls", "last", "off"] = "auto"
+    pooling: Pooling = "auto"
     kernel_file: str = ""
