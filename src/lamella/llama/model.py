@@ -78,6 +78,11 @@ class Model(Handle):
         llama = library.load().llama
         return bool(llama.llama_model_is_recurrent(self.address) or llama.llama_model_is_hybrid(self.address))
 
+    @property
+    def has_pooling(self) -> bool:
+        """Whether the model file says how embeddings are made of token states."""
+        return self._metadata(f"{self.architecture}.pooling_type") not in ("", "0")
+
     def _metadata(self, key: str) -> str:
         buffer = ct.create_string_buffer(256)
         n = library.load().llama.llama_model_meta_val_str(self.address, key.encode(), buffer, len(buffer))
