@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes as ct
 from collections.abc import Sequence
+from typing import Any
 
 from lamella.llama import library
 from lamella.llama.handle import Handle
@@ -13,7 +14,7 @@ class Vocabulary:
     """The tokenizer of a model.
 
     Pieces are remembered: between two tokens the weights have pushed everything else out of the processor's caches,
-    and each call into C then costs tens of microseconds.
+    and each call into C then costs tens of microseconds.  Unlike other handles, it may be used by several threads.
 
     Raises:
         EngineFailed: from every method, once the model was closed.
@@ -26,9 +27,14 @@ class Vocabulary:
         self.n_tokens: int = self._llama.llama_vocab_n_tokens(self._address)
         self.bos: int = self._llama.llama_vocab_bos(self._address)
         self.eos: int = self._llama.llama_vocab_eos(self._address)
-        self._buffer = ct.create_string_buffer(64)
         self._pieces: dict[tuple[int, bool], bytes] = {}
         self._ends: dict[int, bool] = {}
+
+    @property
+    def address(self) -> Any:
+        """``llama_vocab``, which belongs to the model."""
+        self._model.check_open()
+        return self._address
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Token ids of ``text``.
@@ -56,11 +62,12 @@ class Vocabulary:
 
     def _read_piece(self, token: int, special: bool) -> bytes:
         self._model.check_open()
-        n = self._llama.llama_token_to_piece(self._address, token, self._buffer, len(self._buffer), 0, special)
+        buffer = ct.create_string_buffer(64)  # not kept: prompts are read in another thread than tokens are written
+        n = self._llama.llama_token_to_piece(self._address, token, buffer, len(buffer), 0, special)
         if n < 0:
-            self._buffer = ct.create_string_buffer(-n)
-            n = self._llama.llama_token_to_piece(self._address, token, self._buffer, len(self._buffer), 0, special)
-        return self._buffer.raw[:n]
+            buffer = ct.create_string_buffer(-n)
+            n = self._llama.llama_token_to_piece(self._address, token, buffer, len(buffer), 0, special)
+        return buffer.raw[:n]
 
     def text(self, tokens: Sequence[int], *, special: bool = False) -> str:
         return b"".join(self.piece(t, special=special) for t in tokens).decode("utf-8", "replace")
