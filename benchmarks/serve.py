@@ -2,15 +2,15 @@
 
     .venv/bin/python -m benchmarks.serve [--model smollm2] [--mix Q4_K_M] [--rounds 8]
 
-Both servers are up all the time, with the same file, threads, sequences and KV cells, and answer in turn; each goes first
-every other round.  Greedy, no early end.  Four loads:
+Both servers are up all the time, with the same file, threads, sequences and KV cells, and answer in turn; each goes
+first every other round.  Greedy, no early end.  Four loads:
 
 * single: one stream of 128 tokens; tokens/s after the first token.
 * concurrent: 8 streams of 64 tokens at once; all tokens over the time from the first request to the last token.
-* ttft: requests at 4 a second (one Poisson trace for both), prompts of about 60 tokens, 16 tokens each; median time to
-  the first token.
-* prefix: as ttft, with a system prompt of about 1,000 tokens before each question; the first request, which reads it, is
-  sent before and not counted.
+* ttft: requests at 4 a second (one Poisson trace for both), prompts of about 60 tokens, 16 tokens each; median time
+  to the first token.
+* prefix: as ttft, with a system prompt of about 1,000 tokens before each question; the first request, which reads it,
+  is sent before and not counted.
 """
 
 from __future__ import annotations

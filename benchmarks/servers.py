@@ -82,23 +82,27 @@ def _running(command: Sequence[object], port: int, ready: str, log: Path) -> Ite
     with log.open("ab") as output:
         process = subprocess.Popen([str(c) for c in command], stdout=output, stderr=output)
     try:
-        wait_until_ready(process, port, ready, log)
+        wait_until_ready(process, command, port, ready, log)
         yield
     finally:
         process.terminate()
         process.wait(30)
 
 
-def wait_until_ready(process: subprocess.Popen[bytes], port: int, path: str, log: Path) -> None:
+def wait_until_ready(
+    process: subprocess.Popen[bytes], command: Sequence[object], port: int, path: str, log: Path
+) -> None:
     """Poll until the server answers."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise SystemExit(f"{process.args} ended with {process.returncode}:\n{log.read_text()[-2000:]}")
+            raise SystemExit(
+                f"{' '.join(map(str, command))} ended with {process.returncode}:\n{log.read_text()[-2000:]}"
+            )
         with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=2):
             return
         time.sleep(0.1)
-    raise SystemExit(f"{process.args} does not answer:\n{log.read_text()[-2000:]}")
+    raise SystemExit(f"{' '.join(map(str, command))} does not answer:\n{log.read_text()[-2000:]}")
 
 
 async def complete(port: int, prompt: str, n_tokens: int, **fields: Any) -> Answer:

@@ -7,8 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lamella.batching.messages import Accepted, Cancel, Generate, Prepare, Prepared, Sampling, Scored, Step, Switch
-from lamella.batching.messages import Refused, Switched, TokenEvent
+from lamella.batching.messages import (
+    Accepted,
+    Cancel,
+    Finished,
+    Generate,
+    Prepare,
+    Prepared,
+    Refused,
+    Sampling,
+    Scored,
+    Step,
+    Switch,
+    Switched,
+    TokenEvent,
+)
 from lamella.llama.sampling import SamplingOptions
 from lamella.run.engine import Engine, EngineOptions
 from lamella.store.store import Store
@@ -97,24 +110,24 @@ def test_a_prompt_that_was_read_before_is_not_read_again(front: FakeFront) -> No
 def test_requests_that_arrive_together_share_their_beginning(open_front: OpenFront) -> None:
     system = "you are a helpful assistant who answers in few words, and never in many. "
     with open_front(n_batch=32) as front:
-        numbers = [front.start(system + p) for p in PROMPTS[:4]]
+        numbers = [front.start(system + p, n_logprobs=2) for p in PROMPTS[:4]]
         ends = [front.end_of(n) for n in numbers]
         assert sum(e.cached_tokens > 40 for e in ends) == 3
-        shared = [front.tokens_of(n) for n in numbers]
-    for prompt, tokens in zip(PROMPTS, shared, strict=False):
-        with open_front() as other:
-            assert other.write(system + prompt) == tokens
+        shared = [_events(front, n) for n in numbers]
+    for prompt, events in zip(PROMPTS, shared, strict=False):
+        with open_front(n_batch=32) as other:
+            assert_same_but_for_ties(_events(other, other.start(system + prompt, n_logprobs=2)), events)
 
 
 def test_a_cache_that_is_too_small_for_all_makes_some_wait(open_front: OpenFront) -> None:
     with open_front(n_cells=128, n_ctx=128) as front:
-        numbers = [front.start(p * 2, max_tokens=40) for p in PROMPTS]
-        tokens = [front.tokens_of(n) for n in numbers]
-        assert all(len(t) == 40 for t in tokens)
+        numbers = [front.start(p * 2, max_tokens=40, n_logprobs=2) for p in PROMPTS]
+        written = [_events(front, n) for n in numbers]
+        assert all(len(events) == 40 for events in written)
         assert front.loop.status().cells_used <= 128
-    for prompt, written in zip(PROMPTS, tokens, strict=True):
+    for prompt, events in zip(PROMPTS, written, strict=True):
         with open_front() as other:
-            assert other.write(prompt * 2, max_tokens=40) == written
+            assert_same_but_for_ties(_events(other, other.start(prompt * 2, max_tokens=40, n_logprobs=2)), events)
 
 
 def test_urgent_requests_push_others_aside_and_those_go_on(open_front: OpenFront) -> None:
@@ -123,7 +136,7 @@ def test_urgent_requests_push_others_aside_and_those_go_on(open_front: OpenFront
         front.wait(lambda m: isinstance(m, Step))
         urgent = front.start(PROMPTS[1], priority=1)
         front.end_of(urgent)
-        assert slow not in {m.id for m in front.told if hasattr(m, "reason")}
+        assert slow not in {m.id for m in front.told if isinstance(m, Finished)}
         tokens = front.tokens_of(slow)
     with open_front() as other:
         assert other.write(PROMPTS[0], max_tokens=60) == tokens
@@ -186,10 +199,30 @@ def test_scores_of_a_prompt_are_those_of_its_tokens_one_by_one(front: FakeFront)
         assert scored.scores[n].top[0].logprob == pytest.approx(event.score.top[0].logprob, abs=1e-3)
 
 
-def _first_event(front: FakeFront, number: int) -> TokenEvent:
+def _events(front: FakeFront, number: int) -> list[TokenEvent]:
     front.end_of(number)
     steps = [m for m in front.told if isinstance(m, Step)]
-    return next(t for m in steps for t in m.tokens if t.id == number)
+    return [t for m in steps for t in m.tokens if t.id == number]
+
+
+def _first_event(front: FakeFront, number: int) -> TokenEvent:
+    return _events(front, number)[0]
+
+
+def assert_same_but_for_ties(expected: list[TokenEvent], found: list[TokenEvent]) -> None:
+    """Equal up to a token whose two likeliest are as good as equal: sums in another order may then choose the other.
+
+    llama.cpp adds up attention in the order of cells, and by other kernels for other sizes of a batch.
+    """
+    for a, b in zip(expected, found, strict=True):
+        assert a.score is not None
+        assert b.score is not None
+        if a.token != b.token:
+            best, second = a.score.top
+            assert best.logprob - second.logprob < 0.1
+            assert {a.token, b.token} == {best.token, second.token}
+            return
+        assert a.score.chosen.logprob == pytest.approx(b.score.chosen.logprob, abs=0.1)
 
 
 def test_logprobs_are_a_distribution(front: FakeFront) -> None:

@@ -110,8 +110,10 @@ def _as_text(message: Mapping[str, Any]) -> dict[str, Any]:
     content = str(message.get("content") or "")
     if message["role"] == "tool":
         return {"role": "user", "content": f"<tool_response>\n{content}\n</tool_response>"}
-    calls = "\n".join(
-        f"<tool_call>\n{json.dumps({'name': c['function']['name'], 'arguments': c['function']['arguments']})}\n</tool_call>"
-        for c in message.get("tool_calls") or ()
-    )
+    calls = "\n".join(_call_as_text(call["function"]) for call in message.get("tool_calls") or ())
     return {"role": message["role"], "content": f"{content}\n{calls}".strip() if calls else content}
+
+
+def _call_as_text(function: Mapping[str, Any]) -> str:
+    call = json.dumps({"name": function["name"], "arguments": function["arguments"]})
+    return f"<tool_call>\n{call}\n</tool_call>"

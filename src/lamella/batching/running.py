@@ -94,6 +94,11 @@ class RunningRequest:
         """Whether another token may be drawn when all its tokens are computed."""
         return self.n_computed == len(self.tokens) and self.n_generated < self._max_tokens
 
+    @property
+    def is_reading(self) -> bool:
+        """Whether a part of its prompt is still to be computed."""
+        return self.n_computed < self.n_prompt
+
     def candidate(self, variant: str) -> Candidate:
         """How the step planner sees it.
 

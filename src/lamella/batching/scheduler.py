@@ -17,7 +17,8 @@ from lamella.batching.served import ServedVariants
 from lamella.batching.speeds import Speeds
 from lamella.batching.steps import StepPlan
 from lamella.core.errors import CacheFull, LamellaError
-from lamella.llama.context import BatchPart, Context
+from lamella.llama.batch import BatchPart
+from lamella.llama.context import Context
 from lamella.run.engine import LONG_PROMPT_TOKENS
 
 
@@ -132,8 +133,8 @@ class Scheduler:
     def _admit(self) -> None:
         if not self._waiting:
             return
-        ready = [r for r in self._waiting.values() if self._is_ready(r)]
         default = self._variants.default
+        ready = self._ready()
         decision = steps.admit(
             [r.candidate(default) for r in self._running.values()],
             [r.candidate(default) for r in ready],
@@ -145,28 +146,32 @@ class Scheduler:
             self._start(self._waiting[number])
         self._variants.forget_unused()
 
-    def _is_ready(self, request: RunningRequest) -> bool:
-        """Whether a request could run: its variant is in memory, and nobody just computes what it could share."""
-        wish = request.request.variant
-        if wish is not None:
-            try:
-                if not self._variants.open_for(wish):
-                    return False
-            except LamellaError as error:
-                self._refuse(request, error)
-                return False
-        return request.scores_prompt or not self._should_wait_for_prefix(request)
+    def _ready(self) -> list[RunningRequest]:
+        """Requests that could run now: those whose beginning somebody is about to compute wait for it."""
+        found: list[RunningRequest] = []
+        for request in sorted(self._waiting.values(), key=lambda r: r.candidate("").urgency):
+            if self._has_variant(request) and not self._should_wait_for_prefix(request, found):
+                found.append(request)
+        return found
 
-    def _should_wait_for_prefix(self, request: RunningRequest) -> bool:
-        if not self._cache.table.can_share_parts:
+    def _has_variant(self, request: RunningRequest) -> bool:
+        """Whether the variant that a request wants, if any, is in memory; refuses those that cannot be."""
+        wish = request.request.variant
+        try:
+            return wish is None or self._variants.open_for(wish)
+        except LamellaError as error:
+            self._refuse(request, error)
             return False
-        now = self._cache.table.shared_with_kept(request.tokens, request.request.variant)
-        return any(
-            not other.candidate("").is_writing
-            and other.request.variant == request.request.variant
-            and other.shares_prompt_with(request) >= now + steps.WORTH_WAITING_FOR
-            for other in self._running.values()
-        )
+
+    def _should_wait_for_prefix(self, request: RunningRequest, earlier: Iterable[RunningRequest]) -> bool:
+        if request.scores_prompt or not self._cache.table.can_share_parts:
+            return False
+        wish = request.request.variant
+        readers = [r for r in (*self._running.values(), *earlier) if r.is_reading and r.request.variant == wish]
+        if not readers:
+            return False
+        now = self._cache.table.shared_with_kept(request.tokens, wish)
+        return any(r.shares_prompt_with(request) >= now + steps.WORTH_WAITING_FOR for r in readers)
 
     def _start(self, request: RunningRequest) -> None:
         """Give a request a slot: the one that still holds its state, or a place that shares its beginning."""

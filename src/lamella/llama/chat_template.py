@@ -64,8 +64,8 @@ class ChatTemplate:
         last = str(messages[-1].get("content") or "") if messages else ""
         try:
             rendered: Any = self._formatter(
-                messages=list(messages),  # type: ignore[arg-type]
-                tools=list(tools) if tools else None,  # type: ignore[arg-type]
+                messages=list(messages),
+                tools=list(tools) if tools else None,
                 **{"add_generation_prompt": not continue_last, **(options or {})},
             )
         except Exception as error:  # templates are programs: anything may come out

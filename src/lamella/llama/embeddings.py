@@ -38,7 +38,9 @@ class Embedder(Closing):
             raise InvalidRequest("this model has no embeddings; start with pooling mean, cls or last to make some")
         self._llama = library.load().llama
         self._n_ctx, self._n_embd = n_ctx, int(self._llama.llama_model_n_embd(model.address))
-        options = ContextOptions(n_ctx=n_ctx, n_sequences=MOST_TOGETHER, n_cells=n_ctx, n_batch=n_ctx, n_threads=n_threads)
+        options = ContextOptions(
+            n_ctx=n_ctx, n_sequences=MOST_TOGETHER, n_cells=n_ctx, n_batch=n_ctx, n_threads=n_threads
+        )
         params = options.parameters()
         params.embeddings, params.pooling_type = True, POOLINGS[pooling]
         self._address = self._llama.llama_init_from_model(model.address, params)
@@ -62,8 +64,7 @@ class Embedder(Closing):
         vectors = [v for group in self._groups(texts) for v in self._read(group)]
         found = np.array(vectors, np.float32).reshape(len(texts), self._n_embd)
         lengths = np.linalg.norm(found, axis=1, keepdims=True)
-        normal: NDArray[np.float32] = found / np.where(lengths > 0, lengths, 1)
-        return normal
+        return (found / np.where(lengths > 0, lengths, 1)).astype(np.float32)
 
     def _groups(self, texts: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
         """Texts that fit into one pass together, in order."""
@@ -94,4 +95,3 @@ class Embedder(Closing):
         if self._address:
             address, self._address = self._address, None
             self._llama.llama_free(address)
-            self._batch.close()
