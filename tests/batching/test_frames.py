@@ -153,7 +153,7 @@ def test_a_message_longer_than_a_frame_is_refused_and_the_next_one_passes(
     ends: tuple[FrameSocket, FrameSocket],
 ) -> None:
     one, other = ends
-    with pytest.raises(FrameTooLong, match="Generate of 64.0 MiB"):
+    with pytest.raises(FrameTooLong, match=r"Generate of 64\.0 MiB"):
         one.send(Generate(id=1, prompt="x" * FRAME_LIMIT_BYTES))
     one.send(Cancel(id=1))
     assert other.receive_one(front_decoder()) == Cancel(id=1)
