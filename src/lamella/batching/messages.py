@@ -261,6 +261,7 @@ class Finished(_Message, frozen=True, kw_only=True):
     Attributes:
         text: text that was held back (a possible stop string) and now is certain.
         cached_tokens: tokens of the prompt that were found in the KV cache.
+        generated_tokens: all that were written, ``Generate.generated`` included.
         queue_seconds, prompt_seconds, token_seconds: waiting, reading the prompt, and writing.
     """
 
