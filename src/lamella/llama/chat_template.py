@@ -28,17 +28,10 @@ class ChatTemplate:
         template = model.chat_template
         if template is None:
             raise EngineFailed("the model file has no chat template; use a plain prompt")
-        library.load()
-        from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
-        vocabulary = model.vocabulary
         self.knows_tools = "tools" in template
         try:
-            self._formatter = Jinja2ChatFormatter(
-                template=template,
-                eos_token=_special(vocabulary, vocabulary.eos),
-                bos_token=_special(vocabulary, vocabulary.bos),
-            )
+            self._asking = _formatter(model, template, ask_for_answer=True)
+            self._continuing = _formatter(model, template, ask_for_answer=False)
         except Exception as error:
             raise EngineFailed(f"the model's chat template is broken: {error}") from error
 
@@ -62,12 +55,9 @@ class ChatTemplate:
             EngineFailed: the template refuses the messages.
         """
         last = str(messages[-1].get("content") or "") if messages else ""
+        formatter = self._continuing if continue_last else self._asking
         try:
-            rendered: Any = self._formatter(
-                messages=list(messages),
-                tools=list(tools) if tools else None,
-                **{"add_generation_prompt": not continue_last, **(options or {})},
-            )
+            rendered: Any = formatter(messages=list(messages), tools=list(tools) if tools else None, **(options or {}))
         except Exception as error:  # templates are programs: anything may come out
             raise EngineFailed(f"the model's chat template refuses these messages: {error}") from error
         prompt = str(rendered.prompt)
@@ -79,6 +69,19 @@ class ChatTemplate:
         if not last.strip() or end < 0:
             raise EngineFailed("the last message cannot be continued: the template does not write it as it is")
         return prompt[: end + len(last.strip())]
+
+
+def _formatter(model: Model, template: str, *, ask_for_answer: bool) -> Any:
+    library.load()
+    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+    vocabulary = model.vocabulary
+    return Jinja2ChatFormatter(
+        template=template,
+        eos_token=_special(vocabulary, vocabulary.eos),
+        bos_token=_special(vocabulary, vocabulary.bos),
+        add_generation_prompt=ask_for_answer,
+    )
 
 
 def _special(vocabulary: Any, token: int) -> str:
