@@ -88,7 +88,7 @@ class Script:
         refusal: raised in place of an answer.
         submit_error: raised by ``generate`` itself.
         break_after, break_with: after so many tokens, this is raised.
-        gate: waited for before token ``gate_at`` (from 0).
+        gate: waited for before token ``gate_at`` (from 0), or before ``Accepted`` where that is -1.
     """
 
     pieces: Sequence[str] = ("Hello", " world")
@@ -190,6 +190,11 @@ class FakeStream:
         if script.refusal:
             raise script.refusal
         n_prompt = _prompt_tokens(request)
+        if script.gate and script.gate_at < 0:
+            await self._wait(script.gate)
+            if self.is_cancelled:
+                yield self._finished("cancelled", n_prompt, 0)
+                return
         yield Accepted(id=request.id, prompt_tokens=n_prompt, calls_tools=script.calls_tools)
         if request.echo:
             yield _scored(request)

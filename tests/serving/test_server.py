@@ -74,9 +74,10 @@ def test_a_token_is_sent_when_it_comes(run_server: Start) -> None:
     assert not stream_of(server).is_cancelled
 
 
+@pytest.mark.parametrize("gate_at", [-1, 0])
 @pytest.mark.parametrize("body", [BODY, {"prompt": "a b"}, {**BODY, "n": 2}])
-def test_a_client_that_leaves_ends_its_request(run_server: Start, body: dict[str, object]) -> None:
-    server = run_server(Gated(gate_at=0))
+def test_a_client_that_leaves_ends_its_request(run_server: Start, body: dict[str, object], gate_at: int) -> None:
+    server = run_server(Gated(gate_at))
     content = json.dumps(body).encode()
     head = (
         f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"

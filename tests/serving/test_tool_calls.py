@@ -6,7 +6,7 @@ import json
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamella.serving.tool_calls import BlockReader, Piece, ToolCall, ToolCallReader, WholeReader, parse_call
@@ -30,6 +30,9 @@ FRAGMENTS = [
     "text",
     "<",
     CALL,
+    f" {CALL}",
+    f"{CALL}\n",
+    f"a\n{CALL}\nb",
 ]
 texts = st.lists(st.sampled_from(FRAGMENTS), max_size=9).map("".join)
 
@@ -46,6 +49,7 @@ def read(reader: ToolCallReader, pieces: list[str]) -> list[Piece]:
     return joined
 
 
+@settings(max_examples=300)
 @given(texts, st.data())
 def test_any_split_of_a_text_gives_the_same(text: str, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=12)))

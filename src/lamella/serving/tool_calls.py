@@ -175,10 +175,7 @@ class _Block:
             if not found:
                 self.position = len(text)
             elif found[0] == "\\":
-                if found.end() == len(text):
-                    self.position = found.start()
-                    return
-                self.position = found.end() + 1
+                self.position = found.end() + 1  # the character after it, which may not have come yet
             else:
                 self._step(found[0])
                 self.position = found.end()

@@ -71,20 +71,26 @@ class ChatWriter:
 
     def _token(self, text: str, score: TokenScore | None) -> bytes:
         """A token with its score, which goes out even where its text is held back."""
-        deltas = self._deltas(text) if self._reader else ([{"content": text}] if text else [])
+        deltas = self._deltas(text)
         if score is None:
-            return b"".join(self._envelope.event(self._chunk(delta)) for delta in deltas)
+            return b"".join(map(self._event, deltas))
         first, *others = deltas or [{"content": ""}]
-        scored = self._chunk(first, logprobs=chat_logprobs([score]))
-        return b"".join(self._envelope.event(choice) for choice in (scored, *map(self._chunk, others)))
+        scored = self._envelope.event(self._chunk(first, logprobs=chat_logprobs([score])))
+        return scored + b"".join(map(self._event, others))
+
+    def _event(self, delta: dict[str, Any]) -> bytes:
+        if "content" in delta:
+            return self._before + encode(delta["content"]) + self._after
+        return self._envelope.event(self._chunk(delta))
 
     def _end(self, end: Finished) -> bytes:
-        deltas = self._deltas(end.text, is_last=True) if self._reader else ([{"content": end.text}] if end.text else [])
+        deltas = self._deltas(end.text, is_last=True)
         last = self._chunk({}) | end_fields(end, has_calls=bool(self._n_calls))
-        return b"".join(self._envelope.event(choice) for choice in (*map(self._chunk, deltas), last))
+        return b"".join(map(self._event, deltas)) + self._envelope.event(last)
 
     def _deltas(self, text: str, is_last: bool = False) -> list[dict[str, Any]]:
-        assert self._reader is not None
+        if self._reader is None:
+            return [{"content": text}] if text else []
         pieces = self._reader.feed(text) + (self._reader.finish() if is_last else [])
         return [self._call(piece) if isinstance(piece, ToolCall) else {"content": piece} for piece in pieces]
 
