@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
@@ -65,7 +66,7 @@ def test_a_switch_in_the_middle_of_a_stream(client: OpenAI, url: str) -> None:
 def test_answers_follow_a_schema_and_call_tools(client: OpenAI) -> None:
     model = client.models.list().data[0].id
     schema = {"type": "object", "properties": {"age": {"type": "integer", "maximum": 150}}, "required": ["age"]}
-    answer = client.chat.completions.create(
+    answer = client.chat.completions.create(  # type: ignore[call-overload]
         model=model,
         messages=[{"role": "user", "content": "How old is the oldest tree?"}],
         response_format={"type": "json_schema", "json_schema": {"name": "age", "schema": schema}},
@@ -73,7 +74,7 @@ def test_answers_follow_a_schema_and_call_tools(client: OpenAI) -> None:
         seed=1,
     )
     assert isinstance(json.loads(answer.choices[0].message.content or "")["age"], int)
-    called = client.chat.completions.create(  # type: ignore[call-overload]
+    called = client.chat.completions.create(
         model=model,
         messages=[{"role": "user", "content": "What is the weather in Paris?"}],
         tools=[{"type": "function", "function": {"name": "weather", "parameters": _CITY}}],
@@ -81,7 +82,8 @@ def test_answers_follow_a_schema_and_call_tools(client: OpenAI) -> None:
         max_tokens=80,
         temperature=0,
     )
-    (call,) = called.choices[0].message.tool_calls
+    calls: list[Any] = list(called.choices[0].message.tool_calls or [])
+    (call,) = calls
     assert call.function.name == "weather"
     assert set(json.loads(call.function.arguments)) == {"city"}
 

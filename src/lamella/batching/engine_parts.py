@@ -16,7 +16,7 @@ from lamella.batching.prompts import Prompt, PromptMaker
 from lamella.batching.running import SCORED_AT_ONCE
 from lamella.batching.settings import EngineSettings
 from lamella.core.artifacts import Variant
-from lamella.core.errors import UnknownVariant
+from lamella.core.errors import InvalidRequest, UnknownVariant
 from lamella.llama import gguf
 from lamella.llama.context import Context, ContextOptions, usable_cores
 from lamella.llama.embeddings import Embedder
@@ -143,6 +143,8 @@ class EngineParts:
         """
         if self.embedder is None:
             settings = self.settings
+            if settings.pooling == "off":
+                raise InvalidRequest("embeddings are switched off (--pooling off)")
             self.embedder = Embedder(self.model, settings.pooling, settings.n_ctx, settings.n_threads)
         return self.embedder
 

@@ -11,7 +11,7 @@ from typing import Any
 from lamella.batching.messages import Chat
 from lamella.core.errors import EngineFailed, InvalidRequest, RequestRefused
 from lamella.llama.chat_template import ChatTemplate
-from lamella.llama.grammar import schema_to_grammar, tool_call_schema
+from lamella.llama.grammar import schema_to_grammar
 from lamella.llama.model import Model
 
 TOOLS_IN_WORDS = """You may call functions. Their signatures are between <tools></tools>:
@@ -72,7 +72,7 @@ class PromptMaker:
 
     def _chat(self, chat: Chat) -> Prompt:
         tools = chat.tools if chat.tools and chat.tool_choice != "none" else None
-        messages: list[dict[str, Any]] = chat.messages
+        messages = [_with_parsed_calls(m) for m in chat.messages]
         if tools and not self._template.knows_tools:
             messages = _with_tools_in_words(messages, tools)
         try:
@@ -91,7 +91,26 @@ def _forced_call(tools: Sequence[Mapping[str, Any]], choice: str) -> str | None:
     if choice == "auto":
         return None
     named = tools if choice == "required" else [t for t in tools if t["function"]["name"] == choice]
-    return schema_to_grammar(tool_call_schema(named))
+    return schema_to_grammar(_call_schema(named), is_exact=False)
+
+
+def _call_schema(tools: Sequence[Mapping[str, Any]]) -> str:
+    """JSON schema of one call of one of some tools: ``{"name": ..., "arguments": {...}}``."""
+    if not tools:
+        raise InvalidRequest("a tool must be called, and none of that name is given")
+    calls = [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": tool["function"]["name"]},
+                "arguments": tool["function"].get("parameters") or {"type": "object"},
+            },
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for tool in tools
+    ]
+    return json.dumps(calls[0] if len(calls) == 1 else {"anyOf": calls})
 
 
 def _with_tools_in_words(
@@ -103,6 +122,21 @@ def _with_tools_in_words(
     if written and written[0]["role"] == "system":
         return [{**written[0], "content": f"{written[0]['content']}\n\n{words}"}, *written[1:]]
     return [{"role": "system", "content": words}, *written]
+
+
+def _with_parsed_calls(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message whose tool calls have objects for arguments: templates write them as JSON, OpenAI sends JSON text."""
+    calls = message.get("tool_calls")
+    if not calls:
+        return dict(message)
+    return {**message, "tool_calls": [{**c, "function": _with_object(c["function"])} for c in calls]}
+
+
+def _with_object(function: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return {**function, "arguments": json.loads(function["arguments"])}
+    except (TypeError, ValueError):
+        return dict(function)
 
 
 def _as_text(message: Mapping[str, Any]) -> dict[str, Any]:

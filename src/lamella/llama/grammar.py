@@ -1,75 +1,55 @@
-"""JSON schemas to grammars, with llama-cpp-python's converter."""
+"""Grammars that answers must follow: JSON, JSON by a schema, and what clients write themselves.
+
+schema_to_grammar('{"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}')
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import NoReturn
 
 from lamella.core.errors import InvalidRequest
-from lamella.llama import library
+from lamella.llama.ambiguity import check_bounds
+from lamella.llama.guide import Guide
+from lamella.llama.json_schema import PARTS, SchemaWriter
+from lamella.llama.vocabulary import Vocabulary
 
-LONGEST_SCHEMA = 64 << 10
-DEEPEST_SCHEMA = 64
-MOST_REPETITIONS = 2000
-_REPETITIONS = ("minLength", "maxLength", "minItems", "maxItems")
+MOST_SCHEMA_CHARACTERS = 100_000
+
+JSON_GRAMMAR = "root ::= object" + PARTS
+"""Any JSON object."""
 
 
-def schema_to_grammar(schema: str) -> str:
-    """GBNF for the texts that fit a JSON schema.
+def schema_to_grammar(schema_json: str, *, is_exact: bool = True) -> str:
+    """A grammar whose texts are JSON that a schema allows; not all of it: whitespace and the order of keys are fixed.
+
+    Args:
+        is_exact: refuse keywords that a grammar cannot hold an answer to; False leaves them out.
 
     Raises:
-        InvalidRequest: the schema is no JSON, too large or too deep, refers to other documents, or has parts that the
-            converter does not know.
+        InvalidRequest: the schema is broken, too large, or asks for what is not supported; says where.
     """
-    if len(schema) > LONGEST_SCHEMA:
-        raise InvalidRequest(f"the JSON schema has {len(schema)} characters, the most is {LONGEST_SCHEMA}")
+    if len(schema_json) > MOST_SCHEMA_CHARACTERS:
+        raise InvalidRequest(
+            f"the JSON schema has {len(schema_json)} characters, at most {MOST_SCHEMA_CHARACTERS} are taken"
+        )
     try:
-        document = json.loads(schema)
+        schema = json.loads(schema_json, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"the JSON schema is no JSON: {error}") from None
-    _check(document, 0)
-    library.load()
-    from llama_cpp.llama_grammar import json_schema_to_gbnf
-
-    try:
-        return str(json_schema_to_gbnf(schema))
-    except Exception as error:  # the converter raises whatever its Python comes across
-        raise InvalidRequest(f"the JSON schema cannot be made a grammar: {type(error).__name__}: {error}") from None
+    grammar = SchemaWriter(schema, is_exact).grammar()
+    check_bounds(grammar)
+    return grammar
 
 
-def tool_call_schema(tools: Sequence[Mapping[str, Any]]) -> str:
-    """JSON schema of one call of one of some OpenAI tools: ``{"name": ..., "arguments": {...}}``.
+def check_grammar(gbnf: str, vocabulary: Vocabulary) -> None:
+    """Make sure that a grammar can be followed.
 
     Raises:
-        InvalidRequest: there is none.
+        InvalidRequest: it is broken, too large or too ambiguous; says what is wrong.
     """
-    if not tools:
-        raise InvalidRequest("a tool must be called, and none of that name is given")
-    calls = [
-        {
-            "type": "object",
-            "properties": {
-                "name": {"const": t["function"]["name"]},
-                "arguments": t["function"].get("parameters") or {"type": "object"},
-            },
-            "required": ["name", "arguments"],
-        }
-        for t in tools
-    ]
-    return json.dumps(calls[0] if len(calls) == 1 else {"anyOf": calls})
+    Guide(gbnf, vocabulary).close()
 
 
-def _check(node: object, depth: int) -> None:
-    if depth > DEEPEST_SCHEMA:
-        raise InvalidRequest(f"the JSON schema is nested deeper than {DEEPEST_SCHEMA}")
-    if isinstance(node, dict):
-        for key, value in node.items():
-            if key in _REPETITIONS and isinstance(value, int | float) and not 0 <= value <= MOST_REPETITIONS:
-                raise InvalidRequest(f"'{key}' is {value} in the JSON schema; it must be 0 to {MOST_REPETITIONS}")
-            if key == "$ref" and isinstance(value, str) and not value.startswith("#"):
-                raise InvalidRequest(f"the JSON schema refers to {value}; only parts of itself can be used")
-            _check(value, depth + 1)
-    elif isinstance(node, list):
-        for value in node:
-            _check(value, depth + 1)
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no JSON")

@@ -62,14 +62,16 @@ def top_logprobs(logits: NDArray[np.float32], token: int, n: int) -> tuple[float
     """Log-probability of a token, and the ``n`` likeliest tokens with theirs, best first.
 
     Args:
-        logits: of one position, shape (vocabulary,).
+        logits: of one position, shape (vocabulary,), as the model gave them.
     """
-    top = float(logits.max())
-    normalizer = top + float(np.log(np.exp(logits - top).sum(dtype=np.float64)))
+    top = logits.max()
+    normalizer = top + np.log(np.exp(logits - top).sum(dtype=np.float64))
     n = min(n, len(logits))
-    best = np.argpartition(logits, len(logits) - n)[len(logits) - n :] if n else np.empty(0, np.int64)
+    if n == 0:
+        return float(logits[token] - normalizer), []
+    best = np.argpartition(logits, len(logits) - n)[len(logits) - n :]
     best = best[np.lexsort((best, -logits[best]))]
-    return float(logits[token]) - normalizer, [(int(i), float(logits[i]) - normalizer) for i in best]
+    return float(logits[token] - normalizer), [(int(t), float(logits[t] - normalizer)) for t in best]
 
 
 class Reference:

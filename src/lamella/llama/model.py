@@ -14,6 +14,7 @@ from lamella.llama.handle import Handle
 from lamella.llama.vocabulary import Vocabulary
 
 LOAD_WITHOUT_MMAP, LOAD_MMAP = 0, 1  # enum llama_load_mode
+FILE_POOLINGS = ("1", "2", "3")  # enum llama_pooling_type: mean, cls, last; 4 is for ranking
 
 
 class Model(Handle):
@@ -65,12 +66,12 @@ class Model(Handle):
     @property
     def name(self) -> str:
         """``general.name`` of the model file, or nothing."""
-        return self._metadata("general.name")
+        return self._metadata("general.name") or ""
 
     @property
     def architecture(self) -> str:
         """llama.cpp's name of what kind of model it is."""
-        return self._metadata("general.architecture")
+        return self._metadata("general.architecture") or ""
 
     @property
     def has_recurrent_state(self) -> bool:
@@ -79,18 +80,24 @@ class Model(Handle):
         return bool(llama.llama_model_is_recurrent(self.address) or llama.llama_model_is_hybrid(self.address))
 
     @property
-    def has_pooling(self) -> bool:
-        """Whether the model file says how embeddings are made of token states."""
-        return self._metadata(f"{self.architecture}.pooling_type") not in ("", "0")
-
-    def _metadata(self, key: str) -> str:
-        buffer = ct.create_string_buffer(256)
-        n = library.load().llama.llama_model_meta_val_str(self.address, key.encode(), buffer, len(buffer))
-        return buffer.value.decode("utf-8", "replace") if n >= 0 else ""
-
-    @property
     def trained_context(self) -> int:
         return int(library.load().llama.llama_model_n_ctx_train(self.address))
+
+    @property
+    def n_embd(self) -> int:
+        """Length of a token's state, and of an embedding."""
+        return int(library.load().llama.llama_model_n_embd_out(self.address))
+
+    @property
+    def has_pooling(self) -> bool:
+        """Whether the model file says how embeddings are made of token states."""
+        architecture = self._metadata("general.architecture")
+        return self._metadata(f"{architecture}.pooling_type") in FILE_POOLINGS
+
+    def _metadata(self, key: str) -> str | None:
+        value = ct.create_string_buffer(64)
+        n = library.load().llama.llama_model_meta_val_str(self.address, key.encode(), value, len(value))
+        return value.value.decode("utf-8", "replace") if n >= 0 else None
 
     @property
     def chat_template(self) -> str | None:
