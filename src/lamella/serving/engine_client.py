@@ -35,19 +35,23 @@ class EngineStream(Protocol):
 
 
 class EngineClient(Protocol):
-    """An engine that is kept alive.
+    """An engine that is kept alive."""
 
-    Attributes:
-        facts: of the running model; None while none has been up.
-        status: the last heartbeat; None while none has been up.
-        n_open: requests that were submitted and have not finished.
-        n_restarts: engines started after the first.
-    """
+    @property
+    def facts(self) -> Hello | None:
+        """Of the running model; None while none has been up."""
 
-    facts: Hello | None
-    status: Status | None
-    n_open: int
-    n_restarts: int
+    @property
+    def status(self) -> Status | None:
+        """The last heartbeat; None while none has been up."""
+
+    @property
+    def n_restarts(self) -> int:
+        """Engines started after the first."""
+
+    @property
+    def n_open(self) -> int:
+        """Requests that were submitted and have not finished."""
 
     @property
     def is_ready(self) -> bool:
