@@ -55,7 +55,11 @@ _MISBEHAVIOUR = re.compile(r"(abort|exit|hang|raise)@(\d+)")
 
 def expected_tokens(prompt: str, n_tokens: int, variant: str = "large") -> list[int]:
     """What a request for ``prompt`` gets."""
-    return [zlib.crc32(f"{variant}/{prompt}/{position}".encode()) % 50_000 for position in range(n_tokens)]
+    return [_token(prompt, position, variant) for position in range(n_tokens)]
+
+
+def _token(prompt: str, position: int, variant: str) -> int:
+    return zlib.crc32(f"{variant}/{prompt}/{position}".encode()) % 50_000
 
 
 def misbehave(how: str) -> None:
@@ -213,7 +217,7 @@ class FakeLoop:
                 misbehave(how)
         if n_written >= _most_tokens(request):
             return []
-        token = expected_tokens(prompt, n_written + 1, variant)[-1]
+        token = _token(prompt, n_written, variant)
         self._requests[request.id] = msgspec.structs.replace(request, generated=[*request.generated, token])
         return [TokenEvent(request.id, token, f"{token} ")]
 

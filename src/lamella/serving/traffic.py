@@ -194,7 +194,7 @@ class Traffic:
     def died(self, died: EngineDied) -> bool:
         """That engine has ended; what is open waits for the next, but for what must have killed this one."""
         self._is_up = False
-        self.did_not_start(died)
+        self._note(died)
         was_fruitful = self._requests.has_fruit
         self._last_good.died(at_work=self._requests.n_with_engine + self._questions.n_embed > 0)
         self._questions.engine_died(died.why)
@@ -202,7 +202,11 @@ class Traffic:
         return was_fruitful or was_poisoned
 
     def did_not_start(self, died: EngineDied) -> None:
-        """Another try to replace it failed."""
+        """Another try to replace it failed, perhaps because of its variant."""
+        self._note(died)
+        self._last_good.died(at_work=True)
+
+    def _note(self, died: EngineDied) -> None:
         self.last_failure = str(died)
         self._tell(died)
 
