@@ -2,6 +2,7 @@
 
     LamellaError                 1
     +-- InvalidRequest           2   the caller asked for something that has no meaning
+    |   +-- RequestRefused             the engine says why it cannot do a request
     +-- ModelError               3   the model file cannot be used
     |   +-- NotGguf
     |   +-- TruncatedModel
@@ -21,8 +22,13 @@
     +-- LibraryError             8   llama.cpp is missing, of an unknown version, or of another memory layout
     |   +-- LayoutMismatch
     +-- EngineFailed             9   llama.cpp could not load, allocate or decode
+    |   +-- CacheFull                the KV cache has no room for these tokens; nothing of them was taken
     +-- RemoteFailed            10   another machine: not reachable, cut off, or it refuses
-        +-- RemoteInvalid            what it sent is not what it promised; nothing of it was taken over
+    |   +-- RemoteInvalid            what it sent is not what it promised; nothing of it was taken over
+    +-- Unavailable             11   the server cannot take the request now
+        +-- QueueFull                too many requests are open; says when to come again
+        +-- Draining                 it is shutting down
+        +-- EngineUnavailable        no engine can be brought up
 
 130 is the exit code of an interrupt (Ctrl-C), as shells have it.
 
@@ -154,6 +160,10 @@ class EngineFailed(LamellaError):
     exit_code = 9
 
 
+class CacheFull(EngineFailed):
+    """The KV cache has no room for the tokens; it holds what it held."""
+
+
 class RemoteFailed(LamellaError):
     """Another machine could not be reached, cut the connection too often, or refused."""
 
@@ -162,3 +172,41 @@ class RemoteFailed(LamellaError):
 
 class RemoteInvalid(RemoteFailed):
     """What another machine sent is not what it promised, or what nobody should take.  Nothing of it was taken over."""
+
+
+class RequestRefused(InvalidRequest):
+    """The engine cannot do a request.
+
+    Attributes:
+        why: one of ``batching.messages.Refusal``.
+    """
+
+    def __init__(self, message: str, *, why: str) -> None:
+        super().__init__(message)
+        self.why = why
+
+
+class Unavailable(LamellaError):
+    """The server cannot take the request now."""
+
+    exit_code = 11
+
+
+class QueueFull(Unavailable):
+    """Too many requests are open.
+
+    Attributes:
+        retry_after_seconds: when a place is likely to be free.
+    """
+
+    def __init__(self, message: str, *, retry_after_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Draining(Unavailable):
+    """The server finishes what it has and takes nothing new."""
+
+
+class EngineUnavailable(Unavailable):
+    """The engine process died more often than it may be restarted, or cannot load the model."""

@@ -1,0 +1,47 @@
+"""What an engine process is told when it starts: its first frame."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Pooling = Literal["auto", "mean", "cls", "last", "off"]
+
+
+class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How the engine of a server runs.
+
+    Attributes:
+        store: folder of the store.
+        variant: the first to run; None takes the largest.
+        variants: those that may be served; None for all of the store.
+        n_ctx: most tokens of one sequence.
+        n_cells: tokens that the KV cache holds for all sequences together; 0 for ``n_ctx * n_sequences``.
+        n_sequences: requests that run at once.
+        n_batch: most tokens in one step.
+        kv_type: ggml type of the KV cache.
+        n_threads: 0 for the cores that the process may use.
+        layout: ``mapped``, ``repacked`` or ``auto`` (``run.layouts``).
+        n_warm: variants whose shards stay open, the running one included.
+        memory_bytes: ceiling for mapped shards and private memory together, also during a switch; 0 for none.
+        check: verify the hash of every shard before it is used.
+        pooling: how embeddings are made of token states; ``auto`` for what the model file says, if anything.
+        kernel_file: cache of measured kernel speeds of this machine; "" for none.
+    """
+
+    store: str
+    variant: str | None = None
+    variants: list[str] | None = None
+    n_ctx: int = 4096
+    n_cells: int = 0
+    n_sequences: int = 8
+    n_batch: int = 512
+    kv_type: str = "F16"
+    n_threads: int = 0
+    layout: Literal["auto", "mapped", "repacked"] = "auto"
+    n_warm: int = 2
+    memory_bytes: int = 0
+    check: bool = False
+    pooling: Pooling = "auto"
+    kernel_file: str = ""

@@ -1,0 +1,75 @@
+"""What the front needs of an engine: an interface, so that routes can be tested with a fake one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from lamella.batching.messages import (
+    Accepted,
+    Embedded,
+    Finished,
+    Generate,
+    Hello,
+    Prepared,
+    Scored,
+    Status,
+    Switched,
+    TokenEvent,
+)
+
+StreamEvent = Accepted | Scored | TokenEvent | Finished
+
+
+class EngineStream(Protocol):
+    """The events of one request, in order: ``Accepted``, perhaps ``Scored``, tokens, ``Finished``.
+
+    Iterating raises ``RequestRefused`` where the engine refuses, and ``EngineUnavailable`` where no engine can be
+    brought up again.  A restart of the engine in between is not seen.
+    """
+
+    def __aiter__(self) -> AsyncIterator[StreamEvent]: ...
+
+    def cancel(self) -> None:
+        """The client is gone: end the request.  May be called more than once, and after the end."""
+
+
+class EngineClient(Protocol):
+    """An engine that is kept alive."""
+
+    @property
+    def facts(self) -> Hello | None:
+        """Of the running model; None while none has been up."""
+
+    @property
+    def status(self) -> Status | None:
+        """The last heartbeat; None while none has been up."""
+
+    @property
+    def n_restarts(self) -> int:
+        """Engines started after the first."""
+
+    @property
+    def n_open(self) -> int:
+        """Requests that were submitted and have not finished."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether an engine answers now."""
+
+    def generate(self, request: Generate) -> EngineStream:
+        """Submit a request; its ``id`` is replaced by the client's own number.
+
+        Raises:
+            QueueFull: too many requests are open.
+            Draining: the server is shutting down.
+        """
+
+    async def embed(self, inputs: list[str | list[int]]) -> Embedded:
+        """One vector for each input.  Raises ``RequestRefused`` where the model has none."""
+
+    async def switch(self, variant: str, *, recompute_cache: bool = False) -> Switched:
+        """Run at another variant.  Raises ``RequestRefused``; nothing has changed then."""
+
+    async def prepare(self, variant: str) -> Prepared:
+        """Read a variant in, so that a later switch takes a millisecond."""

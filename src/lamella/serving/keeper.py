@@ -1,0 +1,184 @@
+"""One engine process after another: the one that runs is watched, and one that ends is replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+import msgspec
+
+from lamella.batching.messages import EngineMessage, FrontMessage, Hello, Status
+from lamella.batching.settings import EngineSettings
+from lamella.core.errors import EngineUnavailable, LamellaError
+from lamella.serving.child import EngineChild
+from lamella.serving.restarts import GiveUp, RestartHistory, decide
+from lamella.serving.supervision import EngineDied, SupervisorOptions
+from lamella.serving.watch import Watch
+
+
+class EngineOwner(Protocol):
+    """Who wants an engine.  All is called in the event loop."""
+
+    @property
+    def variant(self) -> str | None:
+        """What the next engine is to load; None for its own choice."""
+
+    def receive(self, message: EngineMessage) -> None:
+        """An engine says something."""
+
+    def came_up(self, hello: Hello) -> None:
+        """An engine is ready; it can be sent to from now on."""
+
+    def died(self, died: EngineDied) -> bool:
+        """That engine has ended; returns whether it did any work before."""
+
+    def did_not_start(self, died: EngineDied) -> None:
+        """Another try to replace it failed."""
+
+    def gave_up(self, why: Callable[[], LamellaError]) -> None:
+        """No engine will follow; ``why`` makes an error that says so."""
+
+    def look_after(self, now: float) -> None:
+        """Called about every ``Patience.tick_seconds``, also while no engine is up."""
+
+
+class EngineKeeper:
+    """Keeps an engine process running.
+
+    Attributes:
+        is_up: it can be sent to.
+        n_restarts: processes started after the first.
+    """
+
+    def __init__(
+        self,
+        owner: EngineOwner,
+        settings: EngineSettings,
+        options: SupervisorOptions,
+        *,
+        on_line: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Nothing is started yet.
+
+        Args:
+            settings: of each engine; its variant is the owner's word.
+            on_line: gets what engines write on standard output and error.
+        """
+        self.is_up, self.n_restarts = False, 0
+        self._owner, self._settings, self._options = owner, settings, options
+        self._on_line, self._clock = on_line, clock
+        self._child: EngineChild | None = None
+        self._watch = Watch(options.patience, clock())
+        self._up_since = 0.0
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Start the first engine; returns when it is ready.
+
+        Raises:
+            EngineUnavailable: it cannot be started, in its own words where it found some.
+        """
+        self._tasks.append(asyncio.create_task(self._look_after()))
+        try:
+            child = await self._bring_up()
+        except BaseException:
+            await self.close()
+            raise
+        if isinstance(child, EngineDied):
+            await self.close()
+            raise EngineUnavailable(f"the engine cannot start: {child}")
+        self._tasks.append(asyncio.create_task(self._keep(child)))
+
+    def send(self, message: FrontMessage) -> None:
+        """Send a message to the engine, if there is one; what it does not get, the next one must be given.
+
+        Raises:
+            FrameTooLong: nothing of it was sent.
+        """
+        if self._child is not None:
+            self._child.send(message)
+
+    async def close(self) -> None:
+        """End the engine, and start no other.  May be called more than once."""
+        self.is_up = False
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        child, self._child = self._child, None
+        if child is not None:
+            await child.stop(self._options.stop_seconds)
+
+    async def _bring_up(self) -> EngineChild | EngineDied:
+        """Start an engine and wait until it is ready, or until nothing is left of it."""
+        settings = msgspec.structs.replace(self._settings, variant=self._owner.variant)
+        self._watch = Watch(self._options.patience, self._clock())
+        try:
+            child = await EngineChild.start(self._options.command, settings, self._receive, self._on_line)
+        except OSError as error:
+            return EngineDied(f"no process can be started: {error}")
+        self._child = child
+        hello = await child.hello()
+        if hello is None:
+            return await self._end_of(child)
+        self.is_up, self._up_since = True, self._clock()
+        self._watch.up(self._up_since)
+        self._owner.came_up(hello)
+        return child
+
+    async def _end_of(self, child: EngineChild) -> EngineDied:
+        why = await child.ended()
+        self._child = None
+        return EngineDied(why, tuple(child.last_lines))
+
+    def _receive(self, message: EngineMessage) -> None:
+        self._watch.heard(self._clock())
+        if isinstance(message, Status):
+            self._watch.in_step(message.step_seconds_now)
+        self._owner.receive(message)
+
+    async def _keep(self, child: EngineChild) -> None:
+        """Replace engines that die, until that is done too often."""
+        history = RestartHistory()
+        while True:
+            await child.has_closed()
+            self.is_up = False
+            died = await self._end_of(child)
+            is_settled = self._clock() - self._up_since >= self._options.restarts.settled_seconds
+            was_fruitful = self._owner.died(died) or is_settled
+            replaced = await self._replace(history, died, was_fruitful=was_fruitful)
+            if isinstance(replaced, str):
+                self._owner.gave_up(partial(EngineUnavailable, replaced))
+                return
+            history, child = replaced
+
+    async def _replace(
+        self, history: RestartHistory, died: EngineDied, *, was_fruitful: bool
+    ) -> tuple[RestartHistory, EngineChild] | str:
+        """Start another engine, as often as it takes; returns a sentence where that may not be done any more."""
+        while True:
+            decision = decide(history, self._options.restarts, now=self._clock(), was_fruitful=was_fruitful)
+            if isinstance(decision, GiveUp):
+                return f"no engine can be kept up: {decision.reason}; the last one: {died.why}"
+            history = decision.history
+            await asyncio.sleep(decision.pause_seconds)
+            self.n_restarts += 1
+            born = await self._bring_up()
+            if isinstance(born, EngineChild):
+                return history, born
+            died, was_fruitful = born, False
+            self._owner.did_not_start(died)
+
+    async def _look_after(self) -> None:
+        """Kill an engine that hangs."""
+        while True:
+            await asyncio.sleep(self._options.patience.tick_seconds)
+            now = self._clock()
+            self._owner.look_after(now)
+            complaint = self._watch.complaint(now)
+            if complaint and self._child is not None:
+                self._child.kill(complaint)

@@ -1,0 +1,179 @@
+"""An engine that is kept alive: its process may die or hang, and clients see a pause.
+
+    async with SupervisedEngine(EngineSettings(store="store")) as engine:
+        async for event in engine.generate(Generate(id=0, prompt="Once upon a time")):
+            ...
+
+``keeper.py`` keeps a process (``child.py``) running: ``watch.py`` says whether it hangs, ``restarts.py`` whether
+another is started.  ``traffic.py`` carries messages between that process and what is open (``open_requests.py``,
+``questions.py``), says at which variant the next one starts (``last_good.py``), and sends it what has no answer yet.
+All of it belongs to one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, Self
+
+import msgspec
+
+from lamella.batching.messages import Embed, Embedded, Generate, Hello, Prepare, Prepared, Status, Switch, Switched
+from lamella.batching.settings import EngineSettings
+from lamella.core.errors import Draining, EngineUnavailable, QueueFull
+from lamella.serving.engine_client import EngineStream
+from lamella.serving.keeper import EngineKeeper
+from lamella.serving.questions import Answer, Asked
+from lamella.serving.supervision import EngineEvent, SupervisorOptions
+from lamella.serving.traffic import Traffic
+
+_DRAIN_POLL_SECONDS = 0.02
+
+
+class SupervisedEngine:
+    """An ``EngineClient`` over a process that is replaced when it dies."""
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        options: SupervisorOptions | None = None,
+        *,
+        on_line: Callable[[str], None] = lambda line: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Nothing is started yet.
+
+        Args:
+            on_line: gets what engines write on standard output and error.
+        """
+        self._options = options or SupervisorOptions()
+        self._numbers = itertools.count(1)
+        self._clock = clock
+        self._traffic = Traffic(
+            settings.variant,
+            self._options.poison_limit,
+            lambda message: self._engine.send(message),
+            clock,
+            partial(EngineUnavailable, "the engine was not started"),
+        )
+        self._engine = EngineKeeper(self._traffic, settings, self._options, on_line=on_line, clock=clock)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # --- what is seen of it ------------------------------------------------------------------------------------------
+
+    @property
+    def facts(self) -> Hello | None:
+        """Of the running model, ``variant`` as of now; None while none has been up."""
+        return self._traffic.facts
+
+    @property
+    def status(self) -> Status | None:
+        """The last heartbeat; None while there was none."""
+        return self._traffic.status
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether an engine answers now."""
+        return self._engine.is_up
+
+    @property
+    def n_open(self) -> int:
+        """Requests that were submitted and have not finished, embeddings included."""
+        return self._traffic.n_open
+
+    @property
+    def n_restarts(self) -> int:
+        """Engines started after the first."""
+        return self._engine.n_restarts
+
+    @property
+    def last_failure(self) -> str:
+        """How the last engine ended that nobody had asked to, for operators; "" while none has."""
+        return self._traffic.last_failure
+
+    def listen(self, listener: Callable[[EngineEvent], object]) -> None:
+        """Have a function called with every ``EngineEvent`` from now on, soon after it happened."""
+        self._traffic.listeners.append(listener)
+
+    # --- what can be asked of it -------------------------------------------------------------------------------------
+
+    def generate(self, request: Generate) -> EngineStream:
+        """See ``EngineClient``; raises ``EngineUnavailable`` where no engine will come up again."""
+        self._check_place()
+        return self._traffic.submit(msgspec.structs.replace(request, id=next(self._numbers)))
+
+    async def embed(self, inputs: list[str | list[int]]) -> Embedded:
+        """See ``EngineClient``; raises what ``generate`` raises besides."""
+        self._check_place()
+        answer = await self._ask(Embed(id=next(self._numbers), inputs=inputs))
+        assert isinstance(answer, Embedded)
+        return answer
+
+    async def switch(self, variant: str, *, recompute_cache: bool = False) -> Switched:
+        """See ``EngineClient``.  An engine that dies of it is replaced by one at the variant that ran before."""
+        cache: Literal["recompute", "keep"] = "recompute" if recompute_cache else "keep"
+        answer = await self._ask(Switch(id=next(self._numbers), variant=variant, cache=cache))
+        assert isinstance(answer, Switched)
+        return answer
+
+    async def prepare(self, variant: str) -> Prepared:
+        """See ``EngineClient``."""
+        answer = await self._ask(Prepare(id=next(self._numbers), variant=variant))
+        assert isinstance(answer, Prepared)
+        return answer
+
+    async def _ask(self, message: Asked) -> Answer:
+        self._check_open()
+        question = self._traffic.ask(message)
+        try:
+            return await question.answer
+        finally:
+            self._traffic.forget(message.id)
+
+    def _check_open(self) -> None:
+        if self._traffic.closed_for is not None:
+            raise self._traffic.closed_for()
+
+    def _check_place(self) -> None:
+        self._check_open()
+        assert self.facts is not None  # or it would be closed
+        n_sequences, max_queue = self.facts.n_sequences, self._options.max_queue
+        if self.n_open >= n_sequences + max_queue:
+            n_waiting = max(0, self.n_open - n_sequences)
+            raise QueueFull(
+                f"{self.n_open} requests are open: {n_sequences} run at once and {max_queue} may wait",
+                retry_after_seconds=max(1.0, self._traffic.mean_seconds * n_waiting / n_sequences),
+            )
+
+    # --- its life ----------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start the engine; returns when it is ready.
+
+        Raises:
+            EngineUnavailable: it cannot be started, in its own words where it found some.  Nothing runs then.
+        """
+        await self._engine.start()
+        self._traffic.closed_for = None
+
+    async def drain(self, limit_seconds: float) -> bool:
+        """Take nothing new, and wait for what is open; returns whether all of it ended within the limit."""
+        self._traffic.closed_for = self._traffic.closed_for or partial(Draining, "the server is shutting down")
+        end = self._clock() + limit_seconds
+        while not self._traffic.is_idle and self._clock() < end:
+            await asyncio.sleep(_DRAIN_POLL_SECONDS)
+        return self._traffic.is_idle
+
+    async def close(self) -> None:
+        """End the engine and all that is open.  May be called more than once."""
+        self._traffic.gave_up(partial(EngineUnavailable, "the server was closed"))
+        await self._engine.close()

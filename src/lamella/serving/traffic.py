@@ -1,0 +1,222 @@
+"""Messages between what is open and the engine that runs, whichever that is: the owner that ``keeper.py`` speaks of."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from lamella.batching.frames import FrameTooLong
+from lamella.batching.messages import (
+    Accepted,
+    Cancel,
+    Embedded,
+    EngineMessage,
+    Finished,
+    FrontMessage,
+    Generate,
+    Hello,
+    Prepared,
+    Refused,
+    Scored,
+    Status,
+    Step,
+    Switched,
+)
+from lamella.core.errors import LamellaError, RequestRefused
+from lamella.serving.last_good import LastGood
+from lamella.serving.open_requests import OpenRequests
+from lamella.serving.questions import Answer, Asked, Question, Questions
+from lamella.serving.streams import RequestStream
+from lamella.serving.supervision import EngineDied, EngineEvent
+
+
+class Traffic:
+    """What is open, and what the engine says of it.  An ``EngineOwner``.
+
+    Attributes:
+        facts: of the running model, ``variant`` as of now; None while none has been up.
+        status: the last heartbeat; None while there was none.
+        last_failure: how the last engine ended that nobody had asked to, for operators; "" while none has.
+        closed_for: makes the error that new requests get; None while they are taken.
+        listeners: called with every ``EngineEvent``.
+    """
+
+    def __init__(
+        self,
+        variant: str | None,
+        poison_limit: int,
+        send: Callable[[FrontMessage], None],
+        clock: Callable[[], float],
+        closed_for: Callable[[], LamellaError],
+    ) -> None:
+        """No engine is up.
+
+        Args:
+            variant: what the first engine loads.
+            poison_limit: see ``OpenRequests``.
+            send: to the engine that runs; raises ``FrameTooLong``.
+        """
+        self.facts: Hello | None = None
+        self.status: Status | None = None
+        self.last_failure = ""
+        self.closed_for: Callable[[], LamellaError] | None = closed_for
+        self.listeners: list[Callable[[EngineEvent], object]] = []
+        self._requests, self._questions = OpenRequests(poison_limit), Questions()
+        self._last_good = LastGood(variant)
+        self._send, self._clock = send, clock
+        self._is_up = False
+        self._handlers: dict[type, Callable[[Any], object]] = {
+            Step: self._on_step,
+            Status: self._on_status,
+            Accepted: self._requests.accepted,
+            Scored: self._requests.scored,
+            Finished: lambda message: self._requests.finished(message, clock()),
+            Refused: self._on_refused,
+            Embedded: self._on_answer,
+            Prepared: self._on_answer,
+            Switched: self._on_switched,
+        }
+
+    # --- from the front ----------------------------------------------------------------------------------------------
+
+    @property
+    def n_open(self) -> int:
+        """Requests that were submitted and have not finished, embeddings included."""
+        return len(self._requests) + self._questions.n_embed
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing at all is open."""
+        return not self._requests and not self._questions
+
+    @property
+    def mean_seconds(self) -> float:
+        """How long requests took that finished lately; 0 if none has."""
+        return self._requests.mean_seconds
+
+    def submit(self, request: Generate) -> RequestStream:
+        """Take a request, and send it when that may be."""
+        stream = RequestStream(lambda: self._cancel(request.id))
+        self._requests.add(request, stream, self._clock())
+        self._send_held()
+        return stream
+
+    def ask(self, message: Asked) -> Question:
+        """Take a question, and send it when that may be; ``forget`` it in the end."""
+        question = self._questions.add(message)
+        self._send_held()
+        return question
+
+    def forget(self, number: int) -> None:
+        """Nobody waits for an answer any more."""
+        self._questions.forget(number)
+
+    def _cancel(self, number: int) -> None:
+        if self._requests.cancelled(number):
+            self._send(Cancel(id=number))
+        self._send_held()  # if it was tried alone, others have waited for it
+
+    # --- to the engine -----------------------------------------------------------------------------------------------
+
+    def _send_held(self) -> None:
+        """Send what the engine has not been given; a request that is tried alone holds everything else back."""
+        if not self._is_up:
+            return
+        for request in self._requests.to_send(self._clock()):
+            self._send_or_fail(request)
+        if not self._requests.is_trying:
+            for question in self._questions.to_send():
+                self._send_or_fail(question)
+
+    def _send_or_fail(self, message: Generate | Asked) -> None:
+        try:
+            self._send(message)
+        except FrameTooLong as error:
+            refusal = RequestRefused(str(error), why="invalid")
+            self._requests.fail(message.id, refusal)
+            self._questions.fail(message.id, refusal)
+
+    # --- from the engine ---------------------------------------------------------------------------------------------
+
+    def receive(self, message: EngineMessage) -> None:
+        """An engine says something."""
+        was_trying = self._requests.is_trying
+        self._handlers[type(message)](message)
+        if was_trying and not self._requests.is_trying:
+            self._send_held()
+
+    def _on_step(self, step: Step) -> None:
+        takes_any = self._requests.step(step, self._clock())
+        if takes_any or step.variant == self._last_good.variant:
+            self._last_good.computed(step.variant)
+
+    def _on_status(self, status: Status) -> None:
+        self.status = status
+        self._tell(status)
+
+    def _on_refused(self, refused: Refused) -> None:
+        if not self._requests.refused(refused):
+            self._questions.refused(refused)
+
+    def _on_switched(self, switched: Switched) -> None:
+        self._last_good.switched(switched.after)
+        if self.facts is not None:
+            self.facts = msgspec.structs.replace(self.facts, variant=switched.after)
+        self._tell(switched)
+        self._on_answer(switched)
+
+    def _on_answer(self, answer: Answer) -> None:
+        self._requests.has_fruit = True
+        self._questions.answered(answer)
+
+    def _tell(self, event: EngineEvent) -> None:
+        loop = asyncio.get_running_loop()
+        for listener in self.listeners:
+            loop.call_soon(listener, event)  # a fault in it must not look like a fault of the engine
+
+    # --- life and death ----------------------------------------------------------------------------------------------
+
+    @property
+    def variant(self) -> str | None:
+        """What the next engine is to load."""
+        return self._last_good.variant
+
+    def came_up(self, hello: Hello) -> None:
+        """An engine is ready."""
+        self.facts, self._is_up = hello, True
+        self._last_good.loaded(hello.variant)
+        self._tell(hello)
+        self._send_held()
+
+    def died(self, died: EngineDied) -> bool:
+        """That engine has ended; what is open waits for the next, but for what must have killed this one."""
+        self._is_up = False
+        self._note(died)
+        was_fruitful = self._requests.has_fruit
+        self._last_good.died(at_work=self._requests.n_with_engine + self._questions.n_embed > 0)
+        self._questions.engine_died(died.why)
+        was_poisoned = self._requests.engine_died(died.why)
+        return was_fruitful or was_poisoned
+
+    def did_not_start(self, died: EngineDied) -> None:
+        """Another try to replace it failed, perhaps because of its variant."""
+        self._note(died)
+        self._last_good.died(at_work=True)
+
+    def _note(self, died: EngineDied) -> None:
+        self.last_failure = str(died)
+        self._tell(died)
+
+    def gave_up(self, why: Callable[[], LamellaError]) -> None:
+        """No engine will follow."""
+        self._is_up = False
+        self.closed_for = why
+        self._requests.fail_all(why)
+        self._questions.fail_all(why)
+
+    def look_after(self, now: float) -> None:
+        """End requests that no engine can end."""
+        self._requests.expire(now)
