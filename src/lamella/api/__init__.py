@@ -18,6 +18,7 @@ nothing else.
 ``plans``      how many bits each layer gets
 ``frontiers``  many plans at once: the frontier, and ladders
 ``variants``   built, run, evaluated, exported, imported, got back
+``sources``    where shards can be had from
 ``remotes``    stores and models elsewhere
 """
 
@@ -35,7 +36,8 @@ from lamella.api.plans import (
     needs_measuring,
     plan,
 )
-from lamella.api.remotes import HUB_PREFIX, pull, pull_from_hub, push, serving_store, shard_source
+from lamella.api.remotes import HUB_PREFIX, pull, pull_from_hub, push, serving_store
+from lamella.api.sources import reach, shard_source
 from lamella.api.variants import build, evaluate, export, import_file, open_engine, open_store, repair, restore, trim
 
 __all__ = [
@@ -70,6 +72,7 @@ __all__ = [
     "pull",
     "pull_from_hub",
     "push",
+    "reach",
     "read_importance",
     "read_measurement",
     "read_plan",

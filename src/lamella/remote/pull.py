@@ -6,7 +6,7 @@
 In four steps: the manifest is read and checked; missing shards are fetched into part files, on several connections,
 and each is verified as it completes; when all are there, the whole is checked against the store's structure; then
 shards get their places, and the variant appears last.  Whatever ends this before the last step leaves a store as it
-was, and part files that the next pull goes on from.
+was, and part files that the next pull goes on from.  Where a shard came from is noted with it (``store.origins``).
 """
 
 from __future__ import annotations
@@ -127,6 +127,8 @@ def pull_variant(
             lease = _protect(store, wanted, held)
         for found in fetched.values():
             found.part.flush()
+        for shard_id in fetched:
+            store.origins.note(shard_id, remote.url)  # first: what is there can be fetched again
         for shard_id, found in fetched.items():
             lease.place(found.part, shard_id)
         variant = store.add_variant(local_name, wanted.plan, wanted.shards)

@@ -56,6 +56,7 @@ from lamella.store.layout import (
 )
 from lamella.store.leases import Lease, leased_ids
 from lamella.store.leftovers import Leftovers, find_leftovers
+from lamella.store.origins import Origins
 from lamella.store.sources import IMPORTANCE_SETTING, Sources
 from lamella.store.state import State
 from lamella.store.usage import Usage, measure_usage
@@ -75,6 +76,7 @@ class Store:
         identity: the one model it holds.
         state: quota, pins, what was dropped, when variants were used.
         sources: what shards were made from.
+        origins: where shards were pulled from.
     """
 
     def __init__(self, layout: Layout, identity: ModelIdentity, restore: Restore | None = None) -> None:
@@ -83,6 +85,7 @@ class Store:
         self.identity = identity
         self.state = State(layout)
         self.sources = Sources(layout)
+        self.origins = Origins(layout)
 
     @property
     def path(self) -> Path:
@@ -247,7 +250,7 @@ class Store:
         return None if found == shard.n_bytes else f"it has {found} bytes instead of {shard.n_bytes}"
 
     def is_dropped(self, shard_id: str) -> bool:
-        """Whether a shard is not there because it was dropped to keep the quota; it can be made again."""
+        """Whether a shard is not there because it was dropped to keep the quota; it can be got back."""
         return self.state.is_dropped(shard_id)
 
     def ready_paths(self, variant: Variant, should_stop: Callable[[], bool] | None = None) -> tuple[Path, ...]:
@@ -298,7 +301,7 @@ class Store:
             self.check_variant_exists(sample.variant)
         with self.lease(reading=True) as lease:
             variants, reasons = lease.hold_everything()
-            notes = (*self.state.unreadable(), *self.sources.unreadable())
+            notes = (*self.state.unreadable(), *self.sources.unreadable(), *self.origins.unreadable())
             facts = verify.Facts(variants, reasons, self.state.dropped(), notes)
             return verify.verify(self._layout, facts, sample, on_progress)
 
@@ -403,11 +406,12 @@ class Store:
             made = {recipe_id: self.remembered(recipe_id) for recipe_id, _ in self._layout.recipe_files()}
             report = gc.collect(self._layout, needed, {i: shard.id if shard else None for i, shard in made.items()})
             self.state.forget_all_but(self._layout.variant_names(), needed)
+            self.origins.forget_all_but(needed)
             matrices = {str(variant.plan.settings.get(IMPORTANCE_SETTING)) for variant in variants} | leased
             return replace(report, freed_bytes=report.freed_bytes + self.sources.forget_importance(matrices))
 
     def drop(self, shards: Sequence[KeptShard]) -> tuple[ShardRef, ...]:
-        """Remove shards that variants need and that can be made again; returns those that went.
+        """Remove shards that variants need and that can be got back; returns those that went.
 
         May be called while others build, load and run: what somebody has leased, pinned, or made or removed a variant
         of since it was looked at stays.
