@@ -27,11 +27,13 @@ from lamella.remote.fetching import fetch_shard
 from lamella.remote.headers import ShardHeader, read_header
 from lamella.remote.remote_store import RemoteStore
 from lamella.store.files import free_bytes
+from lamella.store.founding import check_place_for_store
 from lamella.store.keeping import TrimReport
 from lamella.store.layout import Layout, check_variant_name
 from lamella.store.leases import Lease
 from lamella.store.parts import PartFile
-from lamella.store.store import Store, check_place_for_store, variant_exists
+from lamella.store.store import Store
+from lamella.store.variants import variant_exists
 
 DEFAULT_CONNECTIONS = 4
 
@@ -165,7 +167,7 @@ def _refuse_taken_name(store: Store, name: str, wanted: Variant) -> None:
     with contextlib.suppress(UnknownVariant):
         found = store.variant(name)
         if [shard.id for shard in found.shards] != [shard.id for shard in wanted.shards]:
-            raise variant_exists(store, found)
+            raise variant_exists(store.path, found)
 
 
 def _missing(store: Store | None, wanted: Variant) -> list[ShardRef]:
