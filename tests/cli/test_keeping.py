@@ -79,7 +79,7 @@ def test_a_build_says_what_it_dropped(store: Path, run: Run) -> None:
     assert run("store", "quota", store, "400KiB")[0] == 0
     code, _, err = run("build", store.with_name("tiny.gguf"), store, "--precision", "int6")
     assert code == 0
-    assert "that can be made again; the store takes" in err
+    assert "that can be got back; the store takes" in err
     assert "above the quota" not in err
 
 

@@ -54,8 +54,15 @@ class Static(SimpleHTTPRequestHandler):
         self.server.asked.append(("GET", self.path, dict(self.headers)))
         self.get()
 
+    def do_HEAD(self) -> None:
+        self.server.asked.append(("HEAD", self.path, dict(self.headers)))
+        self.head()
+
     def get(self) -> None:
         super().do_GET()
+
+    def head(self) -> None:
+        super().do_HEAD()
 
     def say(self, code: int, **headers: str) -> None:
         """Answer without a body."""
@@ -114,10 +121,6 @@ class Ranged(Static):
 class Putting(Static):
     """Takes ``PUT`` as WebDAV does: 409 where the folder is missing, until ``MKCOL`` made it."""
 
-    def do_HEAD(self) -> None:
-        self.server.asked.append(("HEAD", self.path, dict(self.headers)))
-        super().do_HEAD()
-
     def do_PUT(self) -> None:
         self.server.asked.append(("PUT", self.path, dict(self.headers)))
         self.put(self.rfile.read(int(self.headers["Content-Length"])))
@@ -140,10 +143,8 @@ class Putting(Static):
 
 @contextlib.contextmanager
 def serving(folder: Path, handler: type[BaseHTTPRequestHandler]) -> Iterator[Site]:
-    site = Site(folder, handler)
-    with _in_thread(lambda: site.serve_forever(poll_interval=0.01), site.shutdown):
+    with Site(folder, handler) as site, _in_thread(lambda: site.serve_forever(poll_interval=0.01), site.shutdown):
         yield site
-    site.server_close()
 
 
 @contextlib.contextmanager

@@ -20,6 +20,8 @@ from lamella.llama.gguf import read_model
 from lamella.quantize.build import build_variant
 from lamella.quantize.rebuild import restorer
 from lamella.quantize.trimming import trim
+from lamella.remote.pull import pull_variant
+from lamella.remote.remote_store import RemoteStore
 from lamella.run.engine import Engine, EngineOptions
 from lamella.store.store import Store
 from tests.fakes.crashes import READY
@@ -42,6 +44,13 @@ def build_once(folder: str, model: str, name: str) -> dict[str, int]:
     _ready()
     report = build_variant(source, plan, Store.create(Path(folder), source.spec.identity), name)
     return {"made": report.n_shards - report.n_reused}
+
+
+def pull_once(folder: str, url: str, name: str) -> dict[str, int]:
+    """Pull one variant."""
+    with RemoteStore(url) as remote:
+        _ready()
+        return {"fetched": pull_variant(remote, name, Path(folder)).n_fetched}
 
 
 def collect_once(folder: str) -> dict[str, int]:
@@ -152,6 +161,7 @@ def _tell(line: str) -> None:
 
 ROLES: dict[str, Callable[..., dict[str, int]]] = {
     "build": build_once,
+    "pull": pull_once,
     "collect": collect_once,
     "build-on": build_on,
     "collect-on": collect_on,

@@ -15,6 +15,7 @@ from lamella.quantize import trimming
 from lamella.quantize.build import build_variant
 from lamella.quantize.rebuild import restore_variant
 from lamella.quantize.recipe import shard_jobs
+from lamella.quantize.suppliers import Suppliers
 from lamella.quantize.trimming import IN_USE, keep_quota, survey, trim, work_of
 from lamella.quantize.tuned import Tuning
 from lamella.store import locks
@@ -256,7 +257,7 @@ def test_work_grows_with_what_a_type_asks_for(source: ModelFile) -> None:
 
 
 def test_the_survey_knows_every_shard_that_is_there(store: Store) -> None:
-    kept = {s.ref.label: s for s in survey(store) if s.variants == ("large", "small")}
+    kept = {s.ref.label: s for s in survey(store, Suppliers(store, None)) if s.variants == ("large", "small")}
     assert set(kept) == {"meta", "embedding", "head"}
     assert kept["head"].last_used == NOW - 10
-    assert len(survey(store)) == 9
+    assert len(survey(store, Suppliers(store, None))) == 9

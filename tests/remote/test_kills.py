@@ -1,30 +1,32 @@
-"""Pullers that are killed: the store stays what it was, and the next pull goes on."""
+"""Pullers that are killed: the store stays what it was, and the next pull goes on.
+
+``LAMELLA_CRASHES=200 scripts/test tests/remote/test_kills.py -s`` is the long run; it prints what the kills left.
+"""
 
 from __future__ import annotations
 
+import collections
+import os
 import random
+import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from lamella.store.store import Store
-from tests.fakes.web import Ranged, serving
+from tests.fakes.crashes import run_and_kill, seconds_of, start, worker
+from tests.fakes.web import Ranged, Site, serving
 from tests.remote.test_pull import assert_same, pull
 
-ROOT = Path(__file__).parents[2]
-PULLER = """
-import sys
-from pathlib import Path
-from lamella.remote.pull import pull_variant
-from lamella.remote.remote_store import RemoteStore
+N_CRASHES = int(os.environ.get("LAMELLA_CRASHES", "8"))
+MANY = 50
+PIECE_S = 0.007  # that the slow server takes for each 4 KiB
 
-with RemoteStore(sys.argv[1]) as remote:
-    print("ready", flush=True)
-    pull_variant(remote, "eight", Path(sys.argv[2]))
-"""
-SECONDS = 0.4  # that the slow server takes for all shards
+NOTHING, PARTS, EMPTY_STORE, SHARDS, WHOLE = "nothing", "parts", "a store without shards", "shards", "the variant"
+
+pytestmark = pytest.mark.timeout(120 + 10 * N_CRASHES)
 
 
 class Slow(Ranged):
@@ -33,42 +35,60 @@ class Slow(Ranged):
         for key, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(key, value)
         self.end_headers()
-        for start in range(0, len(body), 4096):
-            self.wfile.write(body[start : start + 4096])
-            time.sleep(SECONDS / 60)
+        for start_byte in range(0, len(body), 4096):
+            self.wfile.write(body[start_byte : start_byte + 4096])
+            time.sleep(PIECE_S)
 
 
-def start_puller(url: str, local: Path) -> subprocess.Popen[str]:
-    arguments = [sys.executable, "-c", PULLER, url, str(local)]
-    puller = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert puller.stdout is not None
-    assert puller.stdout.readline() == "ready\n"
-    return puller
+def found_in(folder: Path) -> str:
+    """What a kill left; whatever it is, it is whole."""
+    if not (folder / "store.json").exists():
+        assert not (folder / "shards").exists()
+        return PARTS if list(folder.glob("incoming/*.part")) else NOTHING
+    store = Store.open(folder)
+    assert store.verify().ok
+    if store.variant_names():
+        store.check(store.variant("eight"))
+        return WHOLE
+    return SHARDS if list(folder.glob("shards/*/*.gguf")) else EMPTY_STORE
 
 
-def test_a_puller_killed_at_any_moment_leaves_what_it_has(origin: Store, local: Path) -> None:
-    moments = random.Random(3)
-    with serving(origin.path, Slow) as site:
-        for _ in range(4):
-            puller = start_puller(site.url, local)
-            time.sleep(moments.uniform(0.05, SECONDS))
-            puller.kill()
-            puller.communicate()
-            if (local / "store.json").exists():
-                assert Store.open(local).verify().ok
-            else:
-                assert not (local / "shards").exists()
-    with serving(origin.path, Ranged) as site:
-        report = pull(site.url, "eight", local)
-    assert report.moved_bytes < origin.variant("eight").n_bytes
-    Store.open(local).collect_garbage()  # a kill at the very end leaves a document or a folder half made
-    assert_same(local, origin, "eight")
+def finish(folder: Path, copy: Path, site: Site, origin: Store) -> int:
+    """Pull to the end, in a copy, what a kill interrupted; the bytes that it needed not fetch again."""
+    if folder.exists():
+        shutil.copytree(folder, copy, symlinks=True)
+    moved_bytes = pull(site.url, "eight", copy).moved_bytes
+    Store.open(copy).collect_garbage()  # a kill at the very end leaves a document or a folder half made
+    assert_same(copy, origin, "eight")
+    shutil.rmtree(copy)
+    return origin.variant("eight").n_bytes - moved_bytes
+
+
+def test_a_puller_killed_at_any_moment_can_be_finished(origin: Store, tmp_path: Path) -> None:
+    """Killed over and over while it fetches from a slow server or puts shards in their places from a fast one."""
+    moments, found, saved_bytes = random.Random(3), collections.Counter[str](), 0
+    with serving(origin.path, Slow) as slow, serving(origin.path, Ranged) as fast:
+        work_s = {s.url: seconds_of(worker("pull", tmp_path / s.url[-5:], s.url, "eight")) for s in (slow, fast)}
+        folder = tmp_path / "local"
+        for _ in range(N_CRASHES):
+            url = moments.choice((slow, fast)).url
+            run_and_kill(worker("pull", folder, url, "eight"), moments.uniform(0, work_s[url]))
+            what = found_in(folder)
+            saved_bytes += finish(folder, tmp_path / "copy", fast, origin)
+            found[what] += 1
+            if what == WHOLE:
+                shutil.rmtree(folder)
+    assert saved_bytes > 0
+    if N_CRASHES >= MANY:
+        assert {PARTS, SHARDS, WHOLE} <= set(found), found
+    print(dict(found), f"{saved_bytes} bytes were not fetched again")  # noqa: T201  # the figures of the long run
 
 
 def test_ctrl_c_leaves_what_it_has(origin: Store, local: Path) -> None:
     with serving(origin.path, Slow) as site:
-        puller = start_puller(site.url, local)
+        (puller,) = start(worker("pull", local, site.url, "eight"))
         while not list(local.glob("incoming/*.part")):
+            assert puller.poll() is None
             time.sleep(0.005)
         time.sleep(0.05)
         puller.send_signal(signal.SIGINT)

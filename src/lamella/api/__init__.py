@@ -18,6 +18,7 @@ nothing else.
 ``plans``      how many bits each layer gets
 ``frontiers``  many plans at once: the frontier, and ladders
 ``variants``   built, run, evaluated, exported, imported, got back
+``sources``    where shards can be had from
 ``remotes``    stores and models elsewhere
 """
 
@@ -35,8 +36,9 @@ from lamella.api.plans import (
     needs_measuring,
     plan,
 )
-from lamella.api.remotes import HUB_PREFIX, pull, pull_from_hub, push, serving_store, shard_source
+from lamella.api.remotes import HUB_PREFIX, pull, pull_from_hub, push, serving_store
 from lamella.api.serving import serve
+from lamella.api.sources import reach, shard_source
 from lamella.api.variants import build, evaluate, export, import_file, open_engine, open_store, repair, restore, trim
 
 __all__ = [
@@ -71,6 +73,7 @@ __all__ = [
     "pull",
     "pull_from_hub",
     "push",
+    "reach",
     "read_importance",
     "read_measurement",
     "read_plan",

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lamella.api.sources import reach
 from lamella.api.variants import open_store
 from lamella.quantize.trimming import keep_quota
-from lamella.store.fetching import FolderSource, ShardSource
 from lamella.store.store import Store
 
 if TYPE_CHECKING:
@@ -20,25 +18,6 @@ if TYPE_CHECKING:
     from lamella.remote.serving import StoreServer
 
 HUB_PREFIX = "hf:"
-
-
-@contextlib.contextmanager
-def shard_source(where: str, token: str | None = None) -> Iterator[ShardSource]:
-    """Somewhere to take shards over from: the folder of another store, or the URL of a remote one.
-
-    Args:
-        token: that a server asks for.
-
-    Raises:
-        StoreError: there is no store in that folder.
-    """
-    if not where.startswith(("http://", "https://")):
-        yield FolderSource(Store.open(Path(where)))
-        return
-    from lamella.remote.remote_store import RemoteStore
-
-    with RemoteStore(where, token) as remote:
-        yield remote
 
 
 def pull(
@@ -52,7 +31,7 @@ def pull(
 ) -> PullReport:
     """Take a variant over from a remote store; only the shards that the local one lacks travel.
 
-    Afterwards the store keeps its quota, where it has one: shards go that can be made again here.
+    Afterwards the store keeps its quota, where it has one: shards go that can be made again or fetched again.
 
     Args:
         source: ``URL@VARIANT``; the variant may be left out where the server lists a single one.
@@ -74,7 +53,7 @@ def pull(
         report = pull_variant(
             remote, wanted, Path(store), local_name=name, n_connections=n_connections, on_progress=on_progress
         )
-    return replace(report, trimmed=keep_quota(Store.open(Path(store))))
+    return replace(report, trimmed=keep_quota(Store.open(Path(store)), reach))
 
 
 def push(

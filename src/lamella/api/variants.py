@@ -9,6 +9,7 @@ from pathlib import Path
 from lamella.api.losses import _kernel_table
 from lamella.api.models import OnMeasure, load, silent
 from lamella.api.plans import default_name
+from lamella.api.sources import reach
 from lamella.core.artifacts import (
     Plan,
     check_same_structure,
@@ -70,7 +71,7 @@ def build(
         n_threads=n_threads,
         on_progress=on_progress,
     )
-    return replace(report, trimmed=keep_quota(opened))
+    return replace(report, trimmed=keep_quota(opened, reach))
 
 
 def export(
@@ -116,7 +117,7 @@ def import_file(
         ModelError, StoreError, StorageFailed: see ``lamella.exchange.importing.import_file``.
     """
     report = importing.import_file(Path(file), Path(store), name, n_threads=n_threads, on_progress=on_progress)
-    return replace(report, trimmed=keep_quota(Store.open(Path(store))))
+    return replace(report, trimmed=keep_quota(Store.open(Path(store)), reach))
 
 
 def open_store(store: str | Path, n_threads: int = 0) -> Store:
@@ -128,7 +129,7 @@ def open_store(store: str | Path, n_threads: int = 0) -> Store:
     Raises:
         StoreError, StorageFailed: see ``Store.open``.
     """
-    return Store.open(Path(store), restorer(n_threads))
+    return Store.open(Path(store), restorer(n_threads, reach))
 
 
 def restore(
@@ -145,7 +146,7 @@ def restore(
         StoreError, StorageFailed: see ``lamella.quantize.rebuild.restore_variant``.
     """
     opened = Store.open(Path(store))
-    return restore_variant(opened, opened.variant(variant), elsewhere=elsewhere, n_threads=n_threads)
+    return restore_variant(opened, opened.variant(variant), elsewhere=elsewhere, n_threads=n_threads, reach=reach)
 
 
 def repair(
@@ -170,17 +171,19 @@ def repair(
     """
     opened = Store.open(Path(store))
     source = load(model) if model is not None else None
-    return repair_store(opened, model=source, elsewhere=elsewhere, n_threads=n_threads, on_progress=on_progress)
+    return repair_store(
+        opened, model=source, elsewhere=elsewhere, n_threads=n_threads, reach=reach, on_progress=on_progress
+    )
 
 
 def trim(store: str | Path) -> TrimReport:
-    """Drop shards that can be made again until the store's quota holds, or as many as may go.
+    """Drop shards that can be got back until the store's quota holds, or as many as may go.
 
     Raises:
         InvalidRequest: the store has no quota.
         StoreError, StorageFailed: see ``lamella.quantize.trimming.trim``.
     """
-    return trim_store(Store.open(Path(store)))
+    return trim_store(Store.open(Path(store)), reach=reach)
 
 
 def _only_variant(store: Store) -> str:

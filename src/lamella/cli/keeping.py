@@ -52,14 +52,14 @@ def quota(
     limit = "no quota" if allowed is None else f"quota {format_bytes(allowed)}"
     say(f"{limit}; the store takes {format_bytes(stored)}")
     if allowed is not None and stored > allowed:
-        say(f"{format_bytes(stored - allowed)} too much; drop what can be made again with: lamella store trim {store}")
+        say(f"{format_bytes(stored - allowed)} too much; drop what can be got back with: lamella store trim {store}")
 
 
 def trim(store: StoreArgument, json: JsonFlag = False) -> None:
-    """Drop shards until the quota holds: what no variant needs, then what can be made again; exit code 6 if it cannot.
+    """Drop shards until the quota holds: what no variant needs, then what can be got back; exit code 6 if it cannot.
 
-    What goes first has not been used for long, is large, and is quickly made again. Loading a variant makes its
-    dropped shards again.
+    What goes first has not been used for long, is large, and is quickly got back. Loading a variant gets its
+    dropped shards back.
     """
     report = api.trim(store)
     if json:
@@ -121,7 +121,8 @@ def repair(
 ) -> None:
     """Hash every shard and get back what is damaged or missing; exit code 6 if something remains so.
 
-    A shard is taken from another store, or made again from the model; either way only the very same bytes are accepted.
+    A shard is taken from another store, made again from the model, or fetched from where it was pulled from; only the
+    very same bytes are accepted.
     """
     with progress("verifying", quiet=json) as update, _sources(source) as elsewhere:
         total, done = Store.open(store).state.stored_bytes(), 0
@@ -153,7 +154,7 @@ def describe_trim(report: TrimReport) -> str:
     within = f"{format_bytes(report.stored_bytes)} of {format_bytes(report.quota_bytes)}"
     if not report.dropped and not report.garbage_bytes:
         return f"nothing dropped: the store takes {within}"
-    what = [f"{len(report.dropped)} shards ({format_bytes(report.dropped_bytes)}) that can be made again"]
+    what = [f"{len(report.dropped)} shards ({format_bytes(report.dropped_bytes)}) that can be got back"]
     what += [f"{format_bytes(report.garbage_bytes)} of no variant"] if report.garbage_bytes else []
     return f"dropped {' and '.join(what)}; the store takes {within}"
 

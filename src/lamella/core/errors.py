@@ -131,7 +131,8 @@ class ShardDamaged(StoreError):
 
 
 class CannotRebuild(StoreError):
-    """A shard cannot be made again: its source is gone or changed, or was tuned on text that the store has not."""
+    """A shard cannot be got back: its source is gone or changed, or it was tuned on text that the store has not; or it
+    was pulled, and the store that it came from does not give it."""
 
 
 class QuotaNotReached(StoreError):

@@ -37,7 +37,8 @@ from lamella.store.files import pieces, storage_errors
 from lamella.store.keeping import TrimReport
 from lamella.store.layout import check_variant_name
 from lamella.store.leases import Lease
-from lamella.store.store import Store, variant_exists
+from lamella.store.store import Store
+from lamella.store.variants import variant_exists
 
 IMPORTED = "imported"
 """Policy of a plan that was read off a file."""
@@ -209,7 +210,7 @@ def _refuse_taken_name(store: Store, name: str, source: ModelFile) -> None:
     except UnknownVariant:
         return
     if any(found.plan.tensors.get(t.name, t.type_name) != t.type_name for t in source.spec.tensors):
-        raise variant_exists(store, found)
+        raise variant_exists(store.path, found)
 
 
 def _other_model(store: Store, source: ModelFile, reason: str) -> StoreError:

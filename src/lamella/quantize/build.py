@@ -39,7 +39,8 @@ from lamella.store.keeping import TrimReport
 from lamella.store.layout import check_variant_name
 from lamella.store.leases import Lease, ShardWriter
 from lamella.store.sources import IMPORTANCE_SETTING, SourceFile, SourceNote
-from lamella.store.store import Store, variant_exists
+from lamella.store.store import Store
+from lamella.store.variants import variant_exists
 
 TUNING_SETTING = "tuned_on"
 """Setting of a variant's plan: SHA-256 of the text that its rounding was tuned on, and how it was read."""
@@ -310,15 +311,15 @@ def _refuse_taken_name(
         return
     used = _rounding_settings(jobs)
     if used != {s: found.plan.settings[s] for s in (IMPORTANCE_SETTING, TUNING_SETTING) if s in found.plan.settings}:
-        raise variant_exists(store, found)
+        raise variant_exists(store.path, found)
     importance = importance if IMPORTANCE_SETTING in used else None  # the found plan may be of a scheme that takes none
     tuning = tuning if TUNING_SETTING in used else None
     try:
         found_jobs = shard_jobs(source, found.plan, importance, tuning)
     except ArtifactError:  # an imported variant: its plan is for the file that it came from
-        raise variant_exists(store, found) from None
+        raise variant_exists(store.path, found) from None
     if [job.recipe_id for job in found_jobs] != [job.recipe_id for job in jobs]:
-        raise variant_exists(store, found)
+        raise variant_exists(store.path, found)
 
 
 def _check_space(store: Store, missing: Sequence[ShardJob]) -> None:

@@ -1,15 +1,17 @@
-"""Shards made again, bit for bit: from the model that they were made from, as the plans of their variants say.
+"""Shards got back, bit for bit: made again as the plans of their variants say, or fetched from where they came.
 
     restore_variant(store, variant)         # all of a variant's shards that are not there
     Workshop(store, lease).make(shard)      # or CannotRebuild, which says why
 
 A store notes where its models stand (``store.sources``).  Where that file is gone, a variant that holds every tensor as
 the file did serves as well.  What comes out is compared with the shard's name before it is given a place, so neither a
-changed source nor another version of llama.cpp can put wrong bytes under a name.
+changed source nor another version of llama.cpp can put wrong bytes under a name.  What was pulled is fetched again
+(``suppliers``) where it cannot be made.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,14 +22,17 @@ from lamella.core.artifacts import Plan, ShardRef, Variant
 from lamella.core.errors import CannotRebuild, LamellaError, ModelError, ShardDamaged
 from lamella.llama.gguf import ModelFile, read_model, weights_hash
 from lamella.llama.imatrix import ImportanceMatrix, read_imatrix
-from lamella.quantize.build import TUNING_SETTING, make_again
+from lamella.quantize.build import TUNING_SETTING, BuildStopped, make_again
 from lamella.quantize.recipe import ShardJob, importance_hash, shard_jobs, tuned_on
+from lamella.quantize.suppliers import Stoppable, Suppliers
 from lamella.quantize.tuned import Tuning
-from lamella.store.fetching import ShardSource, fetch
+from lamella.store.fetching import Reach, ShardSource, fetch
 from lamella.store.leases import Lease
 from lamella.store.sources import IMPORTANCE_SETTING, SourceNote
 from lamella.store.store import Restore, Store
 from lamella.store.verify import describe
+
+MADE_AGAIN = "made again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,12 @@ class Workshop:
         if not makers:
             raise CannotRebuild("; ".join(dict.fromkeys(reasons)) or "no variant needs it")
         return max(makers, key=lambda maker: maker.is_certain)
+
+    def is_certain(self, shard: ShardRef) -> bool:
+        """Whether there is a way, and it is on record to have made that very shard."""
+        with contextlib.suppress(CannotRebuild):
+            return self.maker(shard).is_certain
+        return False
 
     def make(self, shard: ShardRef, should_stop: Callable[[], bool] | None = None) -> None:
         """Make a shard, or wait for another process that is making it.
@@ -219,10 +230,15 @@ def get_back(
     lease: Lease,
     shard: ShardRef,
     workshop: Workshop,
+    suppliers: Suppliers,
     elsewhere: Sequence[ShardSource] = (),
     should_stop: Callable[[], bool] | None = None,
 ) -> str:
-    """Take a shard over from elsewhere, or else make it; returns where it came from.  It stays under the lease.
+    """Take a shard over from elsewhere, or make it, or fetch it from where it was pulled from, whichever works first.
+
+    Making it comes before fetching it only where that is on record to give these very bytes.
+
+    Returns where it came from.  It stays under the lease.
 
     Raises:
         CannotRebuild: nobody has it, and it cannot be made; says why.
@@ -232,25 +248,40 @@ def get_back(
     reasons = []
     for source in elsewhere:
         try:
-            fetch(lease, shard, source)
+            fetch(lease, shard, Stoppable(source, should_stop))
+        except BuildStopped:
+            raise
         except LamellaError as error:
             reasons.append(str(error))
         else:
             return source.name
-    try:
+
+    def make() -> str:
         workshop.make(shard, should_stop)
-    except (CannotRebuild, ModelError) as error:
-        raise CannotRebuild("; ".join([*reasons, str(error)])) from None
-    return "made again"
+        return MADE_AGAIN
+
+    def fetch_again() -> str | None:
+        return suppliers.fetch(lease, shard, should_stop)
+
+    for way in (make, fetch_again) if workshop.is_certain(shard) else (fetch_again, make):
+        try:
+            origin = way()
+        except (CannotRebuild, ModelError) as error:
+            reasons.append(str(error))
+        else:
+            if origin is not None:
+                return origin
+    raise CannotRebuild("; ".join(reasons))
 
 
-def restorer(n_threads: int | None = None) -> Restore:
+def restorer(n_threads: int | None = None, reach: Reach | None = None) -> Restore:
     """``restore_variant`` as ``Store.open`` takes it.
 
     Args:
         n_threads: threads that convert; None or 0 for the cores this process may use.
+        reach: opens the stores that shards were pulled from; None: they are not asked.
     """
-    return functools.partial(restore_variant, n_threads=n_threads)
+    return functools.partial(restore_variant, n_threads=n_threads, reach=reach)
 
 
 def restore_variant(
@@ -260,10 +291,15 @@ def restore_variant(
     *,
     elsewhere: Sequence[ShardSource] = (),
     n_threads: int | None = None,
+    reach: Reach | None = None,
 ) -> Mapping[str, str]:
     """Get back the shards of a variant that are not there in full size; returns where each (label) came from.
 
     While this runs they stay; whoever is about to use them holds a lease of their own.
+
+    Args:
+        elsewhere: asked first.
+        n_threads, reach: see ``restorer``.
 
     Raises:
         UnknownVariant: it was removed meanwhile.
@@ -274,14 +310,14 @@ def restore_variant(
     got: dict[str, str] = {}
     if not any(map(store.quick_damage, variant.shards)):
         return got  # a store that may only be read will do
-    with store.lease() as lease:
+    with store.lease() as lease, Suppliers(store, reach) as suppliers:
         lease.protect(shard.id for shard in variant.shards)
         workshop = Workshop(store, lease, n_threads=n_threads)
         for shard in variant.shards:
             reason = store.quick_damage(shard)
             if reason:
                 try:
-                    got[shard.label] = get_back(lease, shard, workshop, elsewhere, should_stop)
+                    got[shard.label] = get_back(lease, shard, workshop, suppliers, elsewhere, should_stop)
                 except CannotRebuild as error:
                     store.check_variant_exists(variant.name)
                     text = describe(shard, [variant.name], reason)

@@ -1,4 +1,4 @@
-"""A store mended: what ``verify`` finds damaged or missing is taken from elsewhere, or made again from the source.
+"""A store mended: what ``verify`` finds damaged or missing is taken from elsewhere or made again.
 
     report = repair(store, model=read_model(path), elsewhere=[FolderSource(backup)])
     report.repaired, report.failed
@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lamella.core.artifacts import ShardRef
 from lamella.core.errors import CannotRebuild, StoreError
 from lamella.llama.gguf import ModelFile
 from lamella.quantize.build import note_source
 from lamella.quantize.rebuild import Workshop, get_back
-from lamella.store.fetching import ShardSource
-from lamella.store.leases import Lease
+from lamella.quantize.suppliers import Suppliers
+from lamella.store.fetching import Reach, ShardSource
 from lamella.store.store import Store
 from lamella.store.verify import DamagedShard, OnProgress
 
@@ -67,6 +66,7 @@ def repair(
     model: ModelFile | None = None,
     elsewhere: Sequence[ShardSource] = (),
     n_threads: int | None = None,
+    reach: Reach | None = None,
     on_progress: OnProgress | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> RepairReport:
@@ -76,6 +76,7 @@ def repair(
         model: the model that the store was made from, where it stands now; the store remembers it.
         elsewhere: asked for a shard before it is made again, in this order.
         n_threads: threads that convert; None for the cores this process may use.
+        reach: opens the stores that shards were pulled from; None: they are not asked.
         on_progress: of hashing.
 
     Raises:
@@ -87,14 +88,17 @@ def repair(
         _check_model(store, model)
         note_source(store, model)
     repaired, failed = [], []
-    with store.lease() as lease:
+    store.origins.forget_unreadable()
+    with store.lease() as lease, Suppliers(store, reach) as suppliers:
         variants, _ = lease.hold_everything()
         found = store.verify(on_progress)
         workshop = Workshop(store, lease, model, n_threads)
         refs = {shard.id: shard for variant in variants for shard in variant.shards}
         for damaged in found.damaged:
             try:
-                origin = _mend(lease, refs.get(damaged.id), workshop, elsewhere, should_stop)
+                if damaged.id not in refs:
+                    raise CannotRebuild(NOBODY)
+                origin = get_back(lease, refs[damaged.id], workshop, suppliers, elsewhere, should_stop)
             except CannotRebuild as error:
                 reason = f"{damaged.reason}; {error}"
                 failed.append(DamagedShard(damaged.id, damaged.label, damaged.variants, reason))
@@ -103,18 +107,6 @@ def repair(
         store.state.forget_returned()
         unreadable = (*store.state.unreadable(), *store.sources.unreadable(), *found.unreadable_variants)
     return RepairReport(found.n_shards, tuple(repaired), tuple(failed), found.broken_links, unreadable)
-
-
-def _mend(
-    lease: Lease,
-    shard: ShardRef | None,
-    workshop: Workshop,
-    elsewhere: Sequence[ShardSource],
-    should_stop: Callable[[], bool] | None,
-) -> str:
-    if shard is None:
-        raise CannotRebuild(NOBODY)
-    return get_back(lease, shard, workshop, elsewhere, should_stop)
 
 
 def _check_model(store: Store, model: ModelFile) -> None:

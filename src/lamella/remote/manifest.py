@@ -9,8 +9,8 @@ from __future__ import annotations
 from lamella.core.artifacts import Plan, Variant, from_json
 from lamella.core.errors import ArtifactError, RemoteInvalid, StoreFormatError
 from lamella.core.model import ModelIdentity
+from lamella.store.founding import read_identity
 from lamella.store.layout import check_sha256
-from lamella.store.store import read_identity
 
 MOST_STORE_BYTES = 1 << 20
 MOST_VARIANT_BYTES = 64 << 20

@@ -6,7 +6,7 @@
 In four steps: the manifest is read and checked; missing shards are fetched into part files, on several connections,
 and each is verified as it completes; when all are there, the whole is checked against the store's structure; then
 shards get their places, and the variant appears last.  Whatever ends this before the last step leaves a store as it
-was, and part files that the next pull goes on from.
+was, and part files that the next pull goes on from.  Where a shard came from is noted with it (``store.origins``).
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ from lamella.remote.fetching import fetch_shard
 from lamella.remote.headers import ShardHeader, read_header
 from lamella.remote.remote_store import RemoteStore
 from lamella.store.files import free_bytes
+from lamella.store.founding import check_place_for_store
 from lamella.store.keeping import TrimReport
 from lamella.store.layout import Layout, check_variant_name
 from lamella.store.leases import Lease
 from lamella.store.parts import PartFile
-from lamella.store.store import Store, check_place_for_store, variant_exists
+from lamella.store.store import Store
+from lamella.store.variants import variant_exists
 
 DEFAULT_CONNECTIONS = 4
 
@@ -127,6 +129,8 @@ def pull_variant(
             lease = _protect(store, wanted, held)
         for found in fetched.values():
             found.part.flush()
+        for shard_id in fetched:
+            store.origins.note(shard_id, remote.url)  # first: what is there can be fetched again
         for shard_id, found in fetched.items():
             lease.place(found.part, shard_id)
         variant = store.add_variant(local_name, wanted.plan, wanted.shards)
@@ -163,7 +167,7 @@ def _refuse_taken_name(store: Store, name: str, wanted: Variant) -> None:
     with contextlib.suppress(UnknownVariant):
         found = store.variant(name)
         if [shard.id for shard in found.shards] != [shard.id for shard in wanted.shards]:
-            raise variant_exists(store, found)
+            raise variant_exists(store.path, found)
 
 
 def _missing(store: Store | None, wanted: Variant) -> list[ShardRef]:

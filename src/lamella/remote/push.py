@@ -26,8 +26,10 @@ from lamella.remote.pull import DEFAULT_CONNECTIONS, OnTransfer, Watch
 from lamella.remote.remote_store import shard_path, variant_path
 from lamella.remote.web import Content, Web
 from lamella.store.files import free_bytes, pieces
+from lamella.store.founding import store_document
 from lamella.store.leases import Lease
-from lamella.store.store import Store, store_document, variant_exists
+from lamella.store.store import Store
+from lamella.store.variants import variant_exists
 from lamella.store.verify import describe, find_damage, users_of
 
 
@@ -96,7 +98,7 @@ def push_to_folder(store: Store, name: str, folder: Path, *, on_progress: OnTran
             lease.protect(shard.id for shard in variant.shards)
             with contextlib.suppress(UnknownVariant):
                 if _ids(target.variant(name)) != _ids(variant):
-                    raise variant_exists(target, target.variant(name))
+                    raise variant_exists(target.path, target.variant(name))
             unique = {shard.id: shard for shard in variant.shards}.values()
             missing = [shard for shard in unique if not target.has_shard(shard)]
             _check_space(target, missing)

@@ -18,7 +18,14 @@ import msgspec
 
 from lamella.core.artifacts import Variant
 from lamella.core.closing import Closing
-from lamella.core.errors import InvalidRequest, RemoteFailed, RemoteInvalid, StoreFormatError, UnknownVariant
+from lamella.core.errors import (
+    InvalidRequest,
+    RemoteFailed,
+    RemoteInvalid,
+    StoreError,
+    StoreFormatError,
+    UnknownVariant,
+)
 from lamella.core.model import ModelIdentity
 from lamella.remote.manifest import MOST_STORE_BYTES, MOST_VARIANT_BYTES, parse_identity, parse_variant
 from lamella.remote.web import ConnectionCut, Web, WebOptions
@@ -119,6 +126,26 @@ class RemoteStore(Closing):
         if data is None:
             raise UnknownVariant(f"{self.url} has no variant '{name}'{self._there()}")
         return parse_variant(data, name, identity, f"{self.url}/{path}")
+
+    def check(self, shard_id: str, n_bytes: int) -> None:
+        """Ask whether the server has the shard; a request without a body.
+
+        Raises:
+            StoreError: it has not, or one of another size.
+            RemoteFailed: not reached, or refused.
+        """
+
+        def ask() -> str | None:
+            with self.web.request("HEAD", shard_path(shard_id)) as response:
+                if response.status_code == 404:
+                    raise StoreError(f"{self.url} has no shard {shard_id}")
+                self.web.expect(response, 200)
+                said = response.headers.get("Content-Length")
+                return None if said is None else str(said)
+
+        found = self.web.patiently(ask)
+        if found != str(n_bytes):
+            raise StoreError(f"{self.url}: shard {shard_id} has {found or 'unknown'} bytes instead of {n_bytes}")
 
     def fetch(self, shard_id: str, n_bytes: int, start: int = 0) -> Iterator[bytes]:
         """A shard's bytes from ``start`` to its end, in order, across as many connections as that takes.

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from lamella.core.errors import StoreFormatError
+from lamella.store.files import storage_errors
 from lamella.store.layout import FORMAT_VERSION
 from lamella.version import __version__
+
+T = TypeVar("T")
 
 
 def read_document(data: bytes, expected: str, path: Path | str) -> dict[str, Any]:
@@ -43,3 +46,27 @@ def write_document(kind: str, fields: Mapping[str, Any]) -> bytes:
     """The bytes of a document of format ``kind``."""
     header = {"format": kind, "format_version": FORMAT_VERSION, "tool_version": __version__}
     return json.dumps({**header, **fields}, indent=2, sort_keys=True).encode() + b"\n"
+
+
+def read_note(path: Path, expected: str, kind: type[T], cure: str) -> T | None:
+    """What a small document of the store notes; None if there is none.
+
+    Args:
+        expected: its format.
+        kind: the dataclass of its fields.
+        cure: the command that mends it.
+
+    Raises:
+        StoreFormatError: it cannot be read; names it and the cure.
+        StorageFailed: the file system refused.
+    """
+    with storage_errors(path, "read"):
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+    try:
+        return msgspec.convert(read_document(data, expected, path), kind)
+    except (StoreFormatError, msgspec.ValidationError) as error:
+        text = str(error) if isinstance(error, StoreFormatError) else f"{path}: {error}"
+        raise StoreFormatError(f"{text}; to mend it, run: {cure}") from None

@@ -8,7 +8,9 @@ What arrives is hashed on its way into ``incoming/`` and gets its place only if 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Protocol
 
 from lamella.core.artifacts import ShardRef
@@ -26,6 +28,15 @@ class ShardSource(Protocol):
         """What people call it: a path or an address."""
         ...
 
+    def check(self, shard_id: str, n_bytes: int) -> None:
+        """Ask whether the shard is to be had there; its bytes are not looked at.
+
+        Raises:
+            StoreError: it is not, or has another size.
+            LamellaError: nobody can be asked.
+        """
+        ...
+
     def fetch(self, shard_id: str, n_bytes: int) -> Iterator[bytes | memoryview]:
         """The shard's bytes in order; nobody needs to trust them.  A piece may be overwritten by the next.
 
@@ -33,6 +44,10 @@ class ShardSource(Protocol):
             LamellaError: it has no such shard, or cannot be reached; raised before or between pieces.
         """
         ...
+
+
+Reach = Callable[[str], AbstractContextManager[ShardSource]]
+"""Opens the source that a folder or URL names, or raises ``LamellaError``; ``api.reach`` is one."""
 
 
 class FolderSource:
@@ -45,6 +60,14 @@ class FolderSource:
     def name(self) -> str:
         return str(self._store.path)
 
+    def check(self, shard_id: str, n_bytes: int) -> None:
+        """See whether the shard is there.
+
+        Raises:
+            StoreError: it is not, or has another size.
+        """
+        self._path(shard_id, n_bytes)
+
     def fetch(self, shard_id: str, n_bytes: int) -> Iterator[memoryview]:
         """The shard's bytes.
 
@@ -52,12 +75,15 @@ class FolderSource:
             StoreError: it is not there, in its full size.
             StorageFailed: it cannot be read.
         """
+        yield from pieces(self._path(shard_id, n_bytes))
+
+    def _path(self, shard_id: str, n_bytes: int) -> Path:
         path = self._store.shard_path(shard_id)
         if not path.exists():
             raise StoreError(f"{self.name} has no shard {shard_id}")
         if (found := path.stat().st_size) != n_bytes:
             raise StoreError(f"{self.name}: shard {shard_id} has {found} bytes instead of {n_bytes}")
-        yield from pieces(path)
+        return path
 
 
 def fetch(lease: Lease, shard: ShardRef, source: ShardSource) -> None:

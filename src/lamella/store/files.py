@@ -255,7 +255,7 @@ def take_over(path: Path) -> int | None:
         except BlockingIOError:
             os.close(fd)
             return None
-        if _is_at(fd, path):
+        if is_at(fd, path):
             return fd
         os.close(fd)  # its owner removed it between opening and locking
 
@@ -269,7 +269,7 @@ def _owned(path: Path, create: Callable[[Path], int]) -> int:
         except BaseException:
             os.close(fd)
             raise
-        if _is_at(fd, path):
+        if is_at(fd, path):
             return fd
         os.close(fd)
 
@@ -281,7 +281,7 @@ def _make_and_open(folder: Path) -> int:
             return os.open(folder, os.O_RDONLY)
 
 
-def _is_at(fd: int, path: Path) -> bool:
+def is_at(fd: int, path: Path) -> bool:
     """Whether the open file is the one at ``path``."""
     try:
         return os.path.samestat(os.fstat(fd), path.stat())
@@ -312,7 +312,7 @@ def remove_dead(path: Path) -> int | None:
         return None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return remove_tree(path) if _is_at(fd, path) else None
+        return remove_tree(path) if is_at(fd, path) else None
     except BlockingIOError:
         return None
     finally:

@@ -3,8 +3,8 @@
     choice = choose(shards, pinned={"large"}, excess_bytes=stored - quota, now=time.time())
     choice.dropped, choice.short_bytes
 
-A dropped shard is made again when its variant is loaded.  So what goes first is what has not been used for long, is
-large, and is quickly made again:
+A dropped shard is got back when its variant is loaded.  So what goes first is what has not been used for long, is
+large, and is quickly got back:
 
     gain = seconds since its last use  x  bytes  /  work
 
@@ -32,8 +32,8 @@ class KeptShard:
     Attributes:
         variants: names of those variants.
         last_used: when one of them was used last, in seconds since 1970.
-        work: what making it again costs, in weights converted to an easy type (``quantize.trimming.work_of``).
-        obstacle: why it cannot be made again; "" if it can.
+        work: what getting it back costs, in weights converted to an easy type (``quantize.trimming.work_of``).
+        obstacle: why it cannot be got back for certain; "" if it can.
     """
 
     ref: ShardRef
@@ -66,7 +66,7 @@ class TrimReport:
         quota_bytes: what was to be kept.
         stored_bytes: of all files of the store, afterwards.
         garbage_bytes: of shards that no variant needed, and other rubbish.
-        dropped: shards that can be made again, first dropped first.
+        dropped: shards that can be got back, first dropped first.
         kept_bytes: reason -> bytes of shards that may not be dropped.
         obstacle: why nothing could be done; "" if something could.
     """

@@ -72,7 +72,7 @@ class Layout:
             return []
         return sorted(path for path in self.leases.iterdir() if _LEASE_NAME.fullmatch(path.name))
 
-    # what is noted about keeping (``state``) and making again (``sources``)
+    # what is noted about keeping (``state``) and getting back (``sources``, ``origins``)
 
     @property
     def quota(self) -> Path:
@@ -86,6 +86,9 @@ class Layout:
 
     def dropped(self, shard_id: str) -> Path:
         return self.root / "dropped" / shard_id[:2] / f"{check_sha256(shard_id, 'shard id')}.json"
+
+    def origin(self, shard_id: str) -> Path:
+        return self.root / "origins" / shard_id[:2] / f"{check_sha256(shard_id, 'shard id')}.json"
 
     def source(self, weights: str) -> Path:
         return self.root / "sources" / f"{check_sha256(weights, 'identity of weights')}.json"
@@ -103,6 +106,10 @@ class Layout:
     def dropped_files(self) -> Iterator[tuple[str, Path]]:
         """(id, path) of what is noted of every shard that was dropped."""
         yield from _content_named(self.root / "dropped", ".json")
+
+    def origin_files(self) -> Iterator[tuple[str, Path]]:
+        """(id, path) of what is noted of every shard that was pulled."""
+        yield from _content_named(self.root / "origins", ".json")
 
     def importance_files(self) -> Iterator[tuple[str, Path]]:
         """(hash, path) of every importance matrix that is kept."""

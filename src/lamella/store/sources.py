@@ -13,11 +13,9 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import msgspec
-
 from lamella.core.errors import StoreFormatError
 from lamella.core.model import ModelIdentity
-from lamella.store.documents import read_document, write_document
+from lamella.store.documents import read_note, write_document
 from lamella.store.files import remove_tree, storage_errors, write_atomically
 from lamella.store.layout import Layout
 
@@ -101,20 +99,10 @@ class Sources:
         Raises:
             StoreFormatError: the note cannot be read; names it and the cure.
         """
-        path = self._layout.source(weights)
-        with storage_errors(path, "read"):
-            try:
-                data = path.read_bytes()
-            except FileNotFoundError:
-                return None
-        cure = f"to mend it, run: lamella store repair {self._layout.root} --model FILE"
-        try:
-            found = msgspec.convert(read_document(data, SOURCE_FORMAT, path), SourceNote)
-        except (StoreFormatError, msgspec.ValidationError) as error:
-            text = str(error) if isinstance(error, StoreFormatError) else f"{path}: {error}"
-            raise StoreFormatError(f"{text}; {cure}") from None
-        if found.model.weights != weights or not found.files:
-            raise StoreFormatError(f"{path} is about other weights, or names no file; {cure}")
+        path, cure = self._layout.source(weights), f"lamella store repair {self._layout.root} --model FILE"
+        found = read_note(path, SOURCE_FORMAT, SourceNote, cure)
+        if found is not None and (found.model.weights != weights or not found.files):
+            raise StoreFormatError(f"{path} is about other weights, or names no file; to mend it, run: {cure}")
         return found
 
     def unreadable(self) -> tuple[str, ...]:

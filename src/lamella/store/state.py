@@ -14,13 +14,10 @@ import contextlib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
-
-import msgspec
 
 from lamella.core.artifacts import ShardRef
 from lamella.core.errors import StoreFormatError
-from lamella.store.documents import read_document, write_document
+from lamella.store.documents import read_note, write_document
 from lamella.store.files import storage_errors, stored_bytes, write_atomically
 from lamella.store.layout import Layout
 
@@ -42,9 +39,6 @@ class _Dropped:
     shard: ShardRef
 
 
-D = TypeVar("D", _Quota, _Pin, _Dropped)
-
-
 class State:
     """The facts that a store notes.  Holds no file open."""
 
@@ -59,7 +53,7 @@ class State:
         Raises:
             StoreFormatError: the note cannot be read; names it and the cure.
         """
-        found = self._read(self._layout.quota, QUOTA_FORMAT, _Quota, f"lamella store quota {self._layout.root} none")
+        found = read_note(self._layout.quota, QUOTA_FORMAT, _Quota, f"lamella store quota {self._layout.root} none")
         if found is not None and found.quota_bytes <= 0:
             raise StoreFormatError(f"{self._layout.quota} allows {found.quota_bytes} bytes, which is no quota")
         return found.quota_bytes if found else None
@@ -166,11 +160,11 @@ class State:
         yield from (lambda i=shard_id: self._read_dropped(i) for shard_id, _ in self._layout.dropped_files())
 
     def _read_pin(self, variant: str, path: Path) -> _Pin | None:
-        return self._read(path, PIN_FORMAT, _Pin, f"lamella store unpin {self._layout.root} {variant}")
+        return read_note(path, PIN_FORMAT, _Pin, f"lamella store unpin {self._layout.root} {variant}")
 
     def _read_dropped(self, shard_id: str) -> _Dropped | None:
         path, cure = self._layout.dropped(shard_id), f"lamella store repair {self._layout.root}"
-        found = self._read(path, DROPPED_FORMAT, _Dropped, cure)
+        found = read_note(path, DROPPED_FORMAT, _Dropped, cure)
         if found is not None and found.shard.id != shard_id:
             raise StoreFormatError(f"{path} is about shard {found.shard.id}; to mend it, run: {cure}")
         return found
@@ -180,19 +174,6 @@ class State:
             return self._read_dropped(shard_id)
         except StoreFormatError:
             return None
-
-    def _read(self, path: Path, expected: str, kind: type[D], cure: str) -> D | None:
-        """The document; None if there is none."""
-        with storage_errors(path, "read"):
-            try:
-                data = path.read_bytes()
-            except FileNotFoundError:
-                return None
-        try:
-            return msgspec.convert(read_document(data, expected, path), kind)
-        except (StoreFormatError, msgspec.ValidationError) as error:
-            text = str(error) if isinstance(error, StoreFormatError) else f"{path}: {error}"
-            raise StoreFormatError(f"{text}; to mend it, run: {cure}") from None
 
     def _write(self, path: Path, kind: str, fields: _Quota | _Pin | _Dropped) -> None:
         write_atomically(self._layout.incoming, path, write_document(kind, asdict(fields)))

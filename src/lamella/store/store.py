@@ -11,61 +11,44 @@ nothing in one can name a place outside the store, except where a source stands,
 
 from __future__ import annotations
 
-import contextlib
-import errno
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-import msgspec
-
-from lamella.core.artifacts import Plan, ShardRef, Variant, from_json, to_json
+from lamella.core.artifacts import Plan, ShardRef, Variant
 from lamella.core.errors import (
-    ArtifactError,
     ShardDamaged,
-    StorageFailed,
     StoreError,
     StoreFormatError,
-    UnknownVariant,
-    VariantExists,
 )
 from lamella.core.model import ModelIdentity
 from lamella.store import gc, locks, verify
 from lamella.store.claims import Claims
-from lamella.store.documents import read_document, write_document
 from lamella.store.files import (
-    incoming_folder,
-    make_folder,
     storage_errors,
     stored_bytes,
-    sync_file,
-    sync_folder,
-    take_away,
-    write_atomically,
 )
+from lamella.store.founding import found_store, read_identity
 from lamella.store.keeping import KeptShard
 from lamella.store.layout import (
-    RECIPE_FORMAT,
-    STORE_FORMAT,
     Layout,
-    check_sha256,
     check_variant_name,
     link_name,
-    link_target,
 )
 from lamella.store.leases import Lease, leased_ids
 from lamella.store.leftovers import Leftovers, find_leftovers
+from lamella.store.origins import Origins
+from lamella.store.recipes import Recipes
 from lamella.store.sources import IMPORTANCE_SETTING, Sources
 from lamella.store.state import State
 from lamella.store.usage import Usage, measure_usage
+from lamella.store.variants import Variants, Version
 
 Restore = Callable[["Store", Variant, Callable[[], bool] | None], object]
 """Gets back the shards of a variant that are not there, or raises ``ShardDamaged``; gives up when the last argument
 says so.  Called by ``Store.ready_paths``, whose caller holds a lease on them.  ``quantize.rebuild.restore_variant`` is
 one."""
-
-_OWN_NAMES = {"lock", "incoming"}  # what another process that creates the same store may have made already
 
 
 class Store:
@@ -75,14 +58,18 @@ class Store:
         identity: the one model it holds.
         state: quota, pins, what was dropped, when variants were used.
         sources: what shards were made from.
+        origins: where shards were pulled from.
     """
 
     def __init__(self, layout: Layout, identity: ModelIdentity, restore: Restore | None = None) -> None:
         self._layout = layout
         self._restore = restore
+        self._variants = Variants(layout)
+        self._recipes = Recipes(layout)
         self.identity = identity
         self.state = State(layout)
         self.sources = Sources(layout)
+        self.origins = Origins(layout)
 
     @property
     def path(self) -> Path:
@@ -122,7 +109,7 @@ class Store:
         if not identity.weights:
             raise StoreError(f"{identity.name} is a specification without weights; a store needs a model file")
         if not layout.document.exists():
-            _create(layout, identity)
+            found_store(layout, identity)
         store = cls.open(path)
         store.check_same_model(identity)
         return store
@@ -161,8 +148,7 @@ class Store:
 
     def variant_names(self) -> list[str]:
         """Names of all variants, sorted, be they readable or not."""
-        with storage_errors(self._layout.variants, "read"):
-            return self._layout.variant_names()
+        return self._variants.names()
 
     def variants(self) -> tuple[Variant, ...]:
         """All variants, by name; use ``readable_variants`` where a damaged one must not be in the way.
@@ -170,23 +156,11 @@ class Store:
         Raises:
             StoreFormatError: a variant's document is damaged or of a newer format; names it and the cure.
         """
-        found = []
-        for name in self.variant_names():
-            with contextlib.suppress(UnknownVariant):  # removed meanwhile
-                found.append(self.variant(name))
-        return tuple(found)
+        return self._variants.all()
 
     def readable_variants(self) -> tuple[tuple[Variant, ...], dict[str, str]]:
         """The variants that can be read, and of each other one (name -> reason) why it cannot."""
-        readable, reasons = [], {}
-        for name in self.variant_names():
-            try:
-                readable.append(self.variant(name))
-            except UnknownVariant:
-                continue  # removed meanwhile
-            except (StoreFormatError, StorageFailed) as error:
-                reasons[name] = str(error)
-        return tuple(readable), reasons
+        return self._variants.readable()
 
     def check_variant_exists(self, name: str) -> None:
         """Refuse a name that no variant has; whether that variant can be read is another question.
@@ -194,8 +168,7 @@ class Store:
         Raises:
             UnknownVariant: there is none; lists those there are.
         """
-        if not self._layout.variant(name).is_dir():
-            raise self._unknown(name)
+        self._variants.check_exists(name)
 
     def variant(self, name: str) -> Variant:
         """The variant of that name.
@@ -204,15 +177,15 @@ class Store:
             UnknownVariant: there is none; lists those there are.
             StoreFormatError: its document is damaged or of a newer format; names it and the cure.
         """
-        while True:
-            before = self._state_of_folder(name)
-            try:
-                return self._read_variant(name)
-            except (ArtifactError, StoreFormatError) as error:
-                if self._state_of_folder(name) == before:  # else it was removed meanwhile, or made anew
-                    raise StoreFormatError(
-                        f"{error}; to do without this variant, run: lamella store rm {self.path} {name}"
-                    ) from None
+        return self._variants.read(name)
+
+    def version(self, name: str) -> Version:
+        """Of the variant of that name: another one once it was replaced.
+
+        Raises:
+            UnknownVariant: there is none; lists those there are.
+        """
+        return self._variants.version(name)
 
     def shard_path(self, shard_id: str) -> Path:
         """Where that shard stands, or would stand."""
@@ -247,7 +220,7 @@ class Store:
         return None if found == shard.n_bytes else f"it has {found} bytes instead of {shard.n_bytes}"
 
     def is_dropped(self, shard_id: str) -> bool:
-        """Whether a shard is not there because it was dropped to keep the quota; it can be made again."""
+        """Whether a shard is not there because it was dropped to keep the quota; it can be got back."""
         return self.state.is_dropped(shard_id)
 
     def ready_paths(self, variant: Variant, should_stop: Callable[[], bool] | None = None) -> tuple[Path, ...]:
@@ -298,7 +271,7 @@ class Store:
             self.check_variant_exists(sample.variant)
         with self.lease(reading=True) as lease:
             variants, reasons = lease.hold_everything()
-            notes = (*self.state.unreadable(), *self.sources.unreadable())
+            notes = (*self.state.unreadable(), *self.sources.unreadable(), *self.origins.unreadable())
             facts = verify.Facts(variants, reasons, self.state.dropped(), notes)
             return verify.verify(self._layout, facts, sample, on_progress)
 
@@ -333,25 +306,20 @@ class Store:
     def remembered(self, recipe_id: str) -> ShardRef | None:
         """The shard that a recipe once made, be it there or not; None if there is no such recipe, or it cannot be read
         (a recipe is a cache)."""
-        path = self._layout.recipe(recipe_id)
-        with contextlib.suppress(OSError, StoreFormatError, msgspec.ValidationError):
-            document = read_document(path.read_bytes(), RECIPE_FORMAT, path)
-            shard = msgspec.convert(document.get("shard"), ShardRef)
-            check_sha256(shard.id, f"{path}: shard id")
-            return shard
-        return None
+        return self._recipes.find(recipe_id)
 
     def remember(self, recipe_id: str, recipe: Mapping[str, Any], shard: ShardRef) -> None:
         """Note which shard a recipe made, so that it need not be made again."""
-        document = write_document(RECIPE_FORMAT, {"recipe": recipe, "shard": asdict(shard)})
-        target = self._layout.recipe(recipe_id)
-        with locks.shared_lock(self._layout):  # else a running gc could take it for a recipe of no shard
-            write_atomically(self._layout.incoming, target, document, durable=False)  # a cache
+        self._recipes.note(recipe_id, recipe, shard)
 
-    def add_variant(self, name: str, plan: Plan, shards: Sequence[ShardRef]) -> Variant:
+    def add_variant(self, name: str, plan: Plan, shards: Sequence[ShardRef], *, replace: bool = False) -> Variant:
         """Make a variant of shards that are in the store.  The caller holds a lease on them.
 
         A variant of that name with the same shards is returned as it is.
+
+        Args:
+            replace: put it in the place of a variant with other contents too, in one moment.  Whoever holds that one
+                keeps it; its shards go with the next ``collect_garbage``.
 
         Raises:
             VariantExists: the name is taken by other contents.
@@ -359,15 +327,15 @@ class Store:
             StorageFailed: the file system refused.
         """
         variant = Variant(check_variant_name(name), plan, tuple(shards))
-        target = self._layout.variant(name)
-        with storage_errors(target, "write"), incoming_folder(self._layout.incoming) as folder:
-            _write_variant(folder, variant)
-            make_folder(target.parent)
-            with locks.shared_lock(self._layout):
-                self.shard_paths(variant)  # a variant that lacks a shard never comes to be
-                found = self._place_variant(folder, variant)
-            sync_folder(target.parent)
-        return found
+        return self._variants.add(variant, self.shard_paths, replace=replace)
+
+    def mend_links(self, variant: Variant) -> tuple[str, ...]:
+        """Make the links for stock llama.cpp what the variant's document says; returns those that were otherwise.
+
+        Raises:
+            StorageFailed: the file system refused.
+        """
+        return self._variants.mend_links(variant)
 
     # removing
 
@@ -378,13 +346,8 @@ class Store:
             UnknownVariant: there is none of that name.
             StorageFailed: the file system refused.
         """
-        folder = self._layout.variant(name)
-        with storage_errors(folder, "remove"), locks.shared_lock(self._layout):
-            self.check_variant_exists(name)
-            try:
-                take_away(folder, self._layout.incoming)
-            except FileNotFoundError:
-                raise self._unknown(name) from None  # somebody else was faster
+        with locks.shared_lock(self._layout):
+            self._variants.remove(name)
             self.state.forget_variant(name)
 
     def collect_garbage(self) -> gc.GarbageReport:
@@ -400,14 +363,14 @@ class Store:
             self._refuse_unreadable()
             variants, leased = self.variants(), self.leased_ids()
             needed = {shard.id for variant in variants for shard in variant.shards} | leased
-            made = {recipe_id: self.remembered(recipe_id) for recipe_id, _ in self._layout.recipe_files()}
-            report = gc.collect(self._layout, needed, {i: shard.id if shard else None for i, shard in made.items()})
+            report = gc.collect(self._layout, needed, self._recipes.all())
             self.state.forget_all_but(self._layout.variant_names(), needed)
+            self.origins.forget_all_but(needed)
             matrices = {str(variant.plan.settings.get(IMPORTANCE_SETTING)) for variant in variants} | leased
             return replace(report, freed_bytes=report.freed_bytes + self.sources.forget_importance(matrices))
 
     def drop(self, shards: Sequence[KeptShard]) -> tuple[ShardRef, ...]:
-        """Remove shards that variants need and that can be made again; returns those that went.
+        """Remove shards that variants need and that can be got back; returns those that went.
 
         May be called while others build, load and run: what somebody has leased, pinned, or made or removed a variant
         of since it was looked at stays.
@@ -447,32 +410,6 @@ class Store:
 
     # details
 
-    def _read_variant(self, name: str) -> Variant:
-        path = self._layout.variant_document(name)
-        with storage_errors(path, "read"):
-            try:
-                data = path.read_bytes()
-            except FileNotFoundError:
-                raise StoreFormatError(f"{path} is missing") from None
-        variant = from_json(Variant, data, str(path))
-        if variant.name != name or not variant.shards:
-            raise StoreFormatError(f"{path} describes the variant {variant.name!r} of {len(variant.shards)} shards")
-        for shard in variant.shards:
-            check_sha256(shard.id, f"{path}: shard id")
-        return variant
-
-    def _state_of_folder(self, name: str) -> tuple[int, int]:
-        """What changes when a variant is removed, or removed and made anew.
-
-        Raises:
-            UnknownVariant: there is none.
-        """
-        try:
-            found = self._layout.variant(name).stat()
-        except FileNotFoundError:
-            raise self._unknown(name) from None
-        return found.st_ino, found.st_ctime_ns
-
     def _refuse_unreadable(self) -> None:
         _, reasons = self.readable_variants()
         if reasons:
@@ -480,88 +417,3 @@ class Store:
                 f"nothing was deleted, because it is not known what {', '.join(reasons)} needs: "
                 + "; ".join(reasons.values())
             )
-
-    def _unknown(self, name: str) -> UnknownVariant:
-        there = ", ".join(self._layout.variant_names()) or "none"
-        return UnknownVariant(f"{self.path} has no variant '{name}'; there are: {there}")
-
-    def _place_variant(self, folder: Path, variant: Variant) -> Variant:
-        while True:
-            try:
-                folder.rename(self._layout.variant(variant.name))  # refused if there is one: exactly one writer wins
-                return from_json(Variant, to_json(variant), str(folder))  # as readers find it
-            except OSError as error:
-                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                    raise
-            with contextlib.suppress(UnknownVariant):  # removed meanwhile, so the name is free
-                return self._same_variant(variant)
-
-    def _same_variant(self, wanted: Variant) -> Variant:
-        found = self.variant(wanted.name)
-        if [shard.id for shard in found.shards] != [shard.id for shard in wanted.shards]:
-            raise variant_exists(self, found)
-        return found
-
-
-def variant_exists(store: Store, found: Variant) -> VariantExists:
-    return VariantExists(
-        f"{store.path} has a variant '{found.name}' with other contents "
-        f"({found.plan.policy}, {found.plan.average_bits:.2f} bits on average): remove it first, or choose another name"
-    )
-
-
-def read_identity(data: bytes, source: Path | str) -> ModelIdentity:
-    """The model that a ``store.json`` names.
-
-    Args:
-        source: where it is from, for errors.
-
-    Raises:
-        StoreFormatError: no such document, or one of a newer format.
-    """
-    document = read_document(data, STORE_FORMAT, source)
-    try:
-        return msgspec.convert(document.get("model"), ModelIdentity)
-    except msgspec.ValidationError as error:
-        raise StoreFormatError(f"{source}: {error}") from None
-
-
-def store_document(identity: ModelIdentity) -> bytes:
-    """``store.json`` of a store for that model."""
-    return write_document(STORE_FORMAT, {"model": asdict(identity)})
-
-
-def check_place_for_store(path: Path) -> None:
-    """Refuse a place where no store can be made; what does not exist yet is a good one.
-
-    Raises:
-        StoreFormatError: a file, or a folder with other things in it.
-    """
-    layout = Layout(path)
-    with storage_errors(path, "read"):
-        try:
-            names = {entry.name for entry in path.iterdir()}
-        except FileNotFoundError:
-            return
-        except NotADirectoryError:
-            raise StoreFormatError(f"{path} is a file; a store is a folder") from None
-    if names - _OWN_NAMES and not layout.document.exists():
-        raise StoreFormatError(f"{path} is no store and not empty: {', '.join(sorted(names)[:3])}")
-
-
-def _create(layout: Layout, identity: ModelIdentity) -> None:
-    check_place_for_store(layout.root)
-    with storage_errors(layout.root, "create"):
-        make_folder(layout.root)
-    with locks.exclusive_lock(layout):  # two creators: the second finds the first one's document
-        if not layout.document.exists():
-            write_atomically(layout.incoming, layout.document, store_document(identity))
-
-
-def _write_variant(folder: Path, variant: Variant) -> None:
-    document = folder / "variant.json"
-    document.write_bytes(to_json(variant))
-    sync_file(document)
-    for number, shard in enumerate(variant.shards):
-        (folder / link_name(variant.name, number, len(variant.shards))).symlink_to(link_target(shard.id))
-    sync_folder(folder)

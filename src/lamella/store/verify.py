@@ -24,7 +24,8 @@ from pathlib import Path
 from lamella.core.artifacts import ShardRef, Variant
 from lamella.core.errors import InvalidRequest, StorageFailed
 from lamella.store.files import pieces, stored_bytes
-from lamella.store.layout import Layout, link_name, link_target
+from lamella.store.layout import Layout
+from lamella.store.variants import broken_links
 
 OnProgress = Callable[[int], None]
 """Called with the number of bytes just hashed, from one thread at a time."""
@@ -274,10 +275,5 @@ def _one_at_a_time(on_progress: OnProgress) -> OnProgress:
 
 
 def _broken_links(layout: Layout, variants: Sequence[Variant]) -> tuple[str, ...]:
-    broken = []
-    for variant in variants:
-        for number, shard in enumerate(variant.shards):
-            link = layout.variant(variant.name) / link_name(variant.name, number, len(variant.shards))
-            if not link.is_symlink() or str(link.readlink()) != link_target(shard.id):
-                broken.append(link)
+    broken = [link for variant in variants for link in broken_links(layout, variant)]
     return tuple(f"{link.parent.name}/{link.name}" for link in broken if link.parent.exists())  # else removed meanwhile
