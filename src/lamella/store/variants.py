@@ -275,8 +275,7 @@ def variant_exists(store: Path, found: Variant) -> VariantExists:
     """
     return VariantExists(
         f"{store} has a variant '{found.name}' with other contents ({found.plan.policy}, "
-        f"{found.plan.average_bits:.2f} bits on average): remove it first, choose another name, or replace it "
-        "(--replace of build and pull)"
+        f"{found.plan.average_bits:.2f} bits on average): remove it first, or choose another name"
     )
 
 
