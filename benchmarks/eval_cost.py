@@ -28,7 +28,8 @@ from lamella.evaluating.scoring import TaskExam
 from lamella.evaluating.subject import Subject
 from lamella.evaluating.tasks import read_tasks
 from lamella.evaluating.text import TextExam, read_text
-from lamella.llama.handles import Context, ContextOptions, Model
+from lamella.llama.context import Context, ContextOptions
+from lamella.llama.model import Model
 from lamella.planning.cost import Choice, build_plan
 from lamella.planning.request import Overhead, PlanRequest
 from lamella.quantize.build import build_variant

@@ -41,7 +41,8 @@ TEXT = DATA / "wikitext2" / "wiki.test.raw"
 _OPEN = """
 import sys
 from pathlib import Path
-from lamella.llama.handles import Context, ContextOptions, Model
+from lamella.llama.context import Context, ContextOptions
+from lamella.llama.model import Model
 with Model.load([Path(p) for p in sys.argv[1:]]) as model, Context(model, ContextOptions(64, n_batch=8)) as context:
     context.decode(model.vocabulary.tokenize("The"), 0)
 """

@@ -18,7 +18,9 @@ from pathlib import Path
 
 from benchmarks import rival
 from benchmarks.common import open_model, plan_like, record, reference_model, spread, table
-from lamella.llama.handles import Context, ContextOptions, Model, SamplingOptions, usable_cores
+from lamella.llama.context import Context, ContextOptions, usable_cores
+from lamella.llama.model import Model
+from lamella.llama.sampling import SamplingOptions
 from lamella.quantize.build import build_variant
 from lamella.run.engine import Engine, EngineOptions
 from lamella.run.kernel_table import KernelTable

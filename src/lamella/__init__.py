@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from lamella.core.artifacts import Measurement, Plan, Variant
     from lamella.core.errors import LamellaError
     from lamella.evaluating import Exams
-    from lamella.llama.handles import ContextOptions, SamplingOptions
+    from lamella.llama.context import ContextOptions
+    from lamella.llama.sampling import SamplingOptions
     from lamella.measuring import ImportanceSettings, MeasureSettings
     from lamella.planning.constraints import Constraints
     from lamella.planning.frontier import Frontier
@@ -78,7 +79,7 @@ _WHERE = {
     "trim": "api",
     "tune_on": "api",
     "Constraints": "planning.constraints",
-    "ContextOptions": "llama.handles",
+    "ContextOptions": "llama.context",
     "Engine": "run.engine",
     "EngineOptions": "run.engine",
     "Exams": "evaluating",
@@ -89,7 +90,7 @@ _WHERE = {
     "Measurement": "core.artifacts",
     "Message": "run.chat",
     "Plan": "core.artifacts",
-    "SamplingOptions": "llama.handles",
+    "SamplingOptions": "llama.sampling",
     "Store": "store.store",
     "Variant": "core.artifacts",
 }

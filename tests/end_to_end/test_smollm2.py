@@ -16,7 +16,8 @@ import pytest
 
 import lamella
 from lamella.core.errors import ModelError
-from lamella.llama.handles import Context, Model
+from lamella.llama.context import Context
+from lamella.llama.model import Model
 from lamella.resources.catalogue import model_path
 
 pytestmark = pytest.mark.slow

@@ -18,7 +18,8 @@ from lamella.evaluating.evaluation import Exams, evaluate
 from lamella.evaluating.requests import make_request
 from lamella.evaluating.scoring import ChoiceScores
 from lamella.evaluating.subject import Room, Subject
-from lamella.llama.handles import Model, SamplingOptions
+from lamella.llama.model import Model
+from lamella.llama.sampling import SamplingOptions
 from lamella.run.engine import Engine
 from lamella.store.store import Store
 from tests.evaluating.conftest import WriteTasks

@@ -17,8 +17,9 @@ from lamella import api
 from lamella.core.errors import InvalidRequest, ModelError, ShardDamaged, StorageFailed, UnknownVariant
 from lamella.evaluating import Exams
 from lamella.exchange.exporting import export_variant
+from lamella.llama.context import Context, ContextOptions
 from lamella.llama.gguf import read_model, read_tensors
-from lamella.llama.handles import Context, ContextOptions, Model
+from lamella.llama.model import Model
 from lamella.resources.catalogue import model_path
 from lamella.store.store import Store
 from tests.fakes.disks import small_disk

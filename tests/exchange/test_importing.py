@@ -19,8 +19,9 @@ from lamella.core.errors import (
     VariantExists,
 )
 from lamella.exchange.importing import import_file
+from lamella.llama.context import Context, ContextOptions
 from lamella.llama.gguf import read_model, read_tensors
-from lamella.llama.handles import Context, ContextOptions, Model
+from lamella.llama.model import Model
 from lamella.run.engine import Engine, EngineOptions
 from lamella.store.store import Store
 from tests.fakes.stock import stock_quantize

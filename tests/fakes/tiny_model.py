@@ -26,6 +26,8 @@ def write_tiny_model(
     seed: int = 0,
     tied: bool = False,
     name: str = "tiny",
+    chat_template: str | None = None,
+    pooling: gguf.PoolingType | None = None,
 ) -> Path:
     """Write the model and return ``path``.
 
@@ -33,6 +35,8 @@ def write_tiny_model(
         n_embd, n_ff: multiples of 32, so that every ``_0`` type fits; of 256 for K-quants.
         dtype: of the matrices: F32, F16, BF16, or a quantized type that the gguf package writes (Q8_0, Q4_0 ...).
         seed: equal seeds give equal weights.
+        chat_template: Jinja template for chats, or None.
+        pooling: how embeddings are made, or None.
         tied: leave the head out, so that llama.cpp uses the embedding for it.
     """
     random = np.random.default_rng(seed)
@@ -41,6 +45,10 @@ def write_tiny_model(
     writer.add_name(name)
     _add_shape(writer, n_layers, n_embd, n_ff, len(tokens))
     _add_tokenizer(writer, tokens, scores, kinds)
+    if chat_template is not None:
+        writer.add_chat_template(chat_template)
+    if pooling is not None:
+        writer.add_pooling_type(pooling)
     kind = gguf.GGMLQuantizationType[dtype]
 
     def matrix(tensor: str, rows: int, columns: int) -> None:

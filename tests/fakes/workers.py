@@ -15,8 +15,8 @@ from pathlib import Path
 from lamella.core.artifacts import Plan
 from lamella.core.errors import UnknownVariant
 from lamella.core.model import ModelSpec
+from lamella.llama.context import ContextOptions
 from lamella.llama.gguf import read_model
-from lamella.llama.handles import ContextOptions
 from lamella.quantize.build import build_variant
 from lamella.quantize.rebuild import restorer
 from lamella.quantize.trimming import trim

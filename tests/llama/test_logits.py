@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lamella.llama.logits import Column, Reference, survey, token_losses
+from lamella.llama.logits import Column, Reference, survey, token_losses, top_logprobs
 
 
 def _logits(seed: int, rows: int = 19, columns: int = 300) -> NDArray[np.float32]:
@@ -78,3 +78,19 @@ def test_a_reference_keeps_what_it_held_when_the_logits_change() -> None:
     reference.hold(view, _normalizers(p))
     view[:] = q
     assert (reference.divergences(view, _normalizers(q)) == expected).all()
+
+
+@pytest.mark.parametrize("n", [0, 1, 5, 300, 400])
+def test_the_likeliest_tokens_come_in_order(n: int) -> None:
+    logits = _logits(8, rows=1)[0]
+    expected = _log_softmax(logits[None])[0]
+    own, best = top_logprobs(logits, 17, n)
+    assert own == pytest.approx(expected[17], abs=1e-5)
+    assert [token for token, _ in best] == list(np.argsort(-expected)[:n])
+    assert [value for _, value in best] == pytest.approx(sorted(expected, reverse=True)[:n], abs=1e-5)
+
+
+def test_equally_likely_tokens_come_by_number() -> None:
+    own, best = top_logprobs(np.full(4, 1e4, np.float32), 2, 4)
+    assert own == pytest.approx(-np.log(4))
+    assert [token for token, _ in best] == [0, 1, 2, 3]

@@ -13,9 +13,11 @@ from lamella.core.errors import EngineFailed
 from lamella.core.model import ModelSpec
 from lamella.core.units import MIB
 from lamella.llama import library
+from lamella.llama.api import tensor_at
+from lamella.llama.context import Context, ContextOptions
 from lamella.llama.gguf import Header, padding, read_model
-from lamella.llama.handles import Context, ContextOptions, Model, tensor_at
 from lamella.llama.memory import context_memory, parse_log
+from lamella.llama.model import Model
 from lamella.planning.memory import compute_bytes_estimate, kv_cache_bytes
 from lamella.planning.specs import LlamaShape, llama_spec
 

@@ -11,9 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 from lamella.core.errors import InvalidRequest
+from lamella.llama.context import Context, ContextOptions
 from lamella.llama.gguf import ModelFile, read_model
-from lamella.llama.handles import Context, ContextOptions, Model
 from lamella.llama.imatrix import read_imatrix
+from lamella.llama.model import Model
 from lamella.measuring import ImportanceSettings, gather_importance, parse_calibration
 from lamella.measuring.columns import add_experts
 from tests.fakes.tiny_model import write_tiny_model

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from lamella.core.errors import InvalidRequest
+from lamella.llama.context import Context, ContextOptions
 from lamella.llama.gguf import ModelFile, read_model
-from lamella.llama.handles import Context, ContextOptions, Model
+from lamella.llama.model import Model
 from lamella.measuring import ImportanceSettings, covariance_text, gather_covariances, gather_importance
 from lamella.measuring import parse_calibration as parse
 from tests.fakes.tiny_model import write_tiny_model

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lamella.core.precision import GGML_TYPES
 from lamella.llama.gguf import ModelFile, read_model
-from lamella.llama.handles import Model
+from lamella.llama.model import Model
 from lamella.llama.quantize import decode_rows, encode_rows
 from lamella.measuring.columns import sum_columns
 from lamella.measuring.inputs import InputStatistics, gather_inputs, rounding_change

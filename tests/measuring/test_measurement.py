@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from lamella.core.artifacts import Measurement, from_json, to_json
 from lamella.core.errors import InvalidRequest
+from lamella.llama.context import Context, ContextOptions
 from lamella.llama.gguf import ModelFile, read_model
-from lamella.llama.handles import Context, ContextOptions, Model
+from lamella.llama.model import Model
 from lamella.measuring import METRICS, CalibrationFile, MeasureSettings, measure_model, parse_calibration
 from lamella.measuring.calibration import cut_windows, read_texts
 from lamella.measuring.rows import read_rows

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from lamella.llama.gguf import read_model
-from lamella.llama.handles import Model, Vocabulary
+from lamella.llama.model import Model
+from lamella.llama.vocabulary import Vocabulary
 from lamella.measuring.selftext import MAX_RESTARTS, SIDE_BY_SIDE, draw, hash_samples, write_samples
 from tests.fakes.tiny_model import write_tiny_model
 

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from lamella.core.errors import ArtifactError, InvalidRequest, StorageFailed
 from lamella.core.precision import GGML_TYPES
+from lamella.llama.context import Context, ContextOptions
 from lamella.llama.gguf import ModelFile, read_model
-from lamella.llama.handles import Context, ContextOptions, Model
 from lamella.llama.logits import Reference, survey
+from lamella.llama.model import Model
 from lamella.measuring import MeasureSettings, measure_model, parse_calibration
 from lamella.measuring.calibration import read_texts
 from lamella.measuring.journal import journal_file

@@ -1,7 +1,7 @@
 """Needs besides weights, for specifications; for files see tests/llama/test_memory.py."""
 
 from lamella.core.units import GIB, MIB
-from lamella.llama.handles import ContextOptions
+from lamella.llama.context import ContextOptions
 from lamella.planning.policies import make_plan
 from lamella.planning.request import PlanRequest
 from lamella.planning.specs import builtin_spec

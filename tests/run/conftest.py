@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lamella import api
-from lamella.llama.handles import ContextOptions
+from lamella.llama.context import ContextOptions
 from lamella.run.engine import Engine, EngineOptions
 from lamella.store.store import Store
 from tests.fakes.tiny_model import write_tiny_model

@@ -20,8 +20,10 @@ from lamella.core.artifacts import Variant
 from lamella.core.errors import EngineFailed, InvalidRequest, ShardDamaged, StoreError, UnknownVariant
 from lamella.core.model import TensorSpec
 from lamella.llama import gguf
-from lamella.llama.handles import Context, ContextOptions, Model, SamplingOptions
+from lamella.llama.context import Context, ContextOptions
 from lamella.llama.kernels import KernelTimes
+from lamella.llama.model import Model
+from lamella.llama.sampling import SamplingOptions
 from lamella.llama.weights import WeightState, resident_bytes, write_state
 from lamella.run import variants
 from lamella.run.engine import LONG_PROMPT_TOKENS, Engine, EngineOptions

@@ -16,7 +16,7 @@ from lamella import api
 from lamella.core.artifacts import Variant
 from lamella.core.errors import ShardDamaged
 from lamella.evaluating import Exams
-from lamella.llama.handles import ContextOptions
+from lamella.llama.context import ContextOptions
 from lamella.quantize import rebuild
 from lamella.quantize.trimming import trim
 from lamella.run.engine import Engine, EngineOptions

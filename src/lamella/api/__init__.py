@@ -36,6 +36,7 @@ from lamella.api.plans import (
     plan,
 )
 from lamella.api.remotes import HUB_PREFIX, pull, pull_from_hub, push, serving_store, shard_source
+from lamella.api.serving import serve
 from lamella.api.variants import build, evaluate, export, import_file, open_engine, open_store, repair, restore, trim
 
 __all__ = [
@@ -75,6 +76,7 @@ __all__ = [
     "read_plan",
     "repair",
     "restore",
+    "serve",
     "serving_store",
     "shard_source",
     "trim",

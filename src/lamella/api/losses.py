@@ -17,7 +17,7 @@ from lamella.core.errors import InvalidRequest
 from lamella.core.model import ModelSpec
 from lamella.core.precision import GGML_TYPES
 from lamella.core.units import format_bytes
-from lamella.llama.handles import usable_cores
+from lamella.llama.context import usable_cores
 from lamella.llama.kernels import KernelTimes
 from lamella.planning import frontier as planning_frontier
 from lamella.planning.constraints import TypePrice

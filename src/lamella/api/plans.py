@@ -18,7 +18,7 @@ from lamella.core.errors import InvalidRequest
 from lamella.core.model import ModelSpec
 from lamella.core.precision import Scheme
 from lamella.core.units import format_bytes, parse_bytes
-from lamella.llama.handles import ContextOptions
+from lamella.llama.context import ContextOptions
 from lamella.llama.imatrix import ImportanceMatrix
 from lamella.llama.stock_mix import MIXES, canonical_mix, stock_types
 from lamella.planning.constraints import Constraints, Prices

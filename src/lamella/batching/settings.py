@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+Pooling = Literal["auto", "mean", "cls", "last", "off"]
+
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How the engine of a server runs.
@@ -25,7 +27,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
         memory_bytes: ceiling for mapped shards and private memory together, also during a switch; 0 for none.
         check: verify the hash of every shard before it is used.
         pooling: how embeddings are made of token states; ``auto`` for what the model file says, if anything.
-        cache_folder: for what was measured on this machine; "" for none.
+        kernel_file: cache of measured kernel speeds of this machine; "" for none.
     """
 
     store: str
@@ -41,5 +43,5 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     n_warm: int = 2
     memory_bytes: int = 0
     check: bool = False
-    pooling: Literal["auto", "mean", "cls", "last", "off"] = "auto"
-    cache_folder: str = ""
+    pooling: Pooling = "auto"
+    kernel_file: str = ""

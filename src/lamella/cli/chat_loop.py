@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from lamella.cli.describe import describe_stats, describe_switch
 from lamella.cli.output import note, stderr
 from lamella.core.errors import LamellaError
-from lamella.llama.handles import SamplingOptions
+from lamella.llama.sampling import SamplingOptions
 from lamella.run.chat import Message
 from lamella.run.engine import Engine
 from lamella.run.variants import PreparedVariant

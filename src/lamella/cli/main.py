@@ -25,6 +25,7 @@ from lamella.cli import (
     plan,
     remote,
     run,
+    serve,
     store,
 )
 from lamella.cli.output import print_json, stderr
@@ -65,6 +66,7 @@ app.command("frontier")(frontier.frontier)
 app.command("ladder")(ladder.ladder)
 app.command("build")(build.build)
 app.command("run")(run.run)
+app.command("serve")(serve.serve)
 app.command("eval")(eval.evaluate)
 app.command("export")(exchange.export_variant)
 app.command("import")(exchange.import_file)

@@ -15,7 +15,8 @@ from lamella.cli.describe import describe_stats, describe_switch, describe_times
 from lamella.cli.output import JsonFlag, note, print_json
 from lamella.config import Config
 from lamella.core.errors import InvalidRequest
-from lamella.llama.handles import ContextOptions, SamplingOptions
+from lamella.llama.context import ContextOptions
+from lamella.llama.sampling import SamplingOptions
 from lamella.run.chat import Message
 from lamella.run.engine import Engine, EngineOptions
 from lamella.run.generation import Generation

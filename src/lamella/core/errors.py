@@ -22,6 +22,7 @@
     +-- LibraryError             8   llama.cpp is missing, of an unknown version, or of another memory layout
     |   +-- LayoutMismatch
     +-- EngineFailed             9   llama.cpp could not load, allocate or decode
+    |   +-- CacheFull                the KV cache has no room for these tokens; nothing of them was taken
     +-- RemoteFailed            10   another machine: not reachable, cut off, or it refuses
     |   +-- RemoteInvalid            what it sent is not what it promised; nothing of it was taken over
     +-- Unavailable             11   the server cannot take the request now
@@ -157,6 +158,10 @@ class EngineFailed(LamellaError):
     """llama.cpp reported a failure while loading, allocating or decoding."""
 
     exit_code = 9
+
+
+class CacheFull(EngineFailed):
+    """The KV cache has no room for the tokens; it holds what it held."""
 
 
 class RemoteFailed(LamellaError):

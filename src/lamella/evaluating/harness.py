@@ -28,8 +28,9 @@ from tqdm import tqdm
 from lamella.core.errors import InvalidRequest
 from lamella.evaluating.requests import Request, cut_request, make_request, start_tokens, tokenize_prompt
 from lamella.evaluating.subject import Answer, Room, Subject
-from lamella.llama.chat_template import render
-from lamella.llama.handles import ContextOptions, SamplingOptions
+from lamella.llama.chat_template import ChatTemplate
+from lamella.llama.context import ContextOptions
+from lamella.llama.sampling import SamplingOptions
 from lamella.quantize.rebuild import restorer
 from lamella.run.engine import Engine, EngineOptions, largest_variant
 from lamella.store.store import Store
@@ -157,12 +158,8 @@ class LamellaLM(LM):  # type: ignore[misc]  # lm_eval is optional: mypy knows no
         Raises:
             EngineFailed: the model has no template, or it refuses the messages.
         """
-        rendered = render(self._subject.model, chat_history, ask_for_answer=add_generation_prompt)
-        if add_generation_prompt:
-            return rendered
-        beginning = chat_history[-1]["content"].rstrip()  # templates trim; what they put behind it ends the turn
-        at = rendered.rfind(beginning)
-        return rendered[: at + len(beginning)] if at >= 0 else rendered
+        template = ChatTemplate(self._subject.model)
+        return template.render(chat_history, continue_last=not add_generation_prompt)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The model's template, for the harness's records.

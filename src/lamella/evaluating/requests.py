@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lamella.core.errors import InvalidRequest
-from lamella.llama.handles import Vocabulary
+from lamella.llama.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from lamella.evaluating.requests import Request, make_request
 from lamella.evaluating.statistics import Estimate, exponential, mean, ratio
 from lamella.evaluating.subject import Room, Subject
 from lamella.evaluating.tasks import AnswerItem, ChoiceItem, TasksFile
-from lamella.llama.handles import Model
+from lamella.llama.model import Model
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,10 @@ from lamella.core.artifacts import Variant
 from lamella.core.closing import Closing
 from lamella.evaluating.requests import Request
 from lamella.llama import gguf
-from lamella.llama.handles import Context, ContextOptions, Model, Vocabulary, usable_cores
+from lamella.llama.context import Context, ContextOptions, usable_cores
 from lamella.llama.logits import Column, Logits, Survey, survey, token_losses
+from lamella.llama.model import Model
+from lamella.llama.vocabulary import Vocabulary
 from lamella.run.prefix import shared_prefix
 from lamella.run.variants import LiveVariants
 from lamella.store.store import Store
@@ -138,6 +140,23 @@ class Subject(Closing):
         self._drop_cache_after(0)
         self._working.decode(tokens, 0, n_outputs=n_outputs)
         self._cached = tuple(tokens)
+        return self._working.last_logits(n_outputs)
+
+    def logits_across_switch(self, before: str, after: str, tokens: Sequence[int], n_outputs: int) -> Logits:
+        """Logits at the last ``n_outputs`` tokens, computed by ``after`` on a KV cache of all tokens before them that
+        ``before`` computed; a view that the next call overwrites.
+
+        Raises:
+            UnknownVariant, ShardDamaged: one of them cannot be used.
+        """
+        first = len(tokens) - n_outputs
+        self.use(before)
+        self._drop_cache_after(0)
+        self._working.decode(tokens[:first], 0, n_outputs=0)
+        if after != before:
+            self._live.switch_to(self._live.prepare(after).result())
+        self._name, self._cached = "", ()  # what the cache holds is of two variants: for nobody else
+        self._working.decode(tokens[first:], first, n_outputs=n_outputs)
         return self._working.last_logits(n_outputs)
 
     def survey(self, logits: Logits) -> Survey:

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from lamella.core.errors import InvalidRequest
 from lamella.evaluating.statistics import Estimate, exponential, mean
 from lamella.evaluating.subject import Room, Subject
-from lamella.llama.handles import Model
 from lamella.llama.logits import Column, Logits, Reference, Survey, token_losses
+from lamella.llama.model import Model
 
 SMALLEST_WINDOW = 4  # two halves, each with a token to score or to see
 

@@ -7,6 +7,7 @@ Signatures follow the headers of llama.cpp 0c1e570 (ggml 0.25.3), shipped in the
 from __future__ import annotations
 
 import ctypes as ct
+from typing import Any
 
 MAX_DIMS = 4
 BUFFER_USAGE_WEIGHTS = 1  # enum ggml_backend_buffer_usage
@@ -35,6 +36,11 @@ class Tensor(ct.Structure):
         ("extra", ct.c_void_p),
         ("padding", ct.c_char * 8),
     ]
+
+
+def tensor_at(address: int) -> Any:
+    """The ``ggml_tensor`` at an address, as a live struct: writing its fields writes C memory."""
+    return ct.cast(address, ct.POINTER(Tensor)).contents
 
 
 class TypeTraits(ct.Structure):

@@ -58,6 +58,22 @@ def token_losses(logits: Logits, normalizers: Column, targets: NDArray[np.int64]
     return losses
 
 
+def top_logprobs(logits: NDArray[np.float32], token: int, n: int) -> tuple[float, list[tuple[int, float]]]:
+    """Log-probability of a token, and the ``n`` likeliest tokens with theirs, best first.
+
+    Args:
+        logits: of one position, shape (vocabulary,), as the model gave them.
+    """
+    top = logits.max()
+    normalizer = top + np.log(np.exp(logits - top).sum(dtype=np.float64))
+    n = min(n, len(logits))
+    if n == 0:
+        return float(logits[token] - normalizer), []
+    best = np.argpartition(logits, len(logits) - n)[len(logits) - n :]
+    best = best[np.lexsort((best, -logits[best]))]
+    return float(logits[token] - normalizer), [(int(t), float(logits[t] - normalizer)) for t in best]
+
+
 class Reference:
     """Distributions that others are compared with: logits and probabilities, copied into memory that is used again."""
 

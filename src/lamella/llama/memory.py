@@ -15,7 +15,8 @@ from pathlib import Path
 from lamella.core.errors import EngineFailed
 from lamella.core.units import MIB
 from lamella.llama import log
-from lamella.llama.handles import Context, ContextOptions, Model
+from lamella.llama.context import Context, ContextOptions
+from lamella.llama.model import Model
 
 _LAYER_DEVICE = re.compile(r"layer +\d+: dev = (\S+)")
 _CACHE = re.compile(

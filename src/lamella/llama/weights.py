@@ -20,7 +20,9 @@ import numpy as np
 from lamella.core.errors import EngineFailed
 from lamella.core.precision import GGML_TYPES, GgmlType
 from lamella.llama import api, gguf, library
-from lamella.llama.handles import ContextOptions, Model, tensor_at
+from lamella.llama.api import tensor_at
+from lamella.llama.context import ContextOptions
+from lamella.llama.model import Model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

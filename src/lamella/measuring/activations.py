@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamella.core.errors import EngineFailed
-from lamella.llama.handles import Context, ContextOptions, Model
+from lamella.llama.context import Context, ContextOptions
+from lamella.llama.model import Model
 from lamella.measuring.calibration import Window
 from lamella.measuring.progress import Count, ignore
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lamella.core.errors import InvalidRequest
-from lamella.llama.handles import Vocabulary
+from lamella.llama.vocabulary import Vocabulary
 
 DEFAULT_TASK = "text"
 SELF_TASK = "self"

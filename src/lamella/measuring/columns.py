@@ -17,9 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamella.core.errors import EngineFailed, InvalidRequest
+from lamella.llama.context import Context, ContextOptions
 from lamella.llama.gguf import ModelFile
-from lamella.llama.handles import Context, ContextOptions, Model, Product, ProductObserver, Vocabulary
 from lamella.llama.imatrix import ColumnSums, ImportanceMatrix
+from lamella.llama.model import Model
+from lamella.llama.observing import Product, ProductObserver
+from lamella.llama.vocabulary import Vocabulary
 from lamella.measuring.activations import PASS_TOKENS
 from lamella.measuring.calibration import CalibrationFile, TaskText, Window, read_texts
 from lamella.measuring.progress import Count, Progress, ignore, named

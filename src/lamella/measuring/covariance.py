@@ -24,8 +24,10 @@ from numpy.typing import NDArray
 
 from lamella.core.errors import EngineFailed, InvalidRequest
 from lamella.core.model import TensorSpec
+from lamella.llama.context import Context, ContextOptions
 from lamella.llama.gguf import ModelFile
-from lamella.llama.handles import Context, ContextOptions, Model, Product, ProductObserver
+from lamella.llama.model import Model
+from lamella.llama.observing import Product, ProductObserver
 from lamella.measuring.activations import PASS_TOKENS
 from lamella.measuring.calibration import CalibrationFile, TaskText, read_texts
 from lamella.measuring.columns import ImportanceSettings, consecutive_windows

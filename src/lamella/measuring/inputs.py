@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lamella.llama.handles import Context, ContextOptions, Model, Product, ProductObserver
+from lamella.llama.context import Context, ContextOptions
+from lamella.llama.model import Model
+from lamella.llama.observing import Product, ProductObserver
 from lamella.measuring.calibration import Window
 
 ROUNDED_BLOCKS = (32, 256)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from lamella.core.artifacts import CalibrationText, Measurement, Metric
 from lamella.core.errors import InvalidRequest
 from lamella.llama.gguf import ModelFile, TensorData
-from lamella.llama.handles import Model
 from lamella.llama.imatrix import ImportanceMatrix
+from lamella.llama.model import Model
 from lamella.measuring import weights
 from lamella.measuring.activations import Activations, read_activations
 from lamella.measuring.calibration import CalibrationFile, read_texts

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from lamella.core.closing import Closing
 from lamella.core.errors import EngineFailed
 from lamella.core.precision import GgmlType
+from lamella.llama.context import Context, ContextOptions, usable_cores
 from lamella.llama.gguf import ModelFile
-from lamella.llama.handles import Context, ContextOptions, Model, usable_cores
 from lamella.llama.imatrix import ImportanceMatrix
 from lamella.llama.logits import Column, Logits, Reference, survey
+from lamella.llama.model import Model
 from lamella.llama.weights import OwnWeight, locate_weights, read_state, write_state
 from lamella.measuring.calibration import Window
 from lamella.measuring.rounding_errors import column_weights, round_tensor

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from lamella.core.errors import InvalidWeights
 from lamella.core.model import TensorSpec
 from lamella.core.precision import GGML_TYPES, GgmlType
+from lamella.llama.context import usable_cores
 from lamella.llama.gguf import TensorData
-from lamella.llama.handles import usable_cores
 from lamella.llama.imatrix import ImportanceMatrix, n_experts
 from lamella.llama.quantize import decode_rows, encode_rows, prepare
 from lamella.measuring.inputs import InputStatistics

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamella.core.errors import StorageFailed
+from lamella.llama.context import usable_cores
 from lamella.llama.gguf import TensorData
-from lamella.llama.handles import usable_cores
 from lamella.llama.quantize import decode_rows
 from lamella.llama.rows import read_stored_rows
 from lamella.measuring.progress import Count, ignore

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lamella.core.artifacts import CalibrationText
 from lamella.core.errors import InvalidRequest
-from lamella.llama.handles import Model
+from lamella.llama.model import Model
 from lamella.measuring import selftext
 from lamella.measuring.calibration import SELF_TASK, TaskText, Window, cut_windows
 from lamella.measuring.progress import Progress, named

@@ -14,7 +14,10 @@ import random
 import numpy as np
 from numpy.typing import NDArray
 
-from lamella.llama.handles import Context, ContextOptions, Model, Vocabulary
+from lamella.llama.batch import BatchPart
+from lamella.llama.context import Context, ContextOptions
+from lamella.llama.model import Model
+from lamella.llama.vocabulary import Vocabulary
 from lamella.measuring.calibration import Window
 from lamella.measuring.progress import Count, ignore, shifted
 
@@ -76,8 +79,8 @@ def _write_side_by_side(
         context.forget(i)
     most = 0
     while active := [i for i, text in enumerate(texts) if len(text) < window_tokens]:
-        context.decode_together([texts[i][-1] for i in active], [len(texts[i]) - 1 for i in active], active)
-        for row, i in enumerate(active):
+        rows = context.decode_parts([BatchPart(i, len(texts[i]) - 1, texts[i][-1:], 1) for i in active])
+        for row, i in zip(rows, active, strict=True):
             token = draw(context.logits(row), chances[i].random())
             if vocabulary.ends_generation(token) and restarts[i] < MAX_RESTARTS:
                 restarts[i] += 1

@@ -24,9 +24,10 @@ from lamella.core.artifacts import AdditivityCheck, LayerScore, Measurement, Ten
 from lamella.core.errors import InvalidRequest
 from lamella.core.model import ModelSpec, TensorSpec
 from lamella.core.precision import GGML_TYPES, GgmlType
+from lamella.llama.context import usable_cores
 from lamella.llama.gguf import ModelFile
-from lamella.llama.handles import Model, usable_cores
 from lamella.llama.imatrix import ImportanceMatrix
+from lamella.llama.model import Model
 from lamella.llama.quantize import prepare
 from lamella.measuring.calibration import CalibrationFile, read_texts
 from lamella.measuring.inputs import InputStatistics, gather_inputs

@@ -1,7 +1,7 @@
 """KV cache and compute buffers as formulas, for models that exist only as specifications.
 
 Model files are measured instead, by a dry run of llama.cpp itself (``lamella.llama.memory``); the tests hold these
-formulas against it.  They speak of the contexts that ``lamella.llama.handles.ContextOptions`` makes: one cache shared
+formulas against it.  They speak of the contexts that ``lamella.llama.context.ContextOptions`` makes: one cache shared
 by all sequences (``kv_unified``), flash attention, at most ``n_outputs`` rows of logits.
 """
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lamella.core.model import ModelSpec
 from lamella.core.units import MIB
-from lamella.llama.handles import ContextOptions
+from lamella.llama.context import ContextOptions
 from lamella.llama.memory import context_memory
 from lamella.planning.memory import compute_bytes_estimate, kv_cache_bytes
 from lamella.planning.request import Overhead

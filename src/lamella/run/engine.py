@@ -26,13 +26,16 @@ from numpy.typing import NDArray
 from lamella.core.artifacts import Variant
 from lamella.core.closing import Closing
 from lamella.core.errors import EngineFailed, InvalidRequest, StoreError
-from lamella.llama import chat_template, gguf
-from lamella.llama.handles import Context, ContextOptions, Model, Sampler, SamplingOptions, usable_cores
+from lamella.llama import gguf
+from lamella.llama.chat_template import ChatTemplate
+from lamella.llama.context import Context, ContextOptions, usable_cores
+from lamella.llama.model import Model
+from lamella.llama.sampling import Sampler, SamplingOptions
 from lamella.llama.weights import WeightState
 from lamella.run.chat import Message, as_template_messages
 from lamella.run.generation import FinishReason, Generation, Progress, Token
-from lamella.run.kernel_table import KernelTable
-from lamella.run.layouts import Layout, LayoutPolicy, check_policy, choose
+from lamella.run.kernel_table import KernelTable, layouts_of
+from lamella.run.layouts import LayoutPolicy, check_policy
 from lamella.run.prefix import shared_prefix
 from lamella.run.text import TextStream
 from lamella.run.variants import LiveVariants, PreparedVariant, SwitchReport
@@ -111,7 +114,8 @@ class Engine(Closing):
             tensors = {n: t.spec for path in paths for n, t in gguf.read_tensors(path).items()}
             model = Model.load(paths)
             on_failure.callback(model.close)
-            layouts = _layouts(store, options, kernels)
+            kernels = kernels or KernelTable(None, options.context.n_threads or usable_cores())
+            layouts = layouts_of(options.layout, kernels, store.readable_variants()[0])
             context = Context(model, options.context)
             on_failure.callback(context.close)
             live = LiveVariants(store, model, tensors, layouts, n_warm=options.n_warm, check=options.check)
@@ -210,7 +214,7 @@ class Engine(Closing):
             EngineFailed: the model has no template, or it refuses the messages.
             InvalidRequest: as ``generate``.
         """
-        prompt = chat_template.render(self._model, as_template_messages(messages))
+        prompt = ChatTemplate(self._model).render(as_template_messages(messages))
         tokens = self._model.vocabulary.tokenize(prompt, add_special=False)  # the template writes BOS where it is due
         return self.generate(tokens, max_tokens=max_tokens, sampling=sampling, stop=stop)
 
@@ -335,13 +339,3 @@ def largest_variant(store: Store) -> Variant:
     if not variants:
         raise StoreError(f"{store.path} holds no variant yet; build one with: lamella build MODEL {store.path}")
     return max(variants, key=lambda v: v.n_bytes)
-
-
-def _layouts(store: Store, options: EngineOptions, kernels: KernelTable | None) -> dict[str, Layout]:
-    """How each ggml type of the store's variants is read."""
-    if options.layout == "mapped":
-        return {}
-    kernels = kernels or KernelTable(None, options.context.n_threads or usable_cores())
-    variants, _ = store.readable_variants()
-    types = {t for v in variants for n, t in v.plan.tensors.items() if n.startswith("blk.")}
-    return choose(options.layout, kernels.times(types - {"F32"}))

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import msgspec
 
+from lamella.core.artifacts import Variant
 from lamella.core.precision import GGML_TYPES
 from lamella.llama import kernels, library
 from lamella.llama.kernels import KernelTimes
+from lamella.run.layouts import Layout, LayoutPolicy, choose
 
 FORMAT_VERSION = 1
 
@@ -67,6 +69,14 @@ class KernelTable:
             temporary = self._file.with_suffix(f".{os.getpid()}")
             temporary.write_bytes(document)
             temporary.replace(self._file)
+
+
+def layouts_of(policy: LayoutPolicy, kernels: KernelTable, variants: Iterable[Variant]) -> dict[str, Layout]:
+    """How each ggml type of some variants is read; nothing is measured where the policy is ``mapped``."""
+    if policy == "mapped":
+        return {}
+    types = {t for v in variants for n, t in v.plan.tensors.items() if n.startswith("blk.")}
+    return choose(policy, kernels.times(types - {"F32"}))
 
 
 def processor_name() -> str:

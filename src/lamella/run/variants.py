@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from lamella.core.artifacts import Variant
 from lamella.core.errors import EngineFailed, StoreError
 from lamella.core.model import TensorSpec
-from lamella.llama.handles import Model
+from lamella.llama.model import Model
 from lamella.llama.weights import WeightState, locate_weights, read_state, release_pages, write_state
 from lamella.run.layouts import Layout
 from lamella.run.shards import ShardPool
@@ -102,6 +102,7 @@ class LiveVariants:
         self._as_loaded = dict(self._now)
         self._pointed: Mapping[str, WeightState] = self._now
         self._warm: OrderedDict[str, PreparedVariant] = OrderedDict()
+        self._held: Counter[str] = Counter()
         self._pending: dict[str, Future[PreparedVariant]] = {}
         self._background = ThreadPoolExecutor(1, "lamella-prepare")
         self._is_closed = False
@@ -186,6 +187,30 @@ class LiveVariants:
             repacked_bytes=self._pool.repacked_bytes,
         )
 
+    @property
+    def warm(self) -> tuple[str, ...]:
+        """Names of the variants that can be switched to at once."""
+        with self._lock:
+            done = (n for n, f in self._pending.items() if f.done() and not f.cancelled() and not f.exception())
+            return (*self._warm, *done)
+
+    @property
+    def mapped_bytes(self) -> int:
+        """Size of all shards that are mapped now."""
+        return self._pool.mapped_bytes
+
+    def hold(self, prepared: PreparedVariant) -> None:
+        """Keep a variant open, beyond ``n_warm`` if need be, until it is released as often as it was held."""
+        self._held[prepared.variant.name] += 1
+        self._remember(prepared)
+
+    def release(self, name: str) -> None:
+        """Undo one ``hold``."""
+        self._held[name] -= 1
+        if self._held[name] <= 0:
+            del self._held[name]
+            self._close_what_is_too_much()
+
     def use(self, states: Mapping[str, WeightState]) -> int:
         """Point every weight that is elsewhere at ``states``; returns how many."""
         if states is self._pointed:
@@ -205,13 +230,20 @@ class LiveVariants:
 
     def _remember(self, prepared: PreparedVariant) -> None:
         with self._lock:
-            self._forget_failures()
             name = prepared.variant.name
             self._pending.pop(name, None)
             self._warm[name] = prepared
             self._warm.move_to_end(name)
-            while len(self._warm) > self._n_warm:
-                self._warm.popitem(last=False)[1].lease.close()
+        self._close_what_is_too_much()
+
+    def _close_what_is_too_much(self) -> None:
+        """Close the shards of variants that are neither running, nor held, nor among the ``n_warm`` last used."""
+        with self._lock:
+            self._forget_failures()
+            running = self.current.variant.name if self.current else None
+            spare = [n for n in self._warm if n != running and n not in self._held]
+            for name in spare[: max(0, len(self._warm) - self._n_warm)]:
+                self._warm.pop(name).lease.close()
             self._drop_old_preparations()
             if all(f.done() for f in self._pending.values()):  # else the background thread is opening shards
                 ready = [*self._warm.values(), *(f.result() for f in self._pending.values())]

@@ -1,0 +1,196 @@
+"""What an engine process is made of: opened together, closed together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import psutil
+
+from lamella.batching.messages import PROTOCOL_VERSION, Hello, Sampling, VariantFacts
+from lamella.batching.prompts import Prompt, PromptMaker
+from lamella.batching.running import SCORED_AT_ONCE
+from lamella.batching.settings import EngineSettings
+from lamella.core.artifacts import Variant
+from lamella.core.errors import InvalidRequest, UnknownVariant
+from lamella.llama import gguf
+from lamella.llama.context import Context, ContextOptions, usable_cores
+from lamella.llama.embeddings import Embedder
+from lamella.llama.grammar import schema_to_grammar
+from lamella.llama.model import Model
+from lamella.llama.sampling import SamplingOptions
+from lamella.run.engine import largest_variant
+from lamella.run.kernel_table import KernelTable, layouts_of
+from lamella.run.variants import LiveVariants
+from lamella.store.store import Store
+
+KEPT_PREFIXES = 8
+"""Slots beyond those of running requests, for beginnings that may be used again."""
+
+
+@dataclass(slots=True)
+class EngineParts:
+    """A loaded model, its context and its variants.
+
+    Attributes:
+        n_slots: sequences of the context: running ones and kept beginnings.
+        n_cells: tokens that the KV cache holds.
+    """
+
+    settings: EngineSettings
+    store: Store
+    variants: list[Variant]
+    model: Model
+    context: Context
+    live: LiveVariants
+    prompts: PromptMaker
+    n_slots: int
+    n_cells: int
+    load_seconds: float
+    embedder: Embedder | None = None
+
+    @classmethod
+    def open(cls, settings: EngineSettings) -> Self:
+        """Load the model at its first variant.
+
+        Raises:
+            LamellaError: as ``run.engine.Engine.open``.
+        """
+        start = time.monotonic()
+        store = Store.open(Path(settings.store))
+        variants = _served(store, settings.variants)
+        first = settings.variant or largest_variant(store).name
+        n_slots = settings.n_sequences + KEPT_PREFIXES
+        options = _context_options(settings, n_slots)
+        with store.lease(reading=True) as lease, contextlib.ExitStack() as on_failure:
+            paths = store.ready_paths(lease.hold(first))
+            tensors = {n: t.spec for path in paths for n, t in gguf.read_tensors(path).items()}
+            model = Model.load(paths)
+            on_failure.callback(model.close)
+            context = Context(model, options)
+            on_failure.callback(context.close)
+            kernel_file = Path(settings.kernel_file) if settings.kernel_file else None
+            kernels = KernelTable(kernel_file, settings.n_threads or usable_cores())
+            layouts = layouts_of(settings.layout, kernels, variants)
+            live = LiveVariants(store, model, tensors, layouts, n_warm=settings.n_warm, check=settings.check)
+            on_failure.callback(live.close)
+            live.switch_to(live.prepare(first).result())
+            on_failure.pop_all()
+        return cls(
+            settings=settings,
+            store=store,
+            variants=variants,
+            model=model,
+            context=context,
+            live=live,
+            prompts=PromptMaker(model),
+            n_slots=n_slots,
+            n_cells=options.n_cells,
+            load_seconds=time.monotonic() - start,
+        )
+
+    def hello(self, variant: str) -> Hello:
+        """What this engine is, running at ``variant``."""
+        return Hello(
+            protocol=PROTOCOL_VERSION,
+            pid=os.getpid(),
+            model=self.model.name or self.store.path.name,
+            architecture=self.model.architecture,
+            variant=variant,
+            variants=[_facts(v) for v in self.variants],
+            n_ctx=min(self.settings.n_ctx, self.n_cells),
+            n_cells=self.n_cells,
+            n_sequences=self.settings.n_sequences,
+            n_vocabulary=self.model.vocabulary.n_tokens,
+            n_trained=self.model.trained_context,
+            has_chat=self.model.chat_template is not None,
+            has_embeddings=self.settings.pooling not in ("auto", "off")
+            or (self.settings.pooling == "auto" and self.model.has_pooling),
+            load_seconds=self.load_seconds,
+        )
+
+    def sampling(self, asked: Sampling, prompt: Prompt) -> SamplingOptions:
+        """What was asked, as llama.cpp's samplers take it.
+
+        Raises:
+            InvalidRequest: a value outside its range, or a schema that no grammar can follow.
+        """
+        grammar = prompt.grammar or asked.grammar
+        if asked.json_schema is not None:
+            grammar = schema_to_grammar(asked.json_schema)
+        return SamplingOptions(
+            temperature=asked.temperature,
+            top_k=asked.top_k,
+            top_p=asked.top_p,
+            min_p=asked.min_p,
+            repeat_penalty=asked.repeat_penalty,
+            frequency_penalty=asked.frequency_penalty,
+            presence_penalty=asked.presence_penalty,
+            logit_bias=asked.logit_bias,
+            grammar=grammar,
+            seed=asked.seed,
+        )
+
+    def open_embedder(self) -> Embedder:
+        """A context for embeddings; made when first asked for.
+
+        Raises:
+            InvalidRequest: the model has none.
+        """
+        if self.embedder is None:
+            settings = self.settings
+            if settings.pooling == "off":
+                raise InvalidRequest("embeddings are switched off (--pooling off)")
+            self.embedder = Embedder(self.model, settings.pooling, settings.n_ctx, settings.n_threads)
+        return self.embedder
+
+    def private_bytes(self) -> int:
+        """Memory of this process that nobody shares and no file backs."""
+        memory = psutil.Process().memory_info()
+        return int(memory.rss - getattr(memory, "shared", 0))
+
+    def close(self) -> None:
+        if self.embedder is not None:
+            self.embedder.close()
+        self.context.close()
+        self.model.close()
+        self.live.close()
+
+
+def _context_options(settings: EngineSettings, n_slots: int) -> ContextOptions:
+    return ContextOptions(
+        n_ctx=settings.n_ctx,
+        n_sequences=n_slots,
+        n_cells=settings.n_cells or settings.n_ctx * settings.n_sequences,
+        n_batch=settings.n_batch,
+        n_outputs=settings.n_sequences + SCORED_AT_ONCE,
+        kv_type=settings.kv_type,
+        n_threads=settings.n_threads,
+    )
+
+
+def _served(store: Store, names: list[str] | None) -> list[Variant]:
+    """The variants to serve, largest first.
+
+    Raises:
+        UnknownVariant: one of ``names`` is not there.
+    """
+    found = {v.name: v for v in store.readable_variants()[0]}
+    missing = [n for n in names or () if n not in found]
+    if missing:
+        raise UnknownVariant(f"no variant '{missing[0]}' in {store.path}; there are: {', '.join(sorted(found))}")
+    chosen = [v for n, v in found.items() if names is None or n in names]
+    return sorted(chosen, key=lambda v: (-v.n_bytes, v.name))
+
+
+def _facts(variant: Variant) -> VariantFacts:
+    return VariantFacts(
+        name=variant.name,
+        n_bytes=variant.n_bytes,
+        bits_per_weight=variant.plan.bits_per_weight,
+        predicted_kl=variant.plan.predicted_loss,
+    )

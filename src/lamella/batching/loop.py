@@ -1,0 +1,221 @@
+"""The engine loop: one step of the model after another, for all requests together.
+
+Each turn takes in what has arrived, makes changes of variant whose pages are there, and lets the scheduler run a step.
+One thread runs the loop and alone touches llama.cpp's context.  ``receive`` belongs to another, which renders and
+tokenizes prompts while the model computes; ``status`` may be asked by any.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Self
+
+from lamella.batching.cache import SequenceCache
+from lamella.batching.engine_parts import EngineParts
+from lamella.batching.messages import (
+    Accepted,
+    Cancel,
+    Embed,
+    Embedded,
+    EngineMessage,
+    FrontMessage,
+    Generate,
+    Hello,
+    Prepare,
+    Refused,
+    Scored,
+    Status,
+    Stop,
+    Switch,
+)
+from lamella.batching.running import RunningRequest
+from lamella.batching.scheduler import Scheduler
+from lamella.batching.served import ServedVariants
+from lamella.batching.settings import EngineSettings
+from lamella.core.errors import InvalidRequest, LamellaError, RequestRefused, UnknownVariant
+from lamella.llama.sampling import Sampler
+
+Arrival = RunningRequest | Embed | Switch | Prepare | Cancel | Stop
+Send = Callable[[EngineMessage], None]
+DEADLINE_CHECK_SECONDS = 0.1
+"""How often deadlines of waiting requests are looked at while no step runs."""
+
+
+class EngineLoop:
+    """Serves requests until it is told to stop."""
+
+    def __init__(self, parts: EngineParts, send: Send) -> None:
+        """Use ``EngineLoop.open``."""
+        self._parts, self._send = parts, send
+        self._arrivals: deque[Arrival] = deque()
+        self._has_news = threading.Event()
+        self._variants = ServedVariants(
+            parts.live,
+            send,
+            allowed=[v.name for v in parts.variants],
+            on_switched=self._after_switch,
+            wake=self._has_news.set,
+        )
+        self._cache = SequenceCache(
+            parts.context, parts.n_slots, parts.n_cells, can_share_parts=not parts.model.has_recurrent_state
+        )
+        self._scheduler = Scheduler(
+            parts.context,
+            self._cache,
+            self._variants,
+            send,
+            n_sequences=parts.settings.n_sequences,
+            n_batch=parts.settings.n_batch,
+        )
+        self._n_arrived = 0
+        self._recomputes = False
+        self._is_stopping = False
+
+    @classmethod
+    def open(cls, settings: EngineSettings, send: Send) -> Self:
+        """Load the model.
+
+        Raises:
+            LamellaError: the store, the variant or llama.cpp says why not.
+        """
+        return cls(EngineParts.open(settings), send)
+
+    def close(self) -> None:
+        """Free everything."""
+        self._scheduler.close()
+        self._parts.close()
+
+    def hello(self) -> Hello:
+        """What this engine is."""
+        return self._parts.hello(self._variants.default)
+
+    # --- from other threads ------------------------------------------------------------------------------------------
+
+    def receive(self, message: FrontMessage) -> None:
+        """Take a message in; the loop acts on it between two steps."""
+        if isinstance(message, Generate):
+            self._take_request(message)
+        else:
+            self._arrivals.append(message)
+        self._has_news.set()
+
+    def _take_request(self, message: Generate) -> None:
+        try:
+            self._arrivals.append(self._understand(message))
+        except LamellaError as error:
+            self._send(refusal(message.id, error))
+
+    def _understand(self, message: Generate) -> RunningRequest:
+        """Render and tokenize a prompt, and set up its sampler."""
+        if message.variant is not None:
+            self._variants.check(message.variant)
+        prompt = self._parts.prompts.make(message.prompt)
+        self._check_length(len(prompt.tokens), may_be_full=message.max_tokens == 0)
+        vocabulary = self._parts.model.vocabulary
+        sampler = Sampler(self._parts.sampling(message.sampling, prompt), vocabulary)
+        self._n_arrived += 1
+        request = RunningRequest(message, prompt.tokens, self._n_arrived, vocabulary, sampler, self._n_ctx)
+        self._send(Accepted(id=message.id, prompt_tokens=len(prompt.tokens), calls_tools=prompt.calls_tools))
+        if message.echo and message.n_logprobs is None and not message.generated:
+            self._send(Scored(id=message.id, text=request.prompt_text()))
+        return request
+
+    @property
+    def _n_ctx(self) -> int:
+        return min(self._parts.settings.n_ctx, self._parts.n_cells)
+
+    def _check_length(self, n_prompt: int, *, may_be_full: bool) -> None:
+        if not n_prompt:
+            raise RequestRefused("the prompt is empty", why="invalid")
+        if n_prompt > self._n_ctx - (0 if may_be_full else 1):
+            raise RequestRefused(  # in OpenAI's words: clients look for them
+                f"This model's maximum context length is {self._n_ctx} tokens. However, your messages resulted in "
+                f"{n_prompt} tokens. Please reduce the length of the messages.",
+                why="context_length",
+            )
+
+    def status(self) -> Status:
+        """The figures of now."""
+        scheduler, began = self._scheduler, self._scheduler.step_began
+        counters = scheduler.counters
+        return Status(
+            variant=self._variants.default,
+            step_seconds_now=time.monotonic() - began if began else 0.0,
+            n_running=scheduler.n_running,
+            n_waiting=scheduler.n_waiting,
+            n_parked=scheduler.n_parked,
+            cells_used=self._cache.cells_used,
+            n_steps=counters.n_steps,
+            n_prompt_tokens=counters.n_prompt_tokens,
+            n_cached_tokens=counters.n_cached_tokens,
+            n_generated_tokens=counters.n_generated_tokens,
+            n_switches=self._variants.n_switches,
+            switch_seconds=self._variants.switch_seconds,
+            flip_seconds=self._variants.flip_seconds,
+            mapped_bytes=self._parts.live.mapped_bytes,
+            private_bytes=self._parts.private_bytes(),
+            warm=list(self._parts.live.warm),
+        )
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until ``Stop`` arrives."""
+        while True:
+            self._has_news.clear()
+            self._take_arrivals()
+            if self._is_stopping:
+                return
+            self._variants.advance()
+            if not self._scheduler.turn() and not self._recompute():
+                self._has_news.wait(None if self._scheduler.is_idle else DEADLINE_CHECK_SECONDS)
+
+    def _take_arrivals(self) -> None:
+        while self._arrivals:
+            arrival = self._arrivals.popleft()
+            match arrival:
+                case RunningRequest():
+                    self._scheduler.add(arrival)
+                case Cancel():
+                    self._scheduler.cancel(arrival.id)
+                case Switch() | Prepare():
+                    self._variants.ask(arrival)
+                case Embed():
+                    self._embed(arrival)
+                case Stop():
+                    self._is_stopping = True
+
+    def _embed(self, message: Embed) -> None:
+        try:
+            embedder = self._parts.open_embedder()
+            inputs = [self._parts.prompts.make(i).tokens for i in message.inputs]
+            vectors = embedder.embed(inputs)
+        except LamellaError as error:
+            self._send(refusal(message.id, error, otherwise="no_embeddings"))
+            return
+        n_tokens = sum(len(tokens) for tokens in inputs)
+        self._send(Embedded(id=message.id, vectors=vectors.tolist(), prompt_tokens=n_tokens))
+
+    def _after_switch(self, message: Switch) -> None:
+        self._recomputes = message.cache == "recompute"
+
+    def _recompute(self) -> bool:
+        """With nothing else to do, bring kept beginnings to the variant that runs; whether something was done."""
+        if self._recomputes and self._scheduler.is_idle:
+            self._recomputes = self._scheduler.recompute_some()
+            return True
+        return False
+
+
+def refusal(request_id: int, error: LamellaError, otherwise: str = "failed") -> Refused:
+    """What the front is told of an error."""
+    if isinstance(error, RequestRefused):
+        why = error.why
+    elif isinstance(error, UnknownVariant):
+        why = "unknown_variant"
+    else:
+        why = "invalid" if isinstance(error, InvalidRequest) and otherwise == "failed" else otherwise
+    return Refused(id=request_id, why=why, message=str(error))  # type: ignore[arg-type]

@@ -1,0 +1,299 @@
+"""Requests through the model: who has a slot, what the next step computes, and what came of it.
+
+All methods belong to the loop's thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from lamella.batching import steps
+from lamella.batching.cache import SequenceCache
+from lamella.batching.messages import EngineMessage, FinishReason, Refused, Step, TokenEvent
+from lamella.batching.running import RunningRequest
+from lamella.batching.served import ServedVariants
+from lamella.batching.speeds import Speeds
+from lamella.batching.steps import StepPlan
+from lamella.core.errors import CacheFull, LamellaError
+from lamella.llama.batch import BatchPart
+from lamella.llama.context import Context
+from lamella.run.engine import LONG_PROMPT_TOKENS
+
+
+@dataclass(slots=True)
+class Counters:
+    """Since the process started."""
+
+    n_steps: int = 0
+    n_prompt_tokens: int = 0
+    n_cached_tokens: int = 0
+    n_generated_tokens: int = 0
+
+
+class Scheduler:
+    """Requests that wait and run, and the steps that serve them.
+
+    Attributes:
+        counters: for the status.
+        step_began: monotonic time at which the step in progress began; 0 between steps.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        cache: SequenceCache,
+        variants: ServedVariants,
+        send: Callable[[EngineMessage], None],
+        *,
+        n_sequences: int,
+        n_batch: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._context, self._cache, self._variants, self._send = context, cache, variants, send
+        self._n_sequences, self._n_batch, self._clock = n_sequences, n_batch, clock
+        self._waiting: dict[int, RunningRequest] = {}
+        self._running: dict[int, RunningRequest] = {}
+        self._speeds = Speeds()
+        self._steps_since_flip = 0
+        self.counters = Counters()
+        self.step_began = 0.0
+
+    @property
+    def n_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests without a slot, parked ones included."""
+        return len(self._waiting)
+
+    @property
+    def n_parked(self) -> int:
+        """Requests that had a slot and were pushed aside."""
+        return sum(r.was_parked for r in list(self._waiting.values()))
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._running and not self._waiting
+
+    def add(self, request: RunningRequest) -> None:
+        """A new request; it waits for a slot."""
+        self._waiting[request.request.id] = request
+
+    def cancel(self, request_id: int) -> None:
+        """The front wants no more of a request; it ends before the next step.  One that has ended is passed over."""
+        for requests in (self._waiting, self._running):
+            if request_id in requests:
+                requests[request_id].is_cancelled = True
+
+    def close(self) -> None:
+        """Free the samplers of requests that have not ended."""
+        for request in (*self._waiting.values(), *self._running.values()):
+            request.close()
+
+    def turn(self) -> bool:
+        """End what has ended, give out slots, and run a step; returns whether there was one to run."""
+        self._end_requests()
+        self._admit()
+        plan = self._plan()
+        if plan is None:
+            return False
+        self._run(plan)
+        return True
+
+    # --- beginnings and ends -----------------------------------------------------------------------------------------
+
+    def _end_requests(self) -> None:
+        now = self._clock()
+        for request in [*self._running.values(), *self._waiting.values()]:
+            reason = request.end_reason(now)
+            if reason is not None:
+                self._end(request, reason)
+
+    def _end(self, request: RunningRequest, reason: FinishReason) -> None:
+        self._send(request.finished(reason))
+        self._forget(request)
+
+    def _refuse(self, request: RunningRequest, error: LamellaError) -> None:
+        self._send(Refused(id=request.request.id, why="failed", message=str(error)))
+        self._forget(request)
+
+    def _forget(self, request: RunningRequest) -> None:
+        number = request.request.id
+        if self._running.pop(number, None) is not None and request.request.variant is not None:
+            self._variants.release(request.request.variant)
+        self._waiting.pop(number, None)
+        if request.slot is not None:
+            self._cache.release(request.slot)
+            request.slot = None
+        request.close()
+
+    def _admit(self) -> None:
+        if not self._waiting:
+            return
+        default = self._variants.default
+        ready = self._ready()
+        decision = steps.admit(
+            [r.candidate(default) for r in self._running.values()],
+            [r.candidate(default) for r in ready],
+            self._n_sequences,
+        )
+        for number in decision.park:
+            self._park(self._running[number])
+        for number in decision.start:
+            self._start(self._waiting[number])
+        self._variants.forget_unused()
+
+    def _ready(self) -> list[RunningRequest]:
+        """Requests that could run now: those whose beginning somebody is about to compute wait for it."""
+        found: list[RunningRequest] = []
+        for request in sorted(self._waiting.values(), key=lambda r: r.candidate("").urgency):
+            if self._has_variant(request) and not self._should_wait_for_prefix(request, found):
+                found.append(request)
+        return found
+
+    def _has_variant(self, request: RunningRequest) -> bool:
+        """Whether the variant that a request wants, if any, is in memory; refuses those that cannot be."""
+        wish = request.request.variant
+        try:
+            return wish is None or self._variants.open_for(wish)
+        except LamellaError as error:
+            self._refuse(request, error)
+            return False
+
+    def _should_wait_for_prefix(self, request: RunningRequest, earlier: Iterable[RunningRequest]) -> bool:
+        if request.scores_prompt or not self._cache.table.can_share_parts:
+            return False
+        wish = request.request.variant
+        readers = [r for r in (*self._running.values(), *earlier) if r.is_reading and r.request.variant == wish]
+        if not readers:
+            return False
+        now = self._cache.table.shared_with_kept(request.tokens, wish)
+        return any(r.shares_prompt_with(request) >= now + steps.WORTH_WAITING_FOR for r in readers)
+
+    def _start(self, request: RunningRequest) -> None:
+        """Give a request a slot: the one that still holds its state, or a place that shares its beginning."""
+        number = request.request.id
+        del self._waiting[number]
+        self._running[number] = request
+        if request.request.variant is not None:
+            self._variants.hold(request.request.variant)
+        tokens = request.tokens[:1] if request.scores_prompt else request.tokens
+        place = self._cache.table.find_place(tokens, request.request.variant)
+        assert place is not None  # there are more slots than running requests
+        slot = self._cache.take(place, number)
+        if request.parked is not None and len(request.parked.tokens) > len(slot.tokens):
+            self._cache.restore(slot, request.parked, self.counters.n_steps)
+        request.parked = None
+        request.start(slot)
+        self.counters.n_cached_tokens += len(slot.tokens)
+
+    def _park(self, request: RunningRequest) -> None:
+        """Push a request aside: its state goes to memory of our own, and its cells to others."""
+        assert request.slot is not None  # it runs
+        request.parked, request.slot = self._cache.park(request.slot), None
+        request.was_parked = True
+        del self._running[request.request.id]
+        if request.request.variant is not None:
+            self._variants.release(request.request.variant)
+        self._waiting[request.request.id] = request
+
+    # --- steps -------------------------------------------------------------------------------------------------------
+
+    def _plan(self) -> StepPlan | None:
+        candidates = [r.candidate(self._variants.default) for r in self._running.values()]
+        if not candidates:
+            return None
+        quantum = steps.quantum(self._variants.mean_flip_seconds, self._speeds.step_seconds)
+        variant = steps.choose_variant(candidates, self._variants.pointed_at, self._steps_since_flip, quantum)
+        self._steps_since_flip = self._steps_since_flip + 1 if variant == self._variants.pointed_at else 1
+        return self._fit(steps.compose(candidates, variant, self._n_batch, self._speeds.prompt_tokens_per_second))
+
+    def _fit(self, plan: StepPlan) -> StepPlan | None:
+        """Make room for a step in the cache; where there is none, requests give way, the least urgent first."""
+        while not self._cache.make_room(sum(n for _, n in plan.parts)):
+            if not self._give_way():
+                return None
+            plan = StepPlan(plan.variant, tuple((i, n) for i, n in plan.parts if i in self._running))
+        return plan if plan.parts else None
+
+    def _give_way(self) -> bool:
+        """Park the least urgent request; the last one is ended, because the whole cache is not enough for it."""
+        last = max(self._running.values(), key=lambda r: r.candidate("").urgency)
+        if len(self._running) == 1:
+            self._end(last, "length")
+            return False
+        self._park(last)
+        return True
+
+    def _run(self, plan: StepPlan) -> None:
+        """Compute a step, and tell what came of it."""
+        parts = [(self._running[number], n) for number, n in plan.parts]
+        n_prompt = sum(n for r, n in parts if n > 1 or not r.n_generated)
+        batch = [self._part(r, n) for r, n in parts]
+        self.step_began = self._clock()
+        try:
+            self._variants.point_at(plan.variant, reads_prompt=n_prompt >= LONG_PROMPT_TOKENS)
+            first = self._context.decode_parts(batch)
+        except CacheFull:  # the books are wrong for this kind of cache (sliding windows pad): let somebody give way
+            self._give_way()
+            return
+        finally:
+            began, self.step_began = self.step_began, 0.0
+        self._count(n_prompt, self._clock() - began)
+        for (request, n), part in zip(parts, batch, strict=True):
+            assert request.slot is not None  # it runs
+            self._cache.table.extend(request.slot, part.tokens[:n], plan.variant, self.counters.n_steps)
+        tokens = [e for (r, n), i in zip(parts, first, strict=True) for e in self._outcome(r, n, i)]
+        self.counters.n_generated_tokens += len(tokens)
+        if tokens:
+            self._send(Step(plan.variant, tokens))
+        for request, _ in parts:
+            reason = request.end_reason(began)
+            if reason is not None:
+                self._end(request, reason)
+
+    def _part(self, request: RunningRequest, n: int) -> BatchPart:
+        assert request.slot is not None  # it runs
+        start = len(request.slot.tokens)
+        reaches_end = start + n == len(request.tokens)
+        n_outputs = n if request.scores_prompt else int(reaches_end)
+        return BatchPart(request.slot.id, start, request.tokens[start : start + n], n_outputs)
+
+    def _outcome(self, request: RunningRequest, n: int, index: int) -> Iterable[TokenEvent]:
+        """The token that a request drew in this step, if it has come so far."""
+        assert request.slot is not None  # it runs
+        if request.scores_prompt:
+            start = len(request.slot.tokens) - n
+            scored = request.score_prompt((self._context.logits(index + i) for i in range(n)), start)
+            if scored is not None:
+                self._send(scored)
+        if not request.wants_token:
+            return
+        event = request.draw(self._context, index + n - 1)
+        if event is not None:
+            yield event
+
+    def _count(self, n_prompt: int, seconds: float) -> None:
+        self.counters.n_steps += 1
+        self.counters.n_prompt_tokens += n_prompt
+        self._speeds.saw(n_prompt, seconds)
+
+    # --- when there is nothing else to do ----------------------------------------------------------------------------
+
+    def recompute_some(self) -> bool:
+        """Compute a piece of a kept beginning again by the variant that runs now; whether anything is left to do."""
+        stale = self._cache.table.stale(self._variants.default)
+        if not stale:
+            return False
+        slot = stale[-1]  # the most recently used: the likeliest to be asked for
+        tokens = list(slot.tokens)
+        self._cache.clear(slot)
+        for start in range(0, len(tokens), self._n_batch):
+            piece = tokens[start : start + self._n_batch]
+            self._variants.point_at(self._variants.default, reads_prompt=True)
+            self._context.decode_parts([BatchPart(slot.id, start, piece, 0)])
+            self._cache.table.extend(slot, piece, self._variants.default, self.counters.n_steps)
+        return len(stale) > 1

@@ -1,0 +1,195 @@
+"""The variants of a serving engine: which one runs, which ones requests hold, and changes that wait to happen.
+
+Everything is called between two steps, by the loop's thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
+
+from lamella.batching.messages import EngineMessage, Prepare, Prepared, Refusal, Refused, Switch, Switched
+from lamella.core.errors import LamellaError, UnknownVariant
+from lamella.run.variants import LiveVariants, PreparedVariant, SwitchReport
+
+KEEP_RATE = 0.8
+"""Weight of the past in the running mean of a flip's time."""
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A change that waits for a variant's pages."""
+
+    message: Switch | Prepare
+    future: Future[PreparedVariant]
+
+
+class ServedVariants:
+    """Answers ``Switch`` and ``Prepare``, and points the weights where a step wants them.
+
+    Attributes:
+        n_switches, switch_seconds: of the default variant, and how long no step could run because of them.
+        flip_seconds: spent on alternating between the variants of concurrent requests.
+        mean_flip_seconds: of one flip, lately.
+    """
+
+    def __init__(
+        self,
+        live: LiveVariants,
+        send: Callable[[EngineMessage], None],
+        *,
+        allowed: Iterable[str],
+        on_switched: Callable[[Switch], None],
+        wake: Callable[[], None],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Serve ``allowed`` variants.
+
+        Args:
+            on_switched: called after each switch that was asked for.
+            wake: called from another thread when something that waits can go on.
+        """
+        self._live, self._send, self._clock, self._on_switched = live, send, clock, on_switched
+        self._wake = wake
+        self._allowed = frozenset(allowed)
+        self._waiting: list[Waiting] = []
+        self._opening: dict[str, Future[PreparedVariant]] = {}
+        self._held: dict[str, PreparedVariant] = {}
+        self._users: dict[str, int] = {}
+        self.pointed_at = self.default
+        self.n_switches = 0
+        self.switch_seconds = self.flip_seconds = self.mean_flip_seconds = 0.0
+
+    @property
+    def default(self) -> str:
+        """The variant of requests that ask for none."""
+        assert self._live.current is not None  # the loop switches to the first variant when it opens
+        return self._live.current.variant.name
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether something waits for pages that are being read in."""
+        return bool(self._waiting or self._opening)
+
+    def check(self, variant: str) -> None:
+        """Refuse a variant that is not served.
+
+        Raises:
+            UnknownVariant: says which ones are.
+        """
+        if variant not in self._allowed:
+            raise UnknownVariant(f"no variant '{variant}' is served; there are: {', '.join(sorted(self._allowed))}")
+
+    # --- requests that hold a variant -----------------------------------------------------------------------------
+
+    def open_for(self, variant: str) -> bool:
+        """Get a variant ready for a request; whether it is.
+
+        Raises:
+            LamellaError: it cannot be opened.
+        """
+        if variant in self._held:
+            return True
+        future = self._opening.get(variant)
+        if future is None:
+            future = self._opening[variant] = self._prepare(variant)
+        if not future.done():
+            return False
+        del self._opening[variant]
+        prepared = future.result()
+        if not self._live.is_ready(prepared):  # another change pushed it out meanwhile
+            return False
+        self._live.hold(prepared)
+        self._held[variant] = prepared
+        self._users.setdefault(variant, 0)
+        return True
+
+    def hold(self, variant: str) -> None:
+        """One more request runs at this variant (after ``open_for``)."""
+        self._users[variant] += 1
+
+    def release(self, variant: str) -> None:
+        """One less."""
+        self._users[variant] -= 1
+        if self._users[variant] == 0:
+            del self._users[variant], self._held[variant]
+            self._live.release(variant)
+
+    def forget_unused(self) -> None:
+        """Let go of variants that were opened for requests that have ended before they began."""
+        for variant in [v for v, n in self._users.items() if n == 0]:
+            del self._users[variant], self._held[variant]
+            self._live.release(variant)
+
+    def point_at(self, variant: str, *, reads_prompt: bool) -> None:
+        """Let the next step be computed by a variant: the default, or one that is held."""
+        current = self._live.current
+        assert current is not None
+        prepared = current if variant == current.variant.name else self._held[variant]
+        start = self._clock()
+        moved = self._live.use(prepared.prompt if reads_prompt else prepared.token)
+        if variant != self.pointed_at:
+            seconds = self._clock() - start
+            self.flip_seconds += seconds
+            self.mean_flip_seconds += (1 - KEEP_RATE) * (seconds - self.mean_flip_seconds) if moved else 0.0
+            self.pointed_at = variant
+
+    # --- changes that were asked for ---------------------------------------------------------------------------------
+
+    def ask(self, message: Switch | Prepare) -> None:
+        """Begin a change; it is answered when it has happened or cannot."""
+        try:
+            self.check(message.variant)
+            self._waiting.append(Waiting(message, self._prepare(message.variant)))
+        except LamellaError as error:
+            self._refuse(message, error)
+
+    def advance(self) -> None:
+        """Make the changes whose pages are there, in the order they were asked for."""
+        while self._waiting and self._waiting[0].future.done():
+            waiting = self._waiting.pop(0)
+            try:
+                self._finish(waiting.message, waiting.future.result())
+            except CancelledError:
+                self._send(Refused(id=waiting.message.id, why="failed", message="the engine is shutting down"))
+            except LamellaError as error:
+                self._refuse(waiting.message, error)
+
+    def _finish(self, message: Switch | Prepare, prepared: PreparedVariant) -> None:
+        if not self._live.is_ready(prepared):  # a change before this one pushed it out
+            self._waiting.insert(0, Waiting(message, self._prepare(message.variant)))
+            return
+        if isinstance(message, Prepare):
+            self._send(Prepared(id=message.id, variant=message.variant, seconds=prepared.seconds))
+            return
+        start = self._clock()
+        report = self._live.switch_to(prepared)
+        seconds = self._clock() - start
+        self.pointed_at = message.variant
+        self.n_switches += 1
+        self.switch_seconds += seconds
+        self._on_switched(message)
+        self._send(_switched(message, report, seconds))
+
+    def _prepare(self, variant: str) -> Future[PreparedVariant]:
+        future = self._live.prepare(variant)
+        future.add_done_callback(lambda _: self._wake())
+        return future
+
+    def _refuse(self, message: Switch | Prepare, error: LamellaError) -> None:
+        why: Refusal = "unknown_variant" if isinstance(error, UnknownVariant) else "failed"
+        self._send(Refused(id=message.id, why=why, message=str(error)))
+
+
+def _switched(message: Switch, report: SwitchReport, stall_seconds: float) -> Switched:
+    return Switched(
+        id=message.id,
+        before=report.before,
+        after=report.after,
+        n_weights=report.n_weights,
+        n_shards=report.n_shards,
+        stall_seconds=stall_seconds,
+        prepare_seconds=report.prepare_seconds,
+    )

@@ -1,0 +1,179 @@
+"""Who holds which part of the KV cache, and what of it can be used again.
+
+A *slot* is one of llama.cpp's sequence ids.  A running request owns one; a slot whose request has ended keeps its
+tokens, so that the next turn of a chat, or another request with the same system prompt, need not compute them again.
+Cells are shared: a prefix that is copied from slot to slot takes no room of its own (the cache is unified).
+
+Everything here is bookkeeping in plain Python; ``cache.py`` makes llama.cpp's cache follow it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from lamella.run.prefix import shared_prefix
+
+WORTH_TAKING_OVER = 0.5
+"""A kept slot is taken over when at least this share of its tokens is of use; else its beginning is copied."""
+
+
+@dataclass(slots=True)
+class Extent:
+    """Cells that were computed in one go: the first ``length`` of a run of cells with a number of its own."""
+
+    run: int
+    length: int
+
+
+@dataclass(slots=True)
+class Slot:
+    """One sequence of the KV cache.
+
+    Attributes:
+        id: llama.cpp's sequence id.
+        tokens: what the cache holds of it, from position 0 on.
+        owner: id of the request that owns it; None for a slot that is kept for reuse.
+        variants: names of the variants that computed its cells.
+        last_used: number of the step that used it last.
+        extents: the cells behind ``tokens``, in order.
+    """
+
+    id: int
+    tokens: list[int] = field(default_factory=list)
+    owner: int | None = None
+    variants: set[str] = field(default_factory=set)
+    last_used: int = 0
+    extents: list[Extent] = field(default_factory=list)
+    can_extend: bool = False
+
+    def cut_extents(self, n_tokens: int) -> list[Extent]:
+        """The cells behind the first tokens."""
+        kept: list[Extent] = []
+        for extent in self.extents:
+            if n_tokens <= 0:
+                break
+            kept.append(Extent(extent.run, min(extent.length, n_tokens)))
+            n_tokens -= extent.length
+        return kept
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a prompt is to be computed.
+
+    Attributes:
+        slot: the slot to use.
+        source: slot whose beginning is copied first; None where ``slot`` itself holds it, or nothing is shared.
+        n_shared: tokens that need not be computed.
+    """
+
+    slot: Slot
+    source: Slot | None
+    n_shared: int
+
+
+class SlotTable:
+    """All slots of a context.  Decides, and keeps the books; computes nothing.
+
+    Attributes:
+        slots: by sequence id.
+        can_share_parts: whether the beginning of a sequence can be used without the rest (False for models with
+            recurrent state, which has no positions).
+    """
+
+    def __init__(self, n_slots: int, *, can_share_parts: bool = True) -> None:
+        """Make empty slots."""
+        self.slots = [Slot(i) for i in range(n_slots)]
+        self.can_share_parts = can_share_parts
+        self._runs = itertools.count()
+
+    @property
+    def cells_used(self) -> int:
+        """Cells in use; shared ones count once."""
+        longest: dict[int, int] = {}
+        for slot in self.slots:
+            for extent in slot.extents:
+                longest[extent.run] = max(longest.get(extent.run, 0), extent.length)
+        return sum(longest.values())
+
+    @property
+    def kept(self) -> list[Slot]:
+        """Slots that hold tokens and belong to nobody, least recently used first."""
+        return sorted((s for s in self.slots if s.owner is None and s.tokens), key=lambda s: s.last_used)
+
+    def find_place(self, tokens: Sequence[int], variant: str | None = None) -> Placement | None:
+        """Where to compute a prompt so that most of it is there already; None when every slot is owned.
+
+        Args:
+            variant: only cells that this variant alone computed may be used; None for any.
+        """
+        free = [s for s in self.slots if s.owner is None]
+        if not free:
+            return None
+        best, n_shared = self._best_source(tokens, variant)
+        empty = next((s for s in free if not s.tokens), None)
+        if best is None:
+            return Placement(empty or _oldest(free), None, 0)
+        if best.owner is None and (not self.can_share_parts or n_shared >= WORTH_TAKING_OVER * len(best.tokens)):
+            return Placement(best, None, n_shared)
+        others = [s for s in free if s is not best]
+        if not others:
+            return Placement(best, None, n_shared)
+        return Placement(empty or _oldest(others), best, n_shared)
+
+    def shared_with_kept(self, tokens: Sequence[int], variant: str | None) -> int:
+        """How many tokens ``find_place`` would not compute."""
+        return self._best_source(tokens, variant)[1]
+
+    def _best_source(self, tokens: Sequence[int], variant: str | None) -> tuple[Slot | None, int]:
+        best, most = None, 0
+        for slot in self.slots:
+            if variant is not None and slot.variants - {variant}:
+                continue
+            n = self._usable(slot, tokens)
+            if n > most or (n == most and n and best is not None and best.owner is not None and slot.owner is None):
+                best, most = slot, n
+        return best, most
+
+    def _usable(self, slot: Slot, tokens: Sequence[int]) -> int:
+        """Tokens of a prompt that a slot holds; the last one is always computed, for its logits."""
+        n = shared_prefix(slot.tokens, tokens)
+        if self.can_share_parts:
+            return min(n, len(tokens) - 1)
+        return n if n == len(slot.tokens) < len(tokens) and slot.owner is None else 0
+
+    def cut(self, slot: Slot, n_tokens: int) -> None:
+        """A slot holds its first tokens only."""
+        slot.extents = slot.cut_extents(n_tokens)
+        slot.can_extend = False
+        del slot.tokens[n_tokens:]
+        if not n_tokens:
+            slot.variants = set()
+
+    def copy(self, source: Slot, target: Slot, n_tokens: int) -> None:
+        """``target`` holds the beginning of ``source``, in the same cells."""
+        target.tokens = source.tokens[:n_tokens]
+        target.extents = source.cut_extents(n_tokens)
+        target.variants = set(source.variants)
+        target.can_extend = False
+
+    def extend(self, slot: Slot, tokens: Sequence[int], variant: str, step: int) -> None:
+        """Tokens were computed at a slot's end, in new cells."""
+        if slot.can_extend and slot.extents:
+            slot.extents[-1].length += len(tokens)
+        else:
+            slot.extents.append(Extent(next(self._runs), len(tokens)))
+            slot.can_extend = True
+        slot.tokens.extend(tokens)
+        slot.variants.add(variant)
+        slot.last_used = step
+
+    def stale(self, variant: str) -> list[Slot]:
+        """Kept slots whose cells another variant computed, least recently used first."""
+        return [s for s in self.kept if s.variants - {variant}]
+
+
+def _oldest(slots: Sequence[Slot]) -> Slot:
+    return min(slots, key=lambda s: s.last_used)

@@ -1,0 +1,141 @@
+"""``lamella serve``: an OpenAI-compatible server whose model changes precision under it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Annotated, cast, get_args
+
+import typer
+
+from lamella import api
+from lamella.batching.settings import EngineSettings, Pooling
+from lamella.cli.output import note
+from lamella.config import Config
+from lamella.core.errors import InvalidRequest
+from lamella.core.units import parse_bytes
+from lamella.run.layouts import check_policy
+from lamella.store.store import Store
+
+POOLINGS = get_args(Pooling)
+DEFAULT_PORT = 8080
+SERVER, ENGINE, LIMITS = "Server", "Engine", "Limits"
+
+
+def serve(
+    target: Annotated[str, typer.Argument(metavar="STORE[@VARIANT]", help="Store and variant; default: the largest.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=SERVER)] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.", rich_help_panel=SERVER)] = DEFAULT_PORT,
+    keys: Annotated[
+        Path | None,
+        typer.Option(help="File of API keys, one 'user:KEY' or 'admin:KEY' a line.", rich_help_panel=SERVER),
+    ] = None,
+    alias: Annotated[
+        list[str] | None, typer.Option(help="A further name of the model; may be repeated.", rich_help_panel=SERVER)
+    ] = None,
+    cors: Annotated[
+        list[str] | None,
+        typer.Option(help="Web page whose scripts may ask ('*': all); may be repeated.", rich_help_panel=SERVER),
+    ] = None,
+    certificate: Annotated[
+        Path | None, typer.Option(help="PEM file for TLS; with --private-key.", rich_help_panel=SERVER)
+    ] = None,
+    private_key: Annotated[Path | None, typer.Option(help="PEM file.", rich_help_panel=SERVER)] = None,
+    access_log: Annotated[
+        bool, typer.Option("--access-log", help="One line a request.", rich_help_panel=SERVER)
+    ] = False,
+    drain_seconds: Annotated[
+        float, typer.Option(help="How long answers may go on at shutdown.", rich_help_panel=SERVER)
+    ] = 30.0,
+    context: Annotated[int, typer.Option(help="Most tokens of one request.", rich_help_panel=ENGINE)] = 4096,
+    sequences: Annotated[int, typer.Option(help="Requests that run at once.", rich_help_panel=ENGINE)] = 8,
+    cells: Annotated[
+        int,
+        typer.Option(help="Tokens in the KV cache; 0: --context times --sequences.", rich_help_panel=ENGINE),
+    ] = 0,
+    kv_type: Annotated[str, typer.Option(help="ggml type of the KV cache.", rich_help_panel=ENGINE)] = "F16",
+    layout: Annotated[
+        str, typer.Option(help="How weights are read: auto, mapped, repacked.", rich_help_panel=ENGINE)
+    ] = "auto",
+    warm: Annotated[
+        int, typer.Option(help="Variants that stay in memory, the running one included.", rich_help_panel=ENGINE)
+    ] = 2,
+    pooling: Annotated[
+        str, typer.Option(help="Embeddings: auto, mean, cls, last, off.", rich_help_panel=ENGINE)
+    ] = "auto",
+    check: Annotated[
+        bool, typer.Option("--check", help="Verify shards before they are used.", rich_help_panel=ENGINE)
+    ] = False,
+    queue: Annotated[int, typer.Option(help="Requests that may wait; more get 429.", rich_help_panel=LIMITS)] = 64,
+    max_prompt_tokens: Annotated[int | None, typer.Option(rich_help_panel=LIMITS)] = None,
+    max_output_tokens: Annotated[int | None, typer.Option(rich_help_panel=LIMITS)] = None,
+    max_body: Annotated[str, typer.Option(help="Size of a request.", rich_help_panel=LIMITS)] = "8MiB",
+) -> None:
+    """Serve a store's variants behind an OpenAI-compatible API.
+
+    The variant changes while requests run: POST /admin/switch {"variant": "small"}.  A request may ask for one by
+    the model name MODEL@VARIANT.
+    """
+    engine = _engine_settings(
+        target, context, sequences, cells, kv_type, layout=layout, warm=warm, pooling=pooling, check=check
+    )
+    from lamella.serving.auth import KeyRing
+    from lamella.serving.settings import FrontSettings, Limits
+
+    front = FrontSettings(
+        host=host,
+        port=port,
+        keys=KeyRing.read(keys) if keys else KeyRing(),
+        aliases=tuple(alias or ()),
+        limits=Limits(parse_bytes(max_body), max_prompt_tokens, max_output_tokens),
+        cors_origins=tuple(cors or ()),
+        certificate=certificate,
+        private_key=private_key,
+        drain_seconds=drain_seconds,
+        access_log=access_log,
+    )
+    asyncio.run(
+        api.serve(
+            engine,
+            front,
+            max_queue=queue,
+            on_listening=lambda url: note(f"listening on {url}/v1; Ctrl-C ends"),
+            on_line=note,
+        )
+    )
+
+
+def _engine_settings(
+    target: str,
+    context: int,
+    sequences: int,
+    cells: int,
+    kv_type: str,
+    *,
+    layout: str,
+    warm: int,
+    pooling: str,
+    check: bool,
+) -> EngineSettings:
+    config = Config.from_environment(os.environ)
+    store, _, variant = target.partition("@")
+    Store.open(Path(store))  # what is wrong with it is said here, and not by a process that dies
+    if sequences < 1 or warm < 1:
+        raise InvalidRequest(f"--sequences and --warm must be at least 1, not {sequences} and {warm}")
+    if pooling not in POOLINGS:
+        raise InvalidRequest(f"unknown pooling '{pooling}'; known: {', '.join(POOLINGS)}")
+    return EngineSettings(
+        store=store,
+        variant=variant or None,
+        n_ctx=context,
+        n_cells=cells,
+        n_sequences=sequences,
+        kv_type=kv_type,
+        n_threads=config.n_threads,
+        layout=check_policy(layout),
+        n_warm=warm,
+        check=check,
+        pooling=cast(Pooling, pooling),
+        kernel_file=str(config.cache_folder / "kernels.json"),
+    )

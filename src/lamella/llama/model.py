@@ -1,0 +1,106 @@
+"""A loaded model."""
+
+from __future__ import annotations
+
+import ctypes as ct
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lamella.core.errors import EngineFailed
+from lamella.llama import library, log
+from lamella.llama.handle import Handle
+from lamella.llama.vocabulary import Vocabulary
+
+LOAD_WITHOUT_MMAP, LOAD_MMAP = 0, 1  # enum llama_load_mode
+FILE_POOLINGS = ("1", "2", "3")  # enum llama_pooling_type: mean, cls, last; 4 is for ranking
+
+
+class Model(Handle):
+    """A loaded model, its weights memory-mapped and read-only.
+
+    Attributes:
+        vocabulary: its tokenizer.
+    """
+
+    def __init__(self, address: Any) -> None:
+        super().__init__(address, library.load().llama.llama_model_free)
+        self.vocabulary = Vocabulary(self)
+
+    @classmethod
+    def load(
+        cls, paths: Sequence[Path], *, n_gpu_layers: int = 0, repack: bool = False, without_weights: bool = False
+    ) -> Model:
+        """Load a model from one file or from all parts of a split one, in order (``llama_model_load_from_splits``).
+
+        Args:
+            n_gpu_layers: layers for the GPUs; 0 keeps everything on the CPU, long prompts too.
+            repack: let llama.cpp copy weights into CPU-specific layouts (``use_extra_bufts``); such weights cannot
+                be switched to mapped shards.
+            without_weights: read the header only and simulate allocations, for a dry run (``no_alloc``).
+
+        Raises:
+            EngineFailed: llama.cpp refuses the model; says what it said.
+        """
+        lib = library.load()
+        params = lib.llama.llama_model_default_params()
+        params.n_gpu_layers = n_gpu_layers
+        no_devices = (ct.c_void_p * 1)(None)
+        if n_gpu_layers == 0:  # else llama.cpp may still send large batches to a GPU (op_offload)
+            params.devices = ct.cast(no_devices, ct.c_void_p)
+        params.use_extra_bufts = repack
+        params.no_alloc = without_weights
+        params.load_mode = LOAD_WITHOUT_MMAP if without_weights else LOAD_MMAP
+        names = (ct.c_char_p * len(paths))(*(os.fsencode(p) for p in paths))
+        log.forget_complaints()
+        address = lib.llama.llama_model_load_from_splits(names, len(paths), params)
+        if not address:
+            raise EngineFailed(f"llama.cpp cannot load {paths[0]}: {log.complaints()}")
+        return cls(address)
+
+    @property
+    def n_layers(self) -> int:
+        return int(library.load().llama.llama_model_n_layer(self.address))
+
+    @property
+    def name(self) -> str:
+        """``general.name`` of the model file, or nothing."""
+        return self._metadata("general.name") or ""
+
+    @property
+    def architecture(self) -> str:
+        """llama.cpp's name of what kind of model it is."""
+        return self._metadata("general.architecture") or ""
+
+    @property
+    def has_recurrent_state(self) -> bool:
+        """Whether a part of its memory is one state for all tokens, of which no beginning can be cut off."""
+        llama = library.load().llama
+        return bool(llama.llama_model_is_recurrent(self.address) or llama.llama_model_is_hybrid(self.address))
+
+    @property
+    def trained_context(self) -> int:
+        return int(library.load().llama.llama_model_n_ctx_train(self.address))
+
+    @property
+    def n_embd(self) -> int:
+        """Length of a token's state, and of an embedding."""
+        return int(library.load().llama.llama_model_n_embd_out(self.address))
+
+    @property
+    def has_pooling(self) -> bool:
+        """Whether the model file says how embeddings are made of token states."""
+        architecture = self._metadata("general.architecture")
+        return self._metadata(f"{architecture}.pooling_type") in FILE_POOLINGS
+
+    def _metadata(self, key: str) -> str | None:
+        value = ct.create_string_buffer(64)
+        n = library.load().llama.llama_model_meta_val_str(self.address, key.encode(), value, len(value))
+        return value.value.decode("utf-8", "replace") if n >= 0 else None
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja template of the GGUF, or None."""
+        template = library.load().llama.llama_model_chat_template(self.address, None)
+        return template.decode() if template else None

@@ -1,0 +1,80 @@
+"""Text to tokens and back."""
+
+from __future__ import annotations
+
+import ctypes as ct
+from collections.abc import Sequence
+from typing import Any
+
+from lamella.llama import library
+from lamella.llama.handle import Handle
+
+
+class Vocabulary:
+    """The tokenizer of a model.
+
+    Pieces are remembered: between two tokens the weights have pushed everything else out of the processor's caches,
+    and each call into C then costs tens of microseconds.  Unlike other handles, it may be used by several threads.
+
+    Raises:
+        EngineFailed: from every method, once the model was closed.
+    """
+
+    def __init__(self, model: Handle) -> None:
+        self._llama = library.load().llama
+        self._model = model
+        self._address = self._llama.llama_model_get_vocab(model.address)
+        self.n_tokens: int = self._llama.llama_vocab_n_tokens(self._address)
+        self.bos: int = self._llama.llama_vocab_bos(self._address)
+        self.eos: int = self._llama.llama_vocab_eos(self._address)
+        self._pieces: dict[tuple[int, bool], bytes] = {}
+        self._ends: dict[int, bool] = {}
+
+    @property
+    def address(self) -> Any:
+        """``llama_vocab``, which belongs to the model."""
+        self._model.check_open()
+        return self._address
+
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """Token ids of ``text``.
+
+        Args:
+            add_special: add what the model wants at the start (and end), such as BOS.
+            parse_special: recognise control tokens written in the text.
+        """
+        self._model.check_open()
+        data = text.encode()
+        n = len(data) + 8
+        while True:
+            tokens = (self._llama.llama_token * n)()
+            n = self._llama.llama_tokenize(self._address, data, len(data), tokens, n, add_special, parse_special)
+            if n >= 0:
+                return list(tokens[:n])
+            n = -n  # so many are needed
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """The bytes of one token: possibly a part of a UTF-8 character, empty for control tokens."""
+        found = self._pieces.get((token, special))
+        if found is None:
+            found = self._pieces[token, special] = self._read_piece(token, special)
+        return found
+
+    def _read_piece(self, token: int, special: bool) -> bytes:
+        self._model.check_open()
+        buffer = ct.create_string_buffer(64)  # not kept: prompts are read in another thread than tokens are written
+        n = self._llama.llama_token_to_piece(self._address, token, buffer, len(buffer), 0, special)
+        if n < 0:
+            buffer = ct.create_string_buffer(-n)
+            n = self._llama.llama_token_to_piece(self._address, token, buffer, len(buffer), 0, special)
+        return buffer.raw[:n]
+
+    def text(self, tokens: Sequence[int], *, special: bool = False) -> str:
+        return b"".join(self.piece(t, special=special) for t in tokens).decode("utf-8", "replace")
+
+    def ends_generation(self, token: int) -> bool:
+        found = self._ends.get(token)
+        if found is None:
+            self._model.check_open()
+            found = self._ends[token] = bool(self._llama.llama_vocab_is_eog(self._address, token))
+        return found

@@ -1,0 +1,1 @@
+"""OpenAI's dialect: request models, routes, and the bytes of answers and streams."""

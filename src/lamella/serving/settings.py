@@ -1,0 +1,71 @@
+"""What the front is told when it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lamella.core.errors import InvalidRequest
+from lamella.serving.auth import KeyRing
+
+DEFAULT_PORT = 8080
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The most that one request may ask for; more is refused, not cut.
+
+    Attributes:
+        body_bytes: of its body.
+        prompt_tokens: of one prompt; None for what the context holds.
+        output_tokens: of one choice; None for what the context holds.
+        n_choices: prompts times ``n``.
+        n_inputs: texts of one embedding request.
+    """
+
+    body_bytes: int = 8 << 20
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    n_choices: int = 128
+    n_inputs: int = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class FrontSettings:
+    """How the server meets the world.
+
+    Attributes:
+        host, port: where it listens; port 0 takes a free one.
+        keys: who may ask; without any, everybody.
+        aliases: further names of the model (clients often have one built in).
+        limits: for one request.
+        cors_origins: web pages whose scripts may ask; ``*`` for all.
+        certificate, private_key: PEM files for TLS; both or none.
+        drain_seconds: how long running requests may take at shutdown before they are cut off.
+        access_log: one line a request, on the error stream.  It costs time that the model could use.
+
+    Raises:
+        InvalidRequest: values that have no meaning.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    keys: KeyRing = field(default_factory=KeyRing)
+    aliases: tuple[str, ...] = ()
+    limits: Limits = Limits()
+    cors_origins: tuple[str, ...] = ()
+    certificate: Path | None = None
+    private_key: Path | None = None
+    drain_seconds: float = 30.0
+    access_log: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.private_key is None):
+            raise InvalidRequest("TLS needs both a certificate and its private key")
+        if self.drain_seconds < 0:
+            raise InvalidRequest(f"running requests may take 0 seconds or more at shutdown, not {self.drain_seconds:g}")
+
+    @property
+    def scheme(self) -> str:
+        """``https`` with a certificate, else ``http``."""
+        return "https" if self.certificate else "http"

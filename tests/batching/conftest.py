@@ -1,0 +1,118 @@
+"""An engine loop on a tiny model with two variants, and a front that keeps what it is told."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lamella
+from lamella.batching.loop import EngineLoop
+from lamella.batching.messages import EngineMessage, Finished, FrontMessage, Generate, Refused, Sampling, Step, Stop
+from lamella.batching.settings import EngineSettings
+from tests.fakes.tiny_model import write_tiny_model
+
+GREEDY = Sampling(temperature=0.0)
+
+
+class FakeFront:
+    """Sends to a running loop, and waits for its answers."""
+
+    def __init__(self) -> None:
+        self.loop: EngineLoop
+        self.told: list[EngineMessage] = []
+        self._news = threading.Condition()
+        self._last_id = 0
+
+    def hear(self, message: EngineMessage) -> None:
+        with self._news:
+            self.told.append(message)
+            self._news.notify_all()
+
+    def tell(self, message: FrontMessage) -> None:
+        self.loop.receive(message)
+
+    def start(self, prompt: Any, **fields: Any) -> int:
+        """Submit a greedy request that does not end early; returns its number."""
+        self._last_id += 1
+        fields = {"sampling": GREEDY, "max_tokens": 12, "ignore_end": True, **fields}
+        self.tell(Generate(id=self._last_id, prompt=prompt, **fields))
+        return self._last_id
+
+    def wait(self, found: Callable[[EngineMessage], bool], seconds: float = 60) -> Any:
+        """The first message of which something is true."""
+        end = time.monotonic() + seconds
+        with self._news:
+            while True:
+                for message in self.told:
+                    if found(message):
+                        return message
+                assert self._news.wait(end - time.monotonic()), f"not told; was told {self.told[-5:]}"
+
+    def end_of(self, number: int) -> Finished:
+        message = self.wait(lambda m: isinstance(m, Finished | Refused) and m.id == number)
+        assert isinstance(message, Finished), message
+        return message
+
+    def refusal_of(self, number: int) -> Refused:
+        message = self.wait(lambda m: isinstance(m, Finished | Refused) and m.id == number)
+        assert isinstance(message, Refused), message
+        return message
+
+    def tokens_of(self, number: int) -> list[int]:
+        """All tokens of a request, when it has ended."""
+        self.end_of(number)
+        return [t.token for m in list(self.told) if isinstance(m, Step) for t in m.tokens if t.id == number]
+
+    def text_of(self, number: int) -> str:
+        end = self.end_of(number)
+        steps = [m for m in list(self.told) if isinstance(m, Step)]
+        return "".join(t.text for m in steps for t in m.tokens if t.id == number) + end.text
+
+    def write(self, prompt: Any, **fields: Any) -> list[int]:
+        """Submit and wait for all tokens."""
+        return self.tokens_of(self.start(prompt, **fields))
+
+
+OpenFront = Callable[..., AbstractContextManager[FakeFront]]
+
+
+@pytest.fixture(scope="session")
+def served_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served")
+    model = write_tiny_model(folder / "tiny.gguf", n_layers=3)
+    for name in ("int8", "int4"):
+        plan = lamella.plan(model, "uniform", precision=name, context=128)
+        lamella.build(model, folder / "store", plan, name)
+    return folder / "store"
+
+
+@pytest.fixture
+def open_front(served_store: Path) -> OpenFront:
+    @contextmanager
+    def opened(**settings: Any) -> Iterator[FakeFront]:
+        front = FakeFront()
+        fields = {"store": str(served_store), "variant": "int8", "n_ctx": 128, "layout": "mapped", "n_sequences": 4}
+        front.loop = EngineLoop.open(EngineSettings(**{**fields, **settings}), front.hear)
+        thread = threading.Thread(target=front.loop.run)
+        thread.start()
+        try:
+            yield front
+        finally:
+            front.tell(Stop())
+            thread.join(60)
+            assert not thread.is_alive()
+            front.loop.close()
+
+    return opened
+
+
+@pytest.fixture
+def front(open_front: OpenFront) -> Iterator[FakeFront]:
+    with open_front() as opened:
+        yield opened

@@ -1,0 +1,105 @@
+"""The books of the KV cache: checked against a plain model of cells."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lamella.batching.slots import SlotTable
+
+WORD = st.lists(st.integers(0, 1), min_size=1, max_size=6)
+
+
+@given(st.data())
+def test_cells_are_counted_once_however_they_are_shared(data: st.DataObject) -> None:
+    """Copies, cuts and extensions in any order, beside a list of cell objects for each slot."""
+    table = SlotTable(4)
+    cells: list[list[object]] = [[] for _ in table.slots]
+    for _ in range(data.draw(st.integers(1, 25))):
+        slot = table.slots[data.draw(st.integers(0, 3))]
+        match data.draw(st.sampled_from(["extend", "cut", "copy"])):
+            case "extend":
+                tokens = data.draw(WORD)
+                table.extend(slot, tokens, "v", 1)
+                cells[slot.id] += [object() for _ in tokens]
+            case "cut":
+                n = data.draw(st.integers(0, len(slot.tokens)))
+                table.cut(slot, n)
+                del cells[slot.id][n:]
+            case "copy":
+                source = table.slots[data.draw(st.integers(0, 3))]
+                if source is not slot:
+                    n = data.draw(st.integers(0, len(source.tokens)))
+                    table.cut(slot, 0)
+                    table.copy(source, slot, n)
+                    cells[slot.id] = cells[source.id][:n]
+        assert table.cells_used == len({id(c) for held in cells for c in held})
+        assert [len(s.tokens) for s in table.slots] == [len(held) for held in cells]
+
+
+def test_the_next_turn_of_a_chat_takes_its_slot_over() -> None:
+    table = SlotTable(3)
+    table.extend(table.slots[1], [1, 2, 3, 4], "v", 1)
+    place = table.find_place([1, 2, 3, 4, 5, 6])
+    assert place is not None
+    assert (place.slot.id, place.source, place.n_shared) == (1, None, 4)
+
+
+def test_the_last_token_is_always_computed() -> None:
+    table = SlotTable(2)
+    table.extend(table.slots[0], [1, 2, 3], "v", 1)
+    place = table.find_place([1, 2, 3])
+    assert place is not None
+    assert place.n_shared == 2
+
+
+def test_a_long_chat_is_not_lost_to_one_that_shares_its_beginning() -> None:
+    table = SlotTable(3)
+    table.extend(table.slots[0], [1] * 10 + [2] * 90, "v", 1)
+    place = table.find_place([1] * 10 + [3] * 5)
+    assert place is not None
+    assert place.slot.id != 0
+    assert (place.source, place.n_shared) == (table.slots[0], 10)
+
+
+def test_a_running_request_lends_its_beginning() -> None:
+    table = SlotTable(2)
+    table.extend(table.slots[0], [1, 2, 3, 4], "v", 1)
+    table.slots[0].owner = 7
+    place = table.find_place([1, 2, 3, 9])
+    assert place is not None
+    assert (place.slot.id, place.source, place.n_shared) == (1, table.slots[0], 3)
+
+
+def test_cells_of_another_variant_serve_only_requests_without_a_wish() -> None:
+    table = SlotTable(2)
+    table.extend(table.slots[0], [1, 2], "small", 1)
+    table.extend(table.slots[0], [3, 4], "large", 1)
+    assert table.shared_with_kept([1, 2, 3, 4, 5], None) == 4
+    assert table.shared_with_kept([1, 2, 3, 4, 5], "large") == 0
+
+
+def test_recurrent_models_share_whole_sequences_only() -> None:
+    table = SlotTable(2, can_share_parts=False)
+    table.extend(table.slots[0], [1, 2, 3], "v", 1)
+    assert table.shared_with_kept([1, 2, 4, 5], None) == 0
+    assert table.shared_with_kept([1, 2, 3], None) == 0
+    place = table.find_place([1, 2, 3, 4])
+    assert place is not None
+    assert (place.slot.id, place.source, place.n_shared) == (0, None, 3)
+
+
+def test_no_place_where_all_slots_run() -> None:
+    table = SlotTable(1)
+    table.slots[0].owner = 1
+    assert table.find_place([1, 2]) is None
+
+
+def test_the_least_recently_used_slot_gives_way() -> None:
+    table = SlotTable(2)
+    table.extend(table.slots[0], [1], "v", 5)
+    table.extend(table.slots[1], [2], "v", 4)
+    assert [s.id for s in table.kept] == [1, 0]
+    place = table.find_place([9, 9])
+    assert place is not None
+    assert place.slot.id == 1

@@ -1,0 +1,64 @@
+"""A real engine on a tiny model is killed under its streams: each goes on where it was.
+
+That the tokens are the same ones is tested with a real model (tests/end_to_end/test_serve.py) and with a fake engine:
+the tiny model's distributions are so flat that another order of sums changes what is drawn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from pathlib import Path
+
+from lamella.batching.messages import Finished, Generate, Sampling, TokenEvent
+from lamella.batching.settings import EngineSettings
+from lamella.serving.supervisor import SupervisedEngine
+from tests.batching.conftest import served_store  # noqa: F401
+
+N_STREAMS, N_KILLS, N_TOKENS = 8, 3, 60
+
+
+def test_streams_survive_the_death_of_their_engine(served_store: Path) -> None:  # noqa: F811
+    settings = EngineSettings(store=str(served_store), n_ctx=128, n_sequences=N_STREAMS, layout="mapped", n_threads=1)
+    asyncio.run(_kill_and_compare(settings))
+
+
+async def _kill_and_compare(settings: EngineSettings) -> None:
+    async with SupervisedEngine(settings) as engine:
+        undisturbed = await asyncio.gather(*(_write(engine, i) for i in range(N_STREAMS)))
+        streams = asyncio.gather(*(_write(engine, i) for i in range(N_STREAMS)))
+        for _ in range(N_KILLS):
+            await _kill_in_the_middle(engine)
+        for tokens, text, count in [*undisturbed, *await streams]:
+            assert len(tokens) == count == N_TOKENS
+            assert text
+        assert engine.n_restarts == N_KILLS
+        assert engine.n_open == 0
+
+
+async def _write(engine: SupervisedEngine, number: int) -> tuple[list[int], str, int]:
+    """All tokens, the text, and the engine's own count of one stream; half of them are sampled."""
+    sampling = Sampling(temperature=0.0 if number % 2 else 1.5, seed=number)
+    request = Generate(id=0, prompt=f"story {number}: ", max_tokens=N_TOKENS, sampling=sampling, ignore_end=True)
+    tokens, text, count = [], "", -1
+    async for event in engine.generate(request):
+        if isinstance(event, TokenEvent):
+            tokens.append(event.token)
+            text += event.text
+        elif isinstance(event, Finished):
+            text += event.text
+            count = event.generated_tokens
+    return tokens, text, count
+
+
+async def _kill_in_the_middle(engine: SupervisedEngine) -> None:
+    while not engine.is_ready:
+        await asyncio.sleep(0.01)
+    before = engine.n_restarts
+    assert engine.facts is not None
+    await asyncio.sleep(random.uniform(0, 0.05))
+    os.kill(engine.facts.pid, signal.SIGKILL)
+    while engine.n_restarts == before:
+        await asyncio.sleep(0.01)
