@@ -72,7 +72,9 @@ def misbehave(how: str) -> None:
     if how == "exit":
         os._exit(7)
     if how == "orphan":
-        subprocess.Popen(["sleep", "10"], close_fds=False)
+        left = subprocess.Popen(["sleep", "1000"], close_fds=False)
+        sys.stderr.write(f"left {left.pid}\n")
+        sys.stderr.flush()
         os._exit(7)
     if how == "raise":
         raise RuntimeError("the fake loop fails")

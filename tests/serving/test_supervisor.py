@@ -552,16 +552,26 @@ def test_a_start_that_fails_half_way_leaves_nothing(monkeypatch: pytest.MonkeyPa
     run(talk())
 
 
-def test_a_process_that_the_engine_left_behind_hides_neither_its_death_nor_keeps_its_files_open() -> None:
+def test_a_process_that_the_engine_left_behind_neither_hides_its_death_nor_keeps_files_open() -> None:
+    lines: list[str] = []
+
     async def talk() -> None:
-        async with engine_of() as engine:
+        engine = SupervisedEngine(
+            EngineSettings(store="fake"), SupervisorOptions(command=FAKE_COMMAND), on_line=lines.append
+        )
+        async with engine:
             stream = engine.generate(Generate(id=0, prompt="orphan@1"))
             for _ in range(2):
                 await anext(aiter(stream))
             await until(lambda: engine.last_failure.startswith("exit code 7"))
             stream.cancel()
 
-    run(talk())
+    try:
+        run(talk())
+    finally:
+        for line in lines:
+            if line.startswith("left "):
+                os.kill(int(line.removeprefix("left ")), signal.SIGKILL)
 
 
 def test_the_output_of_an_engine_goes_where_it_is_wanted() -> None:
