@@ -2,8 +2,8 @@
 
 Its tokens are a function of prompt and position, so that an undisturbed run is known beforehand (``expected_tokens``).
 Words in a prompt say how it misbehaves, once the request has that many tokens: ``abort@3``, ``exit@0``, ``hang@2``,
-``raise@1``; at 0 while the prompt is read.  ``unreadable`` makes ``receive`` raise, ``refuse`` is refused,
-``overlong`` has an answer that fits no frame.
+``raise@1``, ``orphan@4`` (leaves a process of its own behind); at 0 while the prompt is read.  ``unreadable`` makes
+``receive`` raise, ``refuse`` is refused, ``overlong`` has an answer that fits no frame.
 
 A switch to ``bad`` aborts, one to ``later`` is confirmed and aborts in the next step; ``missing`` is refused.
 ``EngineSettings.store`` is ``fake``, or how loading fails: ``abort``, ``exit``, ``refuse``, ``raise``, ``slow``,
@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import queue
 import re
+import subprocess
 import sys
 import time
 import zlib
@@ -50,7 +51,7 @@ from lamella.batching.settings import EngineSettings
 from lamella.core.errors import EngineFailed
 
 DEFAULT_MAX_TOKENS = 20
-_MISBEHAVIOUR = re.compile(r"(abort|exit|hang|raise)@(\d+)")
+_MISBEHAVIOUR = re.compile(r"(abort|exit|orphan|hang|raise)@(\d+)")
 
 
 def expected_tokens(prompt: str, n_tokens: int, variant: str = "large") -> list[int]:
@@ -69,6 +70,11 @@ def misbehave(how: str) -> None:
     if how == "abort":
         os.abort()
     if how == "exit":
+        os._exit(7)
+    if how == "orphan":
+        left = subprocess.Popen(["sleep", "1000"], close_fds=False)
+        sys.stderr.write(f"left {left.pid}\n")
+        sys.stderr.flush()
         os._exit(7)
     if how == "raise":
         raise RuntimeError("the fake loop fails")

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import uvloop
 
-from lamella.batching.frames import FRAME_LIMIT_BYTES
+from lamella.batching.frames import FRAME_LIMIT_BYTES, FrameTooLong
 from lamella.batching.messages import Accepted, Finished, Generate, Hello, Scored, Switched, TokenEvent
 from lamella.batching.settings import EngineSettings
 from lamella.core.errors import Draining, EngineUnavailable, InvalidRequest, QueueFull, RequestRefused
@@ -445,12 +445,13 @@ def test_an_engine_that_cannot_be_replaced_is_given_up_and_says_so(tmp_path: Pat
     async def talk() -> None:
         async with engine_of(str(broken)) as engine:
             stream = engine.generate(Generate(id=0, prompt="hang@1"))
-            await anext(aiter(stream))
+            for _ in range(2):  # the second is a token: this engine was fruitful
+                await anext(aiter(stream))
             broken.touch()
             kill(engine)
             with pytest.raises(EngineUnavailable, match=r"engines in a row.*SIGABRT$"):
                 await read(stream)
-            assert engine.n_restarts == SOON.n_fruitless
+            assert engine.n_restarts == SOON.n_fruitless + 1  # the first had done some work
             assert not engine.is_ready
             with pytest.raises(EngineUnavailable, match="engines in a row"):
                 engine.generate(Generate(id=0, prompt="p"))
@@ -539,6 +540,38 @@ def test_a_start_that_is_interrupted_leaves_nothing() -> None:
             await starting
 
     run(talk())
+
+
+def test_a_start_that_fails_half_way_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def talk() -> None:
+        monkeypatch.setattr("lamella.batching.frames.FRAME_LIMIT_BYTES", 10)
+        with pytest.raises(FrameTooLong, match="EngineSettings"):
+            await engine_of().start()
+        await asyncio.sleep(0)  # the connection is closed in the next turn
+
+    run(talk())
+
+
+def test_a_process_that_the_engine_left_behind_neither_hides_its_death_nor_keeps_files_open() -> None:
+    lines: list[str] = []
+
+    async def talk() -> None:
+        engine = SupervisedEngine(
+            EngineSettings(store="fake"), SupervisorOptions(command=FAKE_COMMAND), on_line=lines.append
+        )
+        async with engine:
+            stream = engine.generate(Generate(id=0, prompt="orphan@1"))
+            for _ in range(2):
+                await anext(aiter(stream))
+            await until(lambda: engine.last_failure.startswith("exit code 7"))
+            stream.cancel()
+
+    try:
+        run(talk())
+    finally:
+        for line in lines:
+            if line.startswith("left "):
+                os.kill(int(line.removeprefix("left ")), signal.SIGKILL)
 
 
 def test_the_output_of_an_engine_goes_where_it_is_wanted() -> None:

@@ -108,8 +108,8 @@ class EngineChild:
         try:
             await child._connect(ours, settings, on_line)
         except BaseException:
-            ours.close()
             child._abandon()
+            ours.close()
             raise
         return child
 
@@ -123,6 +123,7 @@ class EngineChild:
 
     def _abandon(self) -> None:
         """Undo a start that went wrong half-way."""
+        self._channel.close()
         self._process.kill()
         self._process.wait()
         if self._output_transport is not None:
