@@ -34,6 +34,18 @@ def test_pull_says_what_moved(store: Path, tmp_path: Path, capsys: pytest.Captur
     assert "there are: uniform-int4, uniform-int8" in capsys.readouterr().err
 
 
+def test_a_fleet_machine_follows_a_name(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    local = str(tmp_path / "l")
+    with serving_store(store) as server:
+        assert main(["pull", f"{server.url}@uniform-int8", local, "--name", "current"]) == 0
+        assert main(["pull", f"{server.url}@uniform-int4", local, "--name", "current"]) == 6
+        assert "--replace" in capsys.readouterr().err
+        assert main(["pull", f"{server.url}@uniform-int4", local, "--name", "current", "--replace"]) == 0
+    assert main(["store", "show", local, "current", "--json"]) == 0
+    assert main(["store", "verify", local]) == 0
+    assert main(["pull", "hf:o/r", local, "--replace"]) == 2
+
+
 def test_what_cannot_be_pulled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pull", "http://127.0.0.1:9/s@v"]) == 2
     assert "say into which store" in capsys.readouterr().err

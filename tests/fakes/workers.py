@@ -53,6 +53,29 @@ def pull_once(folder: str, url: str, name: str) -> dict[str, int]:
         return {"fetched": pull_variant(remote, name, Path(folder)).n_fetched}
 
 
+def pull_over(folder: str, url: str, name: str) -> dict[str, int]:
+    """Pull one variant in the place of ``current``."""
+    with RemoteStore(url) as remote:
+        _ready()
+        report = pull_variant(remote, name, Path(folder), local_name="current", replace=True)
+        return {"fetched": report.n_fetched}
+
+
+def replace_on(folder: str, name: str, seconds: str) -> dict[str, int]:
+    """Put the other variants of the store in the place of one of them, again and again."""
+    store = Store.open(Path(folder))
+    others = [variant for variant in store.variants() if variant.name != name]
+    did = {"replaced": 0}
+
+    def replace() -> None:
+        other = others[did["replaced"] % len(others)]
+        store.add_variant(name, other.plan, other.shards, replace=True)
+        did["replaced"] += 1
+
+    _until(float(seconds), replace)
+    return did
+
+
 def collect_once(folder: str) -> dict[str, int]:
     """Collect garbage."""
     store = Store.open(Path(folder))
@@ -162,6 +185,8 @@ def _tell(line: str) -> None:
 ROLES: dict[str, Callable[..., dict[str, int]]] = {
     "build": build_once,
     "pull": pull_once,
+    "pull-over": pull_over,
+    "replace-on": replace_on,
     "collect": collect_once,
     "build-on": build_on,
     "collect-on": collect_on,

@@ -121,6 +121,16 @@ def test_another_model_is_refused(store: Store, tmp_path: Path, n_layers: int, w
     assert len(store.verify().damaged) == 1
 
 
+def test_links_that_lead_elsewhere_are_mended(store: Store) -> None:
+    links = sorted((store.path / "variants/small").glob("*.gguf"))
+    links[1].unlink()
+    links[2].unlink()
+    links[2].symlink_to("../../shards")
+    assert not store.verify().ok
+    assert repair(store).mended_links == tuple(f"small/{link.name}" for link in links[1:3])
+    assert store.verify().ok
+
+
 def test_dropped_shards_stay_dropped(store: Store) -> None:
     store.state.set_quota(1)
     dropped = {shard.id for shard in trim(store).dropped}

@@ -84,6 +84,35 @@ def test_a_puller_killed_at_any_moment_can_be_finished(origin: Store, tmp_path: 
     print(dict(found), f"{saved_bytes} bytes were not fetched again")  # noqa: T201  # the figures of the long run
 
 
+def test_a_puller_killed_while_it_replaces_a_variant_leaves_the_old_one_or_the_new_one(
+    origin: Store, tmp_path: Path
+) -> None:
+    moments, found = random.Random(4), collections.Counter[str]()
+    shards = {"old": origin.variant("mixed").shards, "new": origin.variant("eight").shards}
+    before = tmp_path / "before"
+    with serving(origin.path, Ranged) as site:
+        pull(site.url, "mixed", before, local_name="current")
+        shutil.copytree(before, tmp_path / "timed", symlinks=True)
+        work_s = seconds_of(worker("pull-over", tmp_path / "timed", site.url, "eight"))
+        for _ in range(N_CRASHES):
+            folder = Path(shutil.copytree(before, tmp_path / "local", symlinks=True))
+            run_and_kill(worker("pull-over", folder, site.url, "eight"), work_s * moments.uniform(0.2, 1.1))
+            store = Store.open(folder)
+            what = next(name for name, wanted in shards.items() if wanted == store.variant("current").shards)
+            store.check(store.variant("current"))
+            assert not store.verify().damaged
+            found[what] += 1
+            pull(site.url, "eight", folder, local_name="current", replace=True)
+            assert store.variant("current").shards == shards["new"]
+            store.collect_garbage()
+            assert store.verify().ok
+            assert {path.stem for path in folder.glob("shards/*/*.gguf")} == {shard.id for shard in shards["new"]}
+            shutil.rmtree(folder)
+    if N_CRASHES >= MANY:
+        assert set(found) == {"old", "new"}
+    print(dict(found))  # noqa: T201  # the figures of the long run
+
+
 def test_ctrl_c_leaves_what_it_has(origin: Store, local: Path) -> None:
     with serving(origin.path, Slow) as site:
         (puller,) = start(worker("pull", local, site.url, "eight"))

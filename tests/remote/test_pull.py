@@ -273,6 +273,33 @@ def test_a_taken_name_is_refused_and_nothing_moved(origin: Store, source: ModelF
     assert site.sent_shard_bytes == 0
 
 
+def test_a_taken_name_is_replaced_if_asked_for_and_only_what_changed_moves(origin: Store, local: Path) -> None:
+    with serving(origin.path, Ranged) as site:
+        pull(site.url, "eight", local, local_name="current")
+        report = pull(site.url, "mixed", local, local_name="current", replace=True)
+        again = pull(site.url, "mixed", local, local_name="current", replace=True)
+    store = Store.open(local)
+    assert store.variant_names() == ["current"]
+    assert store.variant("current").shards == origin.variant("mixed").shards
+    assert (report.n_fetched, again.n_fetched) == (1, 0)
+    assert store.verify().ok
+    assert store.collect_garbage().n_shards == 1
+
+
+def test_a_replacement_that_cannot_be_had_replaces_nothing(origin: Store, local: Path) -> None:
+    class Lying(Ranged):
+        def answer(self, data: bytes) -> None:
+            changed = origin.variant("mixed").shards[2].id
+            super().answer(bytes(len(data)) if changed in self.path else data)
+
+    with serving(origin.path, Lying) as site:
+        pull(site.url, "eight", local, local_name="current")
+        with pytest.raises(RemoteFailed, match="wrong bytes"):
+            pull(site.url, "mixed", local, local_name="current", replace=True)
+    assert Store.open(local).variant("current").shards == origin.variant("eight").shards
+    assert Store.open(local).verify().ok
+
+
 def test_a_folder_with_other_things_is_refused_and_nothing_moved(origin: Store, local: Path) -> None:
     local.mkdir()
     (local / "thesis.txt").write_text("dear to me")

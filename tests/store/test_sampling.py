@@ -30,7 +30,7 @@ def ticking() -> Callable[[], float]:
 
 
 def sampled(store: Store, seconds: float, seed: int | None) -> verify.VerifyReport:
-    facts = Facts(store.variants(), {}, (), ())
+    facts = Facts(store.variants(), {}, (), (), ())
     return verify.verify(Layout(store.path), facts, Sample(seconds, seed=seed, n_jobs=1), clock=ticking())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ def pull(
     store: str | Path,
     name: str | None = None,
     *,
+    replace: bool = False,
     token: str | None = None,
     n_connections: int = 4,
     on_progress: OnTransfer = lambda _: None,
@@ -37,6 +38,7 @@ def pull(
         source: ``URL@VARIANT``; the variant may be left out where the server lists a single one.
         store: folder of the local store; made if it does not exist.
         name: of the variant here; None: the same as there.
+        replace: take the place of a variant of that name with other contents.  Who runs that one keeps it.
         token: for servers that ask for one.
 
     Raises:
@@ -51,9 +53,15 @@ def pull(
     with RemoteStore(url, token) as remote:
         wanted = variant or remote.only_variant()
         report = pull_variant(
-            remote, wanted, Path(store), local_name=name, n_connections=n_connections, on_progress=on_progress
+            remote,
+            wanted,
+            Path(store),
+            local_name=name,
+            replace=replace,
+            n_connections=n_connections,
+            on_progress=on_progress,
         )
-    return replace(report, trimmed=keep_quota(Store.open(Path(store)), reach))
+    return dataclasses.replace(report, trimmed=keep_quota(Store.open(Path(store)), reach))
 
 
 def push(

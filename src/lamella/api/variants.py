@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from lamella.api.losses import _kernel_table
@@ -42,6 +42,7 @@ def build(
     *,
     importance: ImportanceMatrix | None = None,
     tuning: Tuning | None = None,
+    replace: bool = False,
     n_threads: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> BuildReport:
@@ -52,6 +53,7 @@ def build(
         name: of the variant; None: after the plan (``default_name``).
         importance: what ggml's rounding weighs columns by (``gather_importance``, ``read_importance``).
         tuning: instead of it, what rounding makes up for its errors with (``tune_on``).
+        replace: take the place of a variant of that name with other contents.  Who runs that one keeps it.
 
     Raises:
         ArtifactError: plan or importance matrix are for another model.
@@ -68,10 +70,11 @@ def build(
         name or default_name(plan),
         importance=importance,
         tuning=tuning,
+        replace=replace,
         n_threads=n_threads,
         on_progress=on_progress,
     )
-    return replace(report, trimmed=keep_quota(opened, reach))
+    return dataclasses.replace(report, trimmed=keep_quota(opened, reach))
 
 
 def export(
@@ -117,7 +120,7 @@ def import_file(
         ModelError, StoreError, StorageFailed: see ``lamella.exchange.importing.import_file``.
     """
     report = importing.import_file(Path(file), Path(store), name, n_threads=n_threads, on_progress=on_progress)
-    return replace(report, trimmed=keep_quota(Store.open(Path(store)), reach))
+    return dataclasses.replace(report, trimmed=keep_quota(Store.open(Path(store)), reach))
 
 
 def open_store(store: str | Path, n_threads: int = 0) -> Store:

@@ -56,6 +56,9 @@ def build(
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the variant, if there is only one.")] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace variants of these names; who runs one keeps the old one.")
+    ] = False,
     json: JsonFlag = False,
 ) -> None:
     """Build variants; layers that the store already has at the same types are shared.
@@ -86,7 +89,10 @@ def build(
         )
         with progress("tuning", quiet=json) as update:
             tuning = api.tune_on(model, tune_on, settings=settings, on_progress=update)
-    reports = build_plans(model, store, plans, names, importance=importance, tuning=tuning, config=config, quiet=json)
+    reports = build_plans(
+        model, store, plans, names,
+        importance=importance, tuning=tuning, replace=replace, config=config, quiet=json,
+    )  # fmt: skip
     usage = Store.open(store).usage()
     if json:
         joint = {"joint_bytes": usage.joint_bytes, "sum_of_variants_bytes": usage.sum_of_variants_bytes}
@@ -103,6 +109,7 @@ def build_plans(
     *,
     importance: ImportanceMatrix | None = None,
     tuning: Tuning | None = None,
+    replace: bool = False,
     config: Config,
     quiet: bool,
 ) -> list[BuildReport]:
@@ -116,7 +123,7 @@ def build_plans(
                 update(at.weights_done, at.weights_total, where)
 
             report = api.build(
-                model, store, made, variant_name, importance=importance, tuning=tuning,
+                model, store, made, variant_name, importance=importance, tuning=tuning, replace=replace,
                 n_threads=config.n_threads or None, on_progress=show,
             )  # fmt: skip
             reports.append(report)

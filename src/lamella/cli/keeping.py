@@ -140,8 +140,8 @@ def repair(
             say(f"repaired: shard {r.id} ({r.label} of {', '.join(r.variants)}), {r.reason}: {r.origin}")
         for d in report.failed:
             say(f"damaged still: shard {d.id} ({d.label or 'of no variant'}): {d.reason}")
-        for link in report.broken_links:
-            say(f"broken link: {link}; remove the variant and build it again")
+        for link in report.mended_links:
+            say(f"link mended: {link}")
         for reason in report.unreadable:
             say(f"unreadable: {reason}")
         say(f"{report.n_shards} shards, {len(report.repaired)} repaired: {'all good' if report.ok else 'NOT good'}")

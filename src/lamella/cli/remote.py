@@ -35,6 +35,9 @@ def pull(
         typer.Argument(metavar="[FOLDER]", help="The local store, made if it does not exist; of hf: where files go."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the variant here. Default: the same as there.")] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace the variant of that name here; who runs it keeps the old one.")
+    ] = False,
     token: TokenOption = None,
     connections: ConnectionsOption = 4,
     json: JsonFlag = False,
@@ -47,6 +50,8 @@ def pull(
     if source.startswith(api.HUB_PREFIX):
         if name is not None:
             raise InvalidRequest("--name names a variant, and hf: fetches a model file")
+        if replace:
+            raise InvalidRequest("--replace is about a variant, and hf: fetches a model file")
         _pull_from_hub(source, target, config, json)
         return
     if target is None:
@@ -56,6 +61,7 @@ def pull(
             source,
             target,
             name,
+            replace=replace,
             token=token or config.token,
             n_connections=connections,
             on_progress=_shown(update),

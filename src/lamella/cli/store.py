@@ -111,7 +111,7 @@ def _show_report(report: VerifyReport) -> None:
         users = ", ".join(damaged.variants) or "no variant"
         say(f"damaged: shard {damaged.id} ({damaged.label}; used by {users}): {damaged.reason}")
     for link in report.broken_links:
-        say(f"broken link: {link}")
+        say(f"broken link: {link}; lamella store repair mends it")
     for reason in report.unreadable_variants:
         say(f"unreadable variant {reason}")
     for reason in report.unreadable_notes:

@@ -16,11 +16,12 @@ next build goes on from there.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from lamella.core.artifacts import Plan, ShardRef, Variant
@@ -111,6 +112,7 @@ def build_variant(
     *,
     importance: ImportanceMatrix | None = None,
     tuning: Tuning | None = None,
+    replace: bool = False,
     n_threads: int | None = None,
     on_progress: OnProgress | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -120,6 +122,7 @@ def build_variant(
     Args:
         importance: what ggml's rounding weighs columns by; if it is used, the variant's plan says which it was.
         tuning: instead of it, what rounding makes up for its errors with; the plan says on what it was tuned.
+        replace: take the place of a variant of that name with other contents, once all its shards are there.
         n_threads: threads that convert; None for the cores this process may use.
         on_progress, should_stop: called from this thread, before and after each chunk of rows.
 
@@ -134,13 +137,16 @@ def build_variant(
     check_variant_name(name)
     store.check_same_model(source.spec.identity)
     jobs = shard_jobs(source, plan, importance, tuning)
-    plan = replace(plan, settings={**plan.settings, **_rounding_settings(jobs)})
-    _refuse_taken_name(source, store, name, jobs, importance, tuning)
+    plan = dataclasses.replace(plan, settings={**plan.settings, **_rounding_settings(jobs)})
+    if not replace:
+        _refuse_taken_name(source, store, name, jobs, importance, tuning)
     with store.lease() as lease:
         if importance is not None and (used := importance_hash(jobs)):
             lease.protect([used])  # no variant names it yet
             store.sources.keep_importance(used, serialise_imatrix(importance))
-        return _make_variant(source, plan, store, lease, name, jobs, {}, tuning, n_threads, on_progress, should_stop)
+        return _make_variant(
+            source, plan, store, lease, name, jobs, {}, tuning, replace, n_threads, on_progress, should_stop
+        )
 
 
 def copy_variant(
@@ -165,7 +171,9 @@ def copy_variant(
         known: shards to take from the store instead of making them, by number.
     """
     jobs = copy_jobs(source)
-    return _make_variant(source, plan, store, lease, name, jobs, known, None, n_threads, on_progress, should_stop)
+    return _make_variant(
+        source, plan, store, lease, name, jobs, known, None, False, n_threads, on_progress, should_stop
+    )
 
 
 def note_source(store: Store, source: ModelFile) -> None:
@@ -221,6 +229,7 @@ def _make_variant(
     jobs: Sequence[ShardJob],
     known: Mapping[int, ShardRef],
     tuning: Tuning | None,
+    replace: bool,
     n_threads: int | None,
     on_progress: OnProgress | None,
     should_stop: Callable[[], bool] | None,
@@ -245,7 +254,7 @@ def _make_variant(
             if not found and not new:
                 watch.waits_for(missing[0])
                 time.sleep(ASK_AGAIN_S)
-    variant = store.add_variant(name, plan, [shards[job.group.number] for job in jobs])
+    variant = store.add_variant(name, plan, [shards[job.group.number] for job in jobs], replace=replace)
     written_bytes = sum(ref.n_bytes for ref in made.values())
     return BuildReport(variant, len(jobs), len(jobs) - len(made), written_bytes, time.perf_counter() - started)
 
@@ -355,9 +364,9 @@ def _with_feedback(jobs: Sequence[ShardJob], tuning: Tuning | None) -> Sequence[
 
     def ready(conversion: Conversion) -> Conversion:
         found = feedbacks.get(conversion.source.spec.name) if conversion.tuned_on else None
-        return replace(conversion, feedback=found)
+        return dataclasses.replace(conversion, feedback=found)
 
-    return [replace(job, conversions=tuple(map(ready, job.conversions))) for job in jobs]
+    return [dataclasses.replace(job, conversions=tuple(map(ready, job.conversions))) for job in jobs]
 
 
 class _Watch:

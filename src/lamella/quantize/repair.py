@@ -46,18 +46,19 @@ class RepairReport:
     Attributes:
         n_shards: shards looked at.
         failed: shards that are damaged still, each with the reason why it could not be mended.
-        broken_links, unreadable: what a repair does not mend, as ``verify`` reports it.
+        mended_links: links for stock llama.cpp that led elsewhere, as ``NAME/LINK``.
+        unreadable: documents that a repair does not mend, as ``verify`` reports them.
     """
 
     n_shards: int
     repaired: tuple[Repaired, ...]
     failed: tuple[DamagedShard, ...]
-    broken_links: tuple[str, ...]
+    mended_links: tuple[str, ...]
     unreadable: tuple[str, ...]
 
     @property
     def ok(self) -> bool:
-        return not (self.failed or self.broken_links or self.unreadable)
+        return not (self.failed or self.unreadable)
 
 
 def repair(
@@ -106,7 +107,8 @@ def repair(
                 repaired.append(Repaired(damaged.id, damaged.label, damaged.variants, damaged.reason, origin))
         store.state.forget_returned()
         unreadable = (*store.state.unreadable(), *store.sources.unreadable(), *found.unreadable_variants)
-    return RepairReport(found.n_shards, tuple(repaired), tuple(failed), found.broken_links, unreadable)
+        mended_links = tuple(link for variant in variants for link in store.mend_links(variant))
+    return RepairReport(found.n_shards, tuple(repaired), tuple(failed), mended_links, unreadable)
 
 
 def _check_model(store: Store, model: ModelFile) -> None:

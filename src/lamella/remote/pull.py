@@ -95,6 +95,7 @@ def pull_variant(
     target: Path,
     *,
     local_name: str | None = None,
+    replace: bool = False,
     n_connections: int = DEFAULT_CONNECTIONS,
     on_progress: OnTransfer = lambda _: None,
 ) -> PullReport:
@@ -102,6 +103,7 @@ def pull_variant(
 
     Args:
         local_name: name of the variant here; None: the same as there.
+        replace: take the place of a variant of that name with other contents, once everything is there.
 
     Raises:
         StoreError: another model, or the name is taken by a variant with other contents.
@@ -117,7 +119,8 @@ def pull_variant(
     with contextlib.ExitStack() as held:
         if store is not None:
             lease = _protect(store, wanted, held)
-            _refuse_taken_name(store, local_name, wanted)
+            if not replace:
+                _refuse_taken_name(store, local_name, wanted)
         else:
             held.callback(_remove_if_empty, target, target.exists())
         missing = _missing(store, wanted)
@@ -133,7 +136,7 @@ def pull_variant(
             store.origins.note(shard_id, remote.url)  # first: what is there can be fetched again
         for shard_id, found in fetched.items():
             lease.place(found.part, shard_id)
-        variant = store.add_variant(local_name, wanted.plan, wanted.shards)
+        variant = store.add_variant(local_name, wanted.plan, wanted.shards, replace=replace)
     return PullReport(
         variant,
         len(wanted.shards),

@@ -26,6 +26,7 @@ from lamella.run.layouts import Layout
 from lamella.run.shards import ShardPool
 from lamella.store.leases import Lease
 from lamella.store.store import Store
+from lamella.store.variants import Version
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +35,14 @@ class PreparedVariant:
 
     Attributes:
         variant: the variant.
+        version: of the variant's document when it was prepared; it may have been replaced since.
         prompt, token: where each weight points in the two phases of a generation.
         lease: keeps its shards in the store as long as they are open here.
         seconds: what preparing took: opening, reading pages in, repacking.
     """
 
     variant: Variant
+    version: Version
     prompt: Mapping[str, WeightState]
     token: Mapping[str, WeightState]
     lease: Lease
@@ -114,21 +117,25 @@ class LiveVariants:
         return self._pool.repacked_bytes
 
     def prepare(self, name: str) -> Future[PreparedVariant]:
-        """Get a variant into memory in the background.
+        """Get a variant into memory in the background; one that was replaced in the store is got anew.
 
         Raises:
             UnknownVariant: at once.  What else fails is raised by the future; asking again tries again.
             EngineFailed: ``close`` was called.
         """
-        self._store.check_variant_exists(name)
+        version = self._store.version(name)
         with self._lock:
             if self._is_closed:
                 raise EngineFailed("the engine was closed")
             self._forget_failures()
-            if name in self._warm:
+            warm = self._warm.get(name)
+            if warm is not None and warm.version == version:
                 done: Future[PreparedVariant] = Future()
-                done.set_result(self._warm[name])
+                done.set_result(warm)
                 return done
+            pending = self._pending.get(name)
+            if pending is not None and pending.done() and pending.result().version != version:
+                self._pending.pop(name).result().lease.close()
             if name not in self._pending:
                 self._pending[name] = self._background.submit(self._prepare, name)
             return self._pending[name]
@@ -149,6 +156,7 @@ class LiveVariants:
         token: dict[str, WeightState] = {}
         with contextlib.ExitStack() as on_failure:
             lease = on_failure.enter_context(self._store.lease(reading=True))
+            version = self._store.version(name)  # first: if it is replaced now, the next look finds another one
             variant = lease.hold(name)
             paths = self._store.ready_paths(variant, should_stop=lambda: self._is_closed)
             if self._check:
@@ -162,12 +170,12 @@ class LiveVariants:
                 raise StoreError(f"variant {variant.name} has no {', '.join(missing[:3])}: it is of another model")
             lease.settle()
             on_failure.pop_all()
-        return PreparedVariant(variant, prompt, token, lease, time.perf_counter() - start)
+        return PreparedVariant(variant, version, prompt, token, lease, time.perf_counter() - start)
 
     def switch_to(self, prepared: PreparedVariant) -> SwitchReport:
         """Run at this variant from the next decode on."""
         before, name = self.current, prepared.variant.name
-        was_warm = name in self._warm
+        was_warm = self._warm.get(name) is prepared
         start = time.perf_counter()
         n_weights = self.use(prepared.token)
         seconds = time.perf_counter() - start
@@ -231,7 +239,7 @@ class LiveVariants:
     def _remember(self, prepared: PreparedVariant) -> None:
         with self._lock:
             name = prepared.variant.name
-            self._pending.pop(name, None)
+            self._let_go_of_others(name, prepared)
             self._warm[name] = prepared
             self._warm.move_to_end(name)
         self._close_what_is_too_much()
@@ -248,6 +256,16 @@ class LiveVariants:
             if all(f.done() for f in self._pending.values()):  # else the background thread is opening shards
                 ready = [*self._warm.values(), *(f.result() for f in self._pending.values())]
                 self._pool.keep_only(s.id for p in ready for s in p.variant.shards)
+
+    def _let_go_of_others(self, name: str, prepared: PreparedVariant) -> None:
+        """What else is open under this name: the variant before or after it was replaced in the store."""
+        pending = self._pending.get(name)
+        others = [self._warm.pop(name, None)]
+        if pending is not None and pending.done():
+            others.append(self._pending.pop(name).result())
+        for other in others:
+            if other is not None and other is not prepared:
+                other.lease.close()
 
     def _drop_old_preparations(self) -> None:
         """Of variants that were prepared and never switched to, the newest stays ready."""

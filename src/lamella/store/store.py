@@ -272,7 +272,8 @@ class Store:
         with self.lease(reading=True) as lease:
             variants, reasons = lease.hold_everything()
             notes = (*self.state.unreadable(), *self.sources.unreadable(), *self.origins.unreadable())
-            facts = verify.Facts(variants, reasons, self.state.dropped(), notes)
+            links = self._variants.broken_links([v for v in variants if sample.variant in (None, v.name)])
+            facts = verify.Facts(variants, reasons, self.state.dropped(), notes, links)
             return verify.verify(self._layout, facts, sample, on_progress)
 
     def usage(self) -> Usage:

@@ -15,7 +15,7 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from lamella.core.artifacts import Variant, from_json, to_json
@@ -113,6 +113,15 @@ class Variants:
             return 0, 0  # damaged, which whoever reads it will say
         return found.st_ino, found.st_ctime_ns
 
+    def broken_links(self, variants: Sequence[Variant]) -> tuple[str, ...]:
+        """Links that do not lead to their variant's shard, as ``NAME/LINK``; none of one being replaced."""
+        found: list[Path] = []
+        for variant in variants:
+            if _broken_links(self._layout, variant):
+                with contextlib.suppress(UnknownVariant), self._alone(variant.name):
+                    found += _broken_links(self._layout, variant) if self._is(variant) else []
+        return tuple(f"{link.parent.name}/{link.name}" for link in found)
+
     # adding and removing
 
     def add(self, variant: Variant, check_shards: Callable[[Variant], object], *, replace: bool = False) -> Variant:
@@ -157,16 +166,16 @@ class Variants:
         One that was removed or replaced meanwhile is left alone.
         """
         target = self._layout.variant(variant.name)
+        if not _broken_links(self._layout, variant):
+            return ()  # a store that may only be read will do
         with (
             storage_errors(target, "write"),
             incoming_folder(self._layout.incoming) as folder,
             contextlib.suppress(UnknownVariant),
             self._alone(variant.name),
         ):
-            if self.read(variant.name) != variant:
-                return ()
+            broken = _broken_links(self._layout, variant) if self._is(variant) else []
             _write(folder, variant)
-            broken = broken_links(self._layout, variant)
             for link in broken:
                 (folder / link.name).rename(link)
             sync_folder(target)
@@ -206,7 +215,7 @@ class Variants:
         with self._alone(wanted.name):
             if not self._is(wanted):
                 (folder / "variant.json").rename(target / "variant.json")
-            for link in broken_links(self._layout, wanted):
+            for link in _broken_links(self._layout, wanted):
                 (folder / link.name).rename(link)
             sync_folder(target)
 
@@ -275,18 +284,26 @@ def variant_exists(store: Path, found: Variant) -> VariantExists:
     """
     return VariantExists(
         f"{store} has a variant '{found.name}' with other contents ({found.plan.policy}, "
-        f"{found.plan.average_bits:.2f} bits on average): remove it first, or choose another name"
+        f"{found.plan.average_bits:.2f} bits on average): remove it first, choose another name, or replace it "
+        "(--replace of build and pull)"
     )
 
 
-def broken_links(layout: Layout, variant: Variant) -> list[Path]:
+def _broken_links(layout: Layout, variant: Variant) -> list[Path]:
     """Links of a variant's folder that do not lead to its shards."""
     broken = []
     for number, shard in enumerate(variant.shards):
         link = layout.variant(variant.name) / link_name(variant.name, number, len(variant.shards))
-        if not link.is_symlink() or str(link.readlink()) != link_target(shard.id):
+        if not _leads_to(link, link_target(shard.id)):
             broken.append(link)
     return broken
+
+
+def _leads_to(link: Path, target: str) -> bool:
+    try:
+        return str(link.readlink()) == target
+    except OSError:  # no link, or none there
+        return False
 
 
 def _write(folder: Path, variant: Variant) -> None:

@@ -25,7 +25,6 @@ from lamella.core.artifacts import ShardRef, Variant
 from lamella.core.errors import InvalidRequest, StorageFailed
 from lamella.store.files import pieces, stored_bytes
 from lamella.store.layout import Layout
-from lamella.store.variants import broken_links
 
 OnProgress = Callable[[int], None]
 """Called with the number of bytes just hashed, from one thread at a time."""
@@ -65,13 +64,15 @@ class Facts:
         variants: those that can be read.
         unreadable_variants: name -> reason, of the others.
         dropped: ids of shards that were dropped to keep the quota.
-        unreadable_notes: why what is noted about quota, pins, dropped shards and sources cannot be read.
+        unreadable_notes: why what is noted about quota, pins, dropped shards, sources and origins cannot be read.
+        broken_links: see ``VerifyReport``; of the variants that are looked at.
     """
 
     variants: Sequence[Variant]
     unreadable_variants: Mapping[str, str]
     dropped: Collection[str]
     unreadable_notes: Sequence[str]
+    broken_links: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +173,7 @@ def verify(
         n_shards=len(wanted),
         n_bytes=sum(sizes[i] for i in hashed),
         damaged=described([i for i, reason in reasons.items() if reason != DROPPED]),
-        broken_links=_broken_links(layout, variants),
+        broken_links=tuple(facts.broken_links),
         unreadable_variants=tuple(
             f"{name}: {reason}" for name, reason in facts.unreadable_variants.items() if sample.variant in (None, name)
         ),
@@ -272,8 +273,3 @@ def _one_at_a_time(on_progress: OnProgress) -> OnProgress:
             on_progress(n_bytes)
 
     return report
-
-
-def _broken_links(layout: Layout, variants: Sequence[Variant]) -> tuple[str, ...]:
-    broken = [link for variant in variants for link in broken_links(layout, variant)]
-    return tuple(f"{link.parent.name}/{link.name}" for link in broken if link.parent.exists())  # else removed meanwhile
