@@ -1,0 +1,123 @@
+"""What a client sends, as the tokens that the model reads.
+
+prompt = PromptMaker(model).make(Chat(messages=[{"role": "user", "content": "Hello"}]))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lamella.batching.messages import Chat
+from lamella.batching.tools import (
+    ChatMessage,
+    as_plain_messages,
+    call_grammar,
+    check_tools,
+    chosen_tools,
+    introduced,
+    with_objects,
+)
+from lamella.core.errors import EngineFailed, InvalidRequest, RequestRefused
+from lamella.llama import chat_template
+from lamella.llama.model import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt, read.
+
+    Attributes:
+        tokens: at least one.
+        text: of them, control tokens written out.
+        grammar: GBNF that the answer must follow because of a tool choice, or None.
+        calls_tools: the answer is one tool call from its first character on.
+    """
+
+    tokens: list[int]
+    text: str
+    grammar: str | None = None
+    calls_tools: bool = False
+
+
+class PromptMaker:
+    """Reads prompts for one model; may be used by several threads at once, and while the model decodes."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._has_template = model.chat_template is not None
+
+    def make(self, prompt: str | list[int] | Chat) -> Prompt:
+        """Read a prompt: text as it is, token ids, or a chat by the model's template.
+
+        Raises:
+            RequestRefused: ``no_template``: a chat, and the model has none.  ``invalid``: the prompt is empty or has
+                unknown tokens, the template refuses the chat, or its tools are not understood.
+        """
+        try:
+            made = self._made(prompt)
+        except RequestRefused:
+            raise
+        except (InvalidRequest, EngineFailed, UnicodeEncodeError, RecursionError) as error:
+            raise RequestRefused(str(error), why="invalid") from error
+        if not made.tokens:
+            raise RequestRefused("the prompt is empty", why="invalid")
+        return made
+
+    def _made(self, prompt: str | list[int] | Chat) -> Prompt:
+        vocabulary = self._model.vocabulary
+        if isinstance(prompt, str):
+            return Prompt(vocabulary.tokenize(prompt), prompt)
+        if isinstance(prompt, list):
+            self._check_tokens(prompt)
+            return Prompt(list(prompt), vocabulary.text(prompt, special=True))
+        return self._chat(prompt)
+
+    def _check_tokens(self, tokens: Sequence[int]) -> None:
+        n_tokens = self._model.vocabulary.n_tokens
+        for token in tokens:
+            if not 0 <= token < n_tokens:
+                raise InvalidRequest(f"there is no token {token}; the vocabulary has tokens 0 to {n_tokens - 1}")
+
+    def _chat(self, chat: Chat) -> Prompt:
+        if not self._has_template:
+            raise RequestRefused("the model file has no chat template; use a plain prompt", why="no_template")
+        messages = [_checked(message, i) for i, message in enumerate(chat.messages)]
+        if not messages:
+            raise InvalidRequest("the chat has no message")
+        if chat.continue_last and messages[-1]["role"] != "assistant":
+            raise InvalidRequest(f"only a message of the assistant can be continued, not '{messages[-1]['role']}'")
+        tools = [] if chat.tool_choice == "none" else chat.tools or []
+        check_tools(tools)
+        chosen = chosen_tools(tools, chat.tool_choice)
+        grammar = call_grammar(chosen) if chosen is not None else None
+        text = self._rendered(chat, messages, tools)
+        tokens = self._model.vocabulary.tokenize(text, add_special=False)  # the template writes BOS where it is due
+        return Prompt(tokens, text, grammar, calls_tools=grammar is not None)
+
+    def _rendered(self, chat: Chat, messages: list[ChatMessage], tools: list[dict[str, Any]]) -> str:
+        knows_tools = chat_template.knows_tools(self._model)
+        if not knows_tools:
+            messages = as_plain_messages(messages)
+            messages = introduced(messages, tools) if tools else messages
+        return chat_template.render(
+            self._model,
+            messages,
+            tools=tools if knows_tools else None,
+            options=chat.template_options,
+            continue_last=chat.continue_last,
+        )
+
+
+def _checked(message: dict[str, Any], i: int) -> ChatMessage:
+    """A message as templates read it."""
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str) or not role:
+        raise InvalidRequest(f"message {i} of the chat has no role")
+    if content is not None and not isinstance(content, str):
+        raise InvalidRequest(f"the content of message {i} of the chat is no text")
+    found = with_objects(message)
+    if role == "developer":  # OpenAI's newer name, which templates do not know
+        found["role"] = "system"
+    return found
