@@ -255,7 +255,6 @@ def _scored(request: Generate) -> Scored:
         id=request.id,
         text="".join(pieces),
         scores=[score for score in scores if score],
-        pieces=[piece.encode() for piece in pieces],
     )
 
 

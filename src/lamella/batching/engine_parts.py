@@ -121,7 +121,7 @@ class EngineParts:
         """
         grammar = prompt.grammar or asked.grammar
         if asked.json_schema is not None:
-            grammar = schema_to_grammar(asked.json_schema)
+            grammar = schema_to_grammar(asked.json_schema, is_exact=asked.schema_is_strict)
         return SamplingOptions(
             temperature=asked.temperature,
             top_k=asked.top_k,

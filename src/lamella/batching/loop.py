@@ -25,17 +25,17 @@ from lamella.batching.messages import (
     Generate,
     Hello,
     Prepare,
-    Refused,
     Scored,
     Status,
     Stop,
     Switch,
 )
+from lamella.batching.refusals import refusal
 from lamella.batching.running import RunningRequest
 from lamella.batching.scheduler import Scheduler
 from lamella.batching.served import ServedVariants
 from lamella.batching.settings import EngineSettings
-from lamella.core.errors import InvalidRequest, LamellaError, RequestRefused, UnknownVariant
+from lamella.core.errors import LamellaError, RequestRefused
 from lamella.llama.sampling import Sampler
 
 Arrival = RunningRequest | Embed | Switch | Prepare | Cancel | Stop
@@ -208,14 +208,3 @@ class EngineLoop:
             self._recomputes = self._scheduler.recompute_some()
             return True
         return False
-
-
-def refusal(request_id: int, error: LamellaError, otherwise: str = "failed") -> Refused:
-    """What the front is told of an error."""
-    if isinstance(error, RequestRefused):
-        why = error.why
-    elif isinstance(error, UnknownVariant):
-        why = "unknown_variant"
-    else:
-        why = "invalid" if isinstance(error, InvalidRequest) and otherwise == "failed" else otherwise
-    return Refused(id=request_id, why=why, message=str(error))  # type: ignore[arg-type]

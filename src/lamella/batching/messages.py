@@ -42,6 +42,7 @@ class Sampling(_Message, frozen=True, kw_only=True):
         logit_bias: token id -> added to its logit; -100 and less forbid it.
         grammar: GBNF that the text must follow, or None.
         json_schema: JSON schema (as JSON text) that the text must follow, or None; not together with ``grammar``.
+        schema_is_strict: refuse keywords of the schema that no grammar can hold an answer to; else they are left out.
     """
 
     temperature: float = 1.0
@@ -55,6 +56,7 @@ class Sampling(_Message, frozen=True, kw_only=True):
     logit_bias: dict[int, float] = {}
     grammar: str | None = None
     json_schema: str | None = None
+    schema_is_strict: bool = False
 
 
 class Chat(_Message, frozen=True, kw_only=True):
@@ -252,7 +254,6 @@ class Scored(_Message, frozen=True, kw_only=True):
     id: int
     text: str
     scores: list[TokenScore] = []
-    pieces: list[bytes] = []
 
 
 class Finished(_Message, frozen=True, kw_only=True):

@@ -1,153 +1,123 @@
-"""Prompts of all kinds to tokens: texts, token ids, and chats with tools, by the model's own template."""
+"""What a client sends, as the tokens that the model reads.
+
+prompt = PromptMaker(model).make(Chat(messages=[{"role": "user", "content": "Hello"}]))
+"""
 
 from __future__ import annotations
 
-import functools
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lamella.batching.messages import Chat
+from lamella.batching.tools import (
+    ChatMessage,
+    as_plain_messages,
+    call_grammar,
+    check_tools,
+    chosen_tools,
+    introduced,
+    with_objects,
+)
 from lamella.core.errors import EngineFailed, InvalidRequest, RequestRefused
-from lamella.llama.chat_template import ChatTemplate
-from lamella.llama.grammar import schema_to_grammar
+from lamella.llama import chat_template
 from lamella.llama.model import Model
-
-TOOLS_IN_WORDS = """You may call functions. Their signatures are between <tools></tools>:
-<tools>
-{tools}
-</tools>
-To call one, write a JSON object with its name and arguments between <tool_call></tool_call>:
-<tool_call>
-{{"name": "...", "arguments": {{...}}}}
-</tool_call>"""
-"""For models whose template says nothing of tools; the form is the one of Hermes and Qwen."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the model is to continue.
+    """A prompt, read.
 
     Attributes:
-        tokens: ids.
-        grammar: that the answer must follow, because a tool must be called; None else.
-        calls_tools: whether the answer is one tool call from its first character on.
+        tokens: at least one.
+        text: of them, control tokens written out.
+        grammar: GBNF that the answer must follow because of a tool choice, or None.
+        calls_tools: the answer is one tool call from its first character on.
     """
 
     tokens: list[int]
+    text: str
     grammar: str | None = None
     calls_tools: bool = False
 
 
 class PromptMaker:
-    """Makes prompts for one model.  May be called by any thread."""
+    """Reads prompts for one model; may be used by several threads at once, and while the model decodes."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
+        self._has_template = model.chat_template is not None
 
-    def make(self, prompt: str | Sequence[int] | Chat) -> Prompt:
-        """Tokens of a prompt.
+    def make(self, prompt: str | list[int] | Chat) -> Prompt:
+        """Read a prompt: text as it is, token ids, or a chat by the model's template.
 
         Raises:
-            RequestRefused: the model has no chat template, or it refuses the messages; a token id that does not exist;
-                a tool that must be called and is not there.
+            RequestRefused: ``no_template``: a chat, and the model has none.  ``invalid``: the prompt is empty or has
+                unknown tokens, the template refuses the chat, or its tools are not understood.
         """
-        if isinstance(prompt, str):
-            return Prompt(self._model.vocabulary.tokenize(prompt))
-        if isinstance(prompt, Chat):
-            return self._chat(prompt)
-        n_tokens = self._model.vocabulary.n_tokens
-        for token in prompt:
-            if not 0 <= token < n_tokens:
-                raise RequestRefused(f"there is no token {token}; ids are 0 to {n_tokens - 1}", why="invalid")
-        return Prompt(list(prompt))
-
-    @functools.cached_property
-    def _template(self) -> ChatTemplate:
         try:
-            return ChatTemplate(self._model)
-        except EngineFailed as error:
-            raise RequestRefused(str(error), why="no_template") from None
+            made = self._made(prompt)
+        except RequestRefused:
+            raise
+        except (InvalidRequest, EngineFailed, UnicodeEncodeError, RecursionError) as error:
+            raise RequestRefused(str(error), why="invalid") from error
+        if not made.tokens:
+            raise RequestRefused("the prompt is empty", why="invalid")
+        return made
+
+    def _made(self, prompt: str | list[int] | Chat) -> Prompt:
+        vocabulary = self._model.vocabulary
+        if isinstance(prompt, str):
+            return Prompt(vocabulary.tokenize(prompt), prompt)
+        if isinstance(prompt, list):
+            self._check_tokens(prompt)
+            return Prompt(list(prompt), vocabulary.text(prompt, special=True))
+        return self._chat(prompt)
+
+    def _check_tokens(self, tokens: Sequence[int]) -> None:
+        n_tokens = self._model.vocabulary.n_tokens
+        for token in tokens:
+            if not 0 <= token < n_tokens:
+                raise InvalidRequest(f"there is no token {token}; the vocabulary has tokens 0 to {n_tokens - 1}")
 
     def _chat(self, chat: Chat) -> Prompt:
-        tools = chat.tools if chat.tools and chat.tool_choice != "none" else None
-        messages = [_with_parsed_calls(m) for m in chat.messages]
-        if tools and not self._template.knows_tools:
-            messages = _with_tools_in_words(messages, tools)
-        try:
-            text = self._template.render(
-                messages, tools=tools, options=chat.template_options, continue_last=chat.continue_last
-            )
-            grammar = _forced_call(tools, chat.tool_choice) if tools else None
-        except (EngineFailed, InvalidRequest) as error:
-            raise RequestRefused(str(error), why="invalid") from None
+        if not self._has_template:
+            raise RequestRefused("the model file has no chat template; use a plain prompt", why="no_template")
+        messages = [_checked(message, i) for i, message in enumerate(chat.messages)]
+        if not messages:
+            raise InvalidRequest("the chat has no message")
+        if chat.continue_last and messages[-1]["role"] != "assistant":
+            raise InvalidRequest(f"only a message of the assistant can be continued, not '{messages[-1]['role']}'")
+        tools = [] if chat.tool_choice == "none" else chat.tools or []
+        check_tools(tools)
+        chosen = chosen_tools(tools, chat.tool_choice)
+        grammar = call_grammar(chosen) if chosen is not None else None
+        text = self._rendered(chat, messages, tools)
         tokens = self._model.vocabulary.tokenize(text, add_special=False)  # the template writes BOS where it is due
-        return Prompt(tokens, grammar, calls_tools=grammar is not None)
+        return Prompt(tokens, text, grammar, calls_tools=grammar is not None)
+
+    def _rendered(self, chat: Chat, messages: list[ChatMessage], tools: list[dict[str, Any]]) -> str:
+        knows_tools = chat_template.knows_tools(self._model)
+        if not knows_tools:
+            messages = as_plain_messages(messages)
+            messages = introduced(messages, tools) if tools else messages
+        return chat_template.render(
+            self._model,
+            messages,
+            tools=tools if knows_tools else None,
+            options=chat.template_options,
+            continue_last=chat.continue_last,
+        )
 
 
-def _forced_call(tools: Sequence[Mapping[str, Any]], choice: str) -> str | None:
-    """The grammar of a call that must be made; None where the model may choose."""
-    if choice == "auto":
-        return None
-    named = tools if choice == "required" else [t for t in tools if t["function"]["name"] == choice]
-    return schema_to_grammar(_call_schema(named), is_exact=False)
-
-
-def _call_schema(tools: Sequence[Mapping[str, Any]]) -> str:
-    """JSON schema of one call of one of some tools: ``{"name": ..., "arguments": {...}}``."""
-    if not tools:
-        raise InvalidRequest("a tool must be called, and none of that name is given")
-    calls = [
-        {
-            "type": "object",
-            "properties": {
-                "name": {"const": tool["function"]["name"]},
-                "arguments": tool["function"].get("parameters") or {"type": "object"},
-            },
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
-        }
-        for tool in tools
-    ]
-    return json.dumps(calls[0] if len(calls) == 1 else {"anyOf": calls})
-
-
-def _with_tools_in_words(
-    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """The messages, with the tools described in the system message, and calls and answers written as text."""
-    words = TOOLS_IN_WORDS.format(tools="\n".join(json.dumps(t) for t in tools))
-    written = [_as_text(m) for m in messages]
-    if written and written[0]["role"] == "system":
-        return [{**written[0], "content": f"{written[0]['content']}\n\n{words}"}, *written[1:]]
-    return [{"role": "system", "content": words}, *written]
-
-
-def _with_parsed_calls(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message whose tool calls have objects for arguments: templates write them as JSON, OpenAI sends JSON text."""
-    calls = message.get("tool_calls")
-    if not calls:
-        return dict(message)
-    return {**message, "tool_calls": [{**c, "function": _with_object(c["function"])} for c in calls]}
-
-
-def _with_object(function: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        return {**function, "arguments": json.loads(function["arguments"])}
-    except (TypeError, ValueError):
-        return dict(function)
-
-
-def _as_text(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message as templates without tools can write it."""
-    content = str(message.get("content") or "")
-    if message["role"] == "tool":
-        return {"role": "user", "content": f"<tool_response>\n{content}\n</tool_response>"}
-    calls = "\n".join(_call_as_text(call["function"]) for call in message.get("tool_calls") or ())
-    return {"role": message["role"], "content": f"{content}\n{calls}".strip() if calls else content}
-
-
-def _call_as_text(function: Mapping[str, Any]) -> str:
-    call = json.dumps({"name": function["name"], "arguments": function["arguments"]})
-    return f"<tool_call>\n{call}\n</tool_call>"
+def _checked(message: dict[str, Any], i: int) -> ChatMessage:
+    """A message as templates read it."""
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str) or not role:
+        raise InvalidRequest(f"message {i} of the chat has no role")
+    if content is not None and not isinstance(content, str):
+        raise InvalidRequest(f"the content of message {i} of the chat is no text")
+    found = with_objects(message)
+    if role == "developer":  # OpenAI's newer name, which templates do not know
+        found["role"] = "system"
+    return found

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from lamella.batching import steps
 from lamella.batching.cache import SequenceCache
-from lamella.batching.messages import EngineMessage, FinishReason, Refused, Step, TokenEvent
+from lamella.batching.messages import EngineMessage, FinishReason, Step, TokenEvent
+from lamella.batching.refusals import refusal
 from lamella.batching.running import RunningRequest
 from lamella.batching.served import ServedVariants
 from lamella.batching.speeds import Speeds
@@ -117,7 +118,7 @@ class Scheduler:
         self._forget(request)
 
     def _refuse(self, request: RunningRequest, error: LamellaError) -> None:
-        self._send(Refused(id=request.request.id, why="failed", message=str(error)))
+        self._send(refusal(request.request.id, error))
         self._forget(request)
 
     def _forget(self, request: RunningRequest) -> None:
@@ -251,6 +252,8 @@ class Scheduler:
         if tokens:
             self._send(Step(plan.variant, tokens))
         for request, _ in parts:
+            if request.request.id not in self._running:  # its grammar led nowhere
+                continue
             reason = request.end_reason(began)
             if reason is not None:
                 self._end(request, reason)
@@ -272,7 +275,11 @@ class Scheduler:
                 self._send(scored)
         if not request.wants_token:
             return
-        event = request.draw(self._context, index + n - 1)
+        try:
+            event = request.draw(self._context, index + n - 1)
+        except LamellaError as error:  # its grammar allows no token, or takes too long
+            self._refuse(request, error)
+            return
         if event is not None:
             yield event
 

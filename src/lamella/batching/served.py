@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 
-from lamella.batching.messages import EngineMessage, Prepare, Prepared, Refusal, Refused, Switch, Switched
+from lamella.batching.messages import EngineMessage, Prepare, Prepared, Refused, Switch, Switched
+from lamella.batching.refusals import refusal
 from lamella.core.errors import LamellaError, UnknownVariant
 from lamella.run.variants import LiveVariants, PreparedVariant, SwitchReport
 
@@ -168,6 +169,8 @@ class ServedVariants:
         report = self._live.switch_to(prepared)
         seconds = self._clock() - start
         self.pointed_at = message.variant
+        if message.variant in self._held:  # it may have been replaced in the store: its requests go on with what is new
+            self._held[message.variant] = prepared
         self.n_switches += 1
         self.switch_seconds += seconds
         self._on_switched(message)
@@ -179,8 +182,7 @@ class ServedVariants:
         return future
 
     def _refuse(self, message: Switch | Prepare, error: LamellaError) -> None:
-        why: Refusal = "unknown_variant" if isinstance(error, UnknownVariant) else "failed"
-        self._send(Refused(id=message.id, why=why, message=str(error)))
+        self._send(refusal(message.id, error))
 
 
 def _switched(message: Switch, report: SwitchReport, stall_seconds: float) -> Switched:

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from lamella.core.errors import InvalidRequest
 from lamella.evaluating.requests import Request, cut_request, make_request, start_tokens, tokenize_prompt
 from lamella.evaluating.subject import Answer, Room, Subject
-from lamella.llama.chat_template import ChatTemplate
+from lamella.llama import chat_template as templates
 from lamella.llama.context import ContextOptions
 from lamella.llama.sampling import SamplingOptions
 from lamella.quantize.rebuild import restorer
@@ -158,8 +158,7 @@ class LamellaLM(LM):  # type: ignore[misc]  # lm_eval is optional: mypy knows no
         Raises:
             EngineFailed: the model has no template, or it refuses the messages.
         """
-        template = ChatTemplate(self._subject.model)
-        return template.render(chat_history, continue_last=not add_generation_prompt)
+        return templates.render(self._subject.model, chat_history, continue_last=not add_generation_prompt)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The model's template, for the harness's records.

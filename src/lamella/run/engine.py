@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 from lamella.core.artifacts import Variant
 from lamella.core.closing import Closing
 from lamella.core.errors import EngineFailed, InvalidRequest, StoreError
-from lamella.llama import gguf
-from lamella.llama.chat_template import ChatTemplate
+from lamella.llama import chat_template, gguf
 from lamella.llama.context import Context, ContextOptions, usable_cores
 from lamella.llama.model import Model
 from lamella.llama.sampling import Sampler, SamplingOptions
@@ -214,7 +213,7 @@ class Engine(Closing):
             EngineFailed: the model has no template, or it refuses the messages.
             InvalidRequest: as ``generate``.
         """
-        prompt = ChatTemplate(self._model).render(as_template_messages(messages))
+        prompt = chat_template.render(self._model, as_template_messages(messages))
         tokens = self._model.vocabulary.tokenize(prompt, add_special=False)  # the template writes BOS where it is due
         return self.generate(tokens, max_tokens=max_tokens, sampling=sampling, stop=stop)
 

@@ -56,7 +56,7 @@ def chat_requests(body: ChatBody, target: Target, limits: Limits, draws: Draws) 
     if asked == 0:
         raise invalid(f"'{param}' must be at least 1.", param)
     max_tokens = _max_tokens(asked, limits, param)
-    sampling = _sampling(body, _schema(body.response_format))
+    sampling = _sampling(body, body.response_format)
     chat = _chat(body, is_constrained=bool(sampling.grammar or sampling.json_schema))
     return _requests(body, [chat], target, limits, draws, sampling, max_tokens=max_tokens, n_logprobs=n_logprobs)
 
@@ -146,7 +146,9 @@ def _max_tokens(asked: int | None, limits: Limits, param: str) -> int | None:
     return limits.output_tokens if asked is None else asked
 
 
-def _sampling(body: GenerationBody, json_schema: str | None) -> Sampling:
+def _sampling(body: GenerationBody, response_format: ResponseFormat | None) -> Sampling:
+    json_schema = _schema(response_format)
+    is_strict = bool(response_format and response_format.json_schema and response_format.json_schema.strict)
     if body.grammar and json_schema:
         raise invalid("'grammar' and 'response_format' exclude each other.", "grammar")
     plain = {
@@ -162,6 +164,7 @@ def _sampling(body: GenerationBody, json_schema: str | None) -> Sampling:
         top_k=max(body.top_k or 0, 0),
         grammar=body.grammar or None,
         json_schema=json_schema,
+        schema_is_strict=is_strict,
         **{name: value for name, value in plain.items() if value is not None},  # type: ignore[arg-type]
     )
 

@@ -120,9 +120,14 @@ class NamedTool(Body):
 
 
 class JsonSchema(Body):
-    """A schema that the answer must follow."""
+    """A schema that the answer must follow.
+
+    Attributes:
+        strict: refuse a schema with keywords that no grammar can hold an answer to; else they are left out.
+    """
 
     name: Text | None = None
+    strict: Annotated[bool, Field(strict=True)] | None = None
     json_schema: dict[str, Any] = Field(alias="schema")
 
 
