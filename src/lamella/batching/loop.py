@@ -37,6 +37,7 @@ from lamella.batching.served import ServedVariants
 from lamella.batching.settings import EngineSettings
 from lamella.core.errors import LamellaError, RequestRefused
 from lamella.llama.sampling import Sampler
+from lamella.run.process_memory import private_bytes
 
 Arrival = RunningRequest | Embed | Switch | Prepare | Cancel | Stop
 Send = Callable[[EngineMessage], None]
@@ -86,11 +87,12 @@ class EngineLoop:
     def close(self) -> None:
         """Free everything."""
         self._scheduler.close()
+        self._variants.close()
         self._parts.close()
 
     def hello(self) -> Hello:
         """What this engine is."""
-        return self._parts.hello(self._variants.default)
+        return self._parts.hello(self._variants.name)
 
     # --- from other threads ------------------------------------------------------------------------------------------
 
@@ -142,7 +144,7 @@ class EngineLoop:
         scheduler, began = self._scheduler, self._scheduler.step_began
         counters = scheduler.counters
         return Status(
-            variant=self._variants.default,
+            variant=self._variants.name,
             step_seconds_now=time.monotonic() - began if began else 0.0,
             n_running=scheduler.n_running,
             n_waiting=scheduler.n_waiting,
@@ -156,7 +158,7 @@ class EngineLoop:
             switch_seconds=self._variants.switch_seconds,
             flip_seconds=self._variants.flip_seconds,
             mapped_bytes=self._parts.live.mapped_bytes,
-            private_bytes=self._parts.private_bytes(),
+            private_bytes=private_bytes(),
             warm=list(self._parts.live.warm),
         )
 
@@ -192,6 +194,7 @@ class EngineLoop:
         try:
             embedder = self._parts.open_embedder()
             inputs = [self._parts.prompts.make(i).tokens for i in message.inputs]
+            self._variants.point_at(self._variants.default, reads_prompt=True)
             vectors = embedder.embed(inputs)
         except LamellaError as error:
             self._send(refusal(message.id, error, otherwise="no_embeddings"))

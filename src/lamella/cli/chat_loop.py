@@ -14,7 +14,7 @@ from lamella.core.errors import LamellaError
 from lamella.llama.sampling import SamplingOptions
 from lamella.run.chat import Message
 from lamella.run.engine import Engine
-from lamella.run.variants import PreparedVariant
+from lamella.run.prepared import Ready
 
 HELP = """/switch NAME   run at another variant from the next token on, also while an answer is being written
 /variants      what can be switched to
@@ -37,7 +37,7 @@ class ChatLoop:
         self._engine, self._opening = engine, list(opening)
         self._sampling, self._max_tokens, self._stop = sampling, max_tokens, stop
         self._messages = list(opening)
-        self._wanted: tuple[str, Future[PreparedVariant]] | None = None
+        self._wanted: tuple[str, Future[Ready]] | None = None
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._held: list[str] = []
 
