@@ -132,6 +132,30 @@ class Pair:
     freed_bytes: int
 
 
+def pairs_of(
+    before: Sequence[ShardRef],
+    after: Sequence[ShardRef],
+    held: Collection[str],
+    footprints: Mapping[str, Footprint],
+) -> list[Pair]:
+    """The shards that differ between two variants of one model, in the order of its layers.
+
+    Args:
+        held: ids of shards that others use: they are there already, and stay.
+    """
+    return [
+        Pair(
+            old,
+            new,
+            opening_bytes=0 if new.id in held else footprints[new.id].opening_bytes,
+            added_bytes=0 if new.id in held else footprints[new.id].n_bytes,
+            freed_bytes=0 if old.id in held else footprints[old.id].n_bytes,
+        )
+        for old, new in zip(before, after, strict=True)
+        if old.id != new.id
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class Exchange:
     """One step of a change shard by shard.
