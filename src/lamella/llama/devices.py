@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes as ct
 from dataclasses import dataclass
 
+from lamella.core.errors import InvalidRequest
 from lamella.llama import library
 
 _KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accelerator", 4: "meta"}  # enum ggml_backend_dev_type
@@ -34,6 +35,19 @@ def list_devices() -> tuple[Device, ...]:
     """Every device of every loaded backend, in ggml's order."""
     lib = library.load()
     return tuple(_describe(lib, lib.ggml.ggml_backend_dev_get(i)) for i in range(lib.ggml.ggml_backend_dev_count()))
+
+
+def address(name: str) -> int:
+    """The ggml device of that name.
+
+    Raises:
+        InvalidRequest: there is none; lists those there are.
+    """
+    found = library.load().ggml.ggml_backend_dev_by_name(name.encode())
+    if not found:
+        known = ", ".join(d.name for d in list_devices())
+        raise InvalidRequest(f"there is no device '{name}'; there are: {known}")
+    return int(found)
 
 
 def _describe(lib: library.Library, device: int) -> Device:

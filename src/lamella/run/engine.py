@@ -56,6 +56,8 @@ class EngineOptions:
         n_warm: variants whose shards stay open, the running one included; the least recently used goes first.
         check: verify the hash of every shard before it is used.
         memory_bytes: ceiling for mapped shards and the private memory of the process, also during a switch; 0 for none.
+        device: ggml device that computes and holds weights and KV cache, as ``lamella devices`` names it; None for the
+            CPU.  Layouts and the ceiling are for the CPU.
     """
 
     context: ContextOptions = field(default_factory=ContextOptions)
@@ -63,11 +65,14 @@ class EngineOptions:
     n_warm: int = 2
     check: bool = False
     memory_bytes: int = 0
+    device: str | None = None
 
     def __post_init__(self) -> None:
         check_policy(self.layout)
         if self.n_warm < 1:
             raise InvalidRequest(f"n_warm must be at least 1, not {self.n_warm}")
+        if self.device and self.memory_bytes:
+            raise InvalidRequest("a memory ceiling counts host memory; it cannot be kept together with a device")
 
 
 class Engine(Closing):
@@ -114,7 +119,7 @@ class Engine(Closing):
             store.variant(variant)  # an unknown one is refused before speeds are measured
         variants = by_size(store)
         kernels = kernels or KernelTable(None, options.context.n_threads or usable_cores())
-        layouts = layouts_of(options.layout, kernels, variants)
+        layouts = {} if options.device else layouts_of(options.layout, kernels, variants)
         start = plan_start(store, variants, variant, options.context, layouts, options.memory_bytes)
         with store.lease(reading=True) as lease, contextlib.ExitStack() as on_failure:
             chosen = lease.hold(start.variant)
@@ -122,12 +127,20 @@ class Engine(Closing):
             if options.check:
                 store.check(chosen)
             tensors = {n: t.spec for path in paths for n, t in gguf.read_tensors(path).items()}
-            model = Model.load(paths)
+            model = Model.load(paths, device=options.device)
             on_failure.callback(model.close)
             context = Context(model, options.context)
             on_failure.callback(context.close)
             live = LiveVariants(
-                store, model, tensors, layouts, n_warm=options.n_warm, check=options.check, ceiling=start.ceiling
+                store,
+                model,
+                tensors,
+                layouts,
+                n_warm=options.n_warm,
+                check=options.check,
+                ceiling=start.ceiling,
+                device=options.device,
+                on_moved=context.rebuild_graph if options.device else _nothing,
             )
             on_failure.callback(live.close)
             engine = cls(store, options, model, context, live)
@@ -149,6 +162,11 @@ class Engine(Closing):
     def repacked_bytes(self) -> int:
         """Private memory of repacked weights; everything else is shared page cache."""
         return self._live.repacked_bytes
+
+    @property
+    def device_bytes(self) -> int:
+        """Memory of the device that weights take; 0 on the CPU."""
+        return self._live.device_bytes
 
     def prepare(self, variant: str) -> Future[Ready]:
         """Get a variant into memory in the background, so that a later ``switch`` need not wait.
@@ -361,6 +379,10 @@ class Engine(Closing):
         n_kept = self._context.keep(n_tokens)
         del self._cached_tokens[n_kept:]
         return n_kept
+
+
+def _nothing() -> None:
+    """The CPU plans each graph anew, and finds what a switch has changed."""
 
 
 def by_size(store: Store) -> list[Variant]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from lamella.run.layouts import Layout
 from lamella.run.open_variants import OpenVariants
 from lamella.run.pointers import WeightPointers
 from lamella.run.prepared import PreparedVariant, Ready, StagedVariant, SwitchReport
-from lamella.run.shards import ShardPool
+from lamella.run.shards import Placement, ShardPool
 from lamella.run.stepwise import StepwiseChange
 from lamella.store.store import Store
 
@@ -53,6 +53,8 @@ class LiveVariants:
         n_warm: int,
         check: bool,
         ceiling: Ceiling | None = None,
+        device: str | None = None,
+        on_moved: Callable[[], None] = lambda: None,
     ) -> None:
         """Find the weights of a loaded model.
 
@@ -62,11 +64,15 @@ class LiveVariants:
             n_warm: variants whose shards stay open, the running one included; least recently used go first.
             check: verify the hashes of a variant's shards when it is prepared.
             ceiling: of the process's memory; None for none.
+            device: name of the ggml device that the model was loaded for; None for the CPU.
+            on_moved: called after weights were pointed elsewhere.
         """
         self._store, self._tensors, self._n_warm, self._check = store, tensors, n_warm, check
         self._ceiling = ceiling
         self._pointers = WeightPointers(model, tensors)
-        self._pool = ShardPool(layouts, self._pointers.repackable, gives_back=ceiling is not None)
+        self._on_moved = on_moved
+        placement = Placement(device, self._pointers.placeable) if device else None
+        self._pool = ShardPool(layouts, self._pointers.repackable, gives_back=ceiling is not None, placement=placement)
         self._pool_use = threading.Lock()  # held by whoever opens shards: a preparation, or a change shard by shard
         self._lock = threading.Lock()  # of _open
         self._open = OpenVariants()
@@ -89,6 +95,11 @@ class LiveVariants:
     def repacked_bytes(self) -> int:
         """Private memory of repacked weights; everything else is shared page cache."""
         return self._pool.repacked_bytes
+
+    @property
+    def device_bytes(self) -> int:
+        """Memory of the device that weights take."""
+        return self._pool.device_bytes
 
     @property
     def mapped_bytes(self) -> int:
@@ -386,7 +397,10 @@ class LiveVariants:
 
     def use(self, states: Mapping[str, WeightState]) -> int:
         """Point every weight that is elsewhere at ``states``; returns how many."""
-        return self._pointers.point_at(states)
+        moved = self._pointers.point_at(states)
+        if moved:
+            self._on_moved()
+        return moved
 
     # --- what stays open -------------------------------------------------------------------------------------------
 

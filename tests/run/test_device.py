@@ -1,0 +1,162 @@
+"""Weights on a second ggml device: an RPC server on loopback stands in for a GPU.
+
+Separate memory, no host pointers, and graphs that are kept by the device.  Everything runs in a child process, since a
+device stays registered until a process ends.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from lamella.core.errors import InvalidRequest
+from lamella.llama import library, log, rpc
+from lamella.run.engine import Engine, EngineOptions
+from lamella.store.store import Store
+from tests.run.conftest import OPTIONS
+
+TOKENS = [1, 300, 301, 302, 303, 304]
+
+pytestmark = pytest.mark.skipif(
+    not library.supports_rpc(), reason="llama.cpp was built without its RPC backend (CMAKE_ARGS=-DGGML_RPC=ON)"
+)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[str, psutil.Process]]:
+    """Endpoint and process of an RPC server."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
+    code = f"from lamella.llama import rpc; rpc.serve({endpoint!r})"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+        _wait_for(endpoint)
+        yield endpoint, psutil.Process(child.pid)
+        child.kill()
+
+
+def _wait_for(endpoint: str) -> None:
+    host, _, port = endpoint.partition(":")
+    end = time.monotonic() + 60
+    while True:
+        try:
+            socket.create_connection((host, int(port)), 1).close()
+        except OSError:
+            assert time.monotonic() < end, "the RPC server does not come up"
+            time.sleep(0.05)
+        else:
+            return
+
+
+@pytest.fixture
+def in_child(server: tuple[str, psutil.Process], store_folder: Path) -> Iterator[Callable[..., Any]]:
+    """Runs a function of a store and engine options for the device in a process of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        yield lambda function, *more: pool.submit(_with_device, function, server[0], store_folder, *more).result(120)
+
+
+def _with_device(function: Callable[..., Any], endpoint: str, folder: Path, *more: Any) -> Any:
+    (device,) = rpc.connect(endpoint)
+    return function(Store.open(folder), replace(OPTIONS, device=device), *more)
+
+
+def test_logits_after_a_switch_equal_those_of_a_fresh_load(in_child: Callable[..., Any]) -> None:
+    in_child(_check_logits)
+
+
+def _check_logits(store: Store, options: EngineOptions) -> None:
+    """Bit for bit on the device, and near those of the CPU, which has other kernels for some shapes."""
+    with Engine.open(store, "large", options) as engine:
+        for name in ("small", "large", "middle", "small"):
+            report = engine.switch(name)
+            assert report.n_shards == 3
+            with Engine.open(store, name, options) as fresh, Engine.open(store, name, OPTIONS) as cpu:
+                expected = fresh.logits(TOKENS)
+                np.testing.assert_array_equal(engine.logits(TOKENS), expected)
+                np.testing.assert_allclose(expected, cpu.logits(TOKENS), atol=0.05)
+                assert not np.array_equal(engine.logits(TOKENS[:-1]), expected)
+
+
+def test_the_cache_is_the_devices_and_is_kept(in_child: Callable[..., Any]) -> None:
+    in_child(_check_cache)
+
+
+def _check_cache(store: Store, options: EngineOptions) -> None:
+    """The last token on a cache that the variant before has computed: as on the CPU, and as nowhere without it."""
+    with log.listening() as lines, Engine.open(store, "large", options) as engine:
+        assert any(options.device in line and "KV buffer size" in line for line in lines if options.device)
+        after = _logits_on_a_kept_cache(engine)
+        anew = engine.logits(TOKENS)
+    with Engine.open(store, "large", OPTIONS) as cpu:
+        np.testing.assert_allclose(after, _logits_on_a_kept_cache(cpu), atol=0.05)
+    assert np.abs(after - anew).max() > 0.05
+
+
+def _logits_on_a_kept_cache(engine: Engine) -> Any:
+    engine.logits(TOKENS[:-1])
+    engine.switch("small")
+    engine._cached_tokens[:] = TOKENS[:-1]
+    engine._decode(TOKENS[-1:], engine._running.token)
+    return engine._context.logits().copy()
+
+
+def test_only_changed_layers_are_copied_and_the_old_ones_freed(
+    in_child: Callable[..., Any], server: tuple[str, psutil.Process]
+) -> None:
+    before, after = in_child(_check_memory, server[1].pid)
+    assert after - before < 4 << 20  # forty switches that each left a layer set behind would be 30 MiB
+
+
+def _check_memory(store: Store, options: EngineOptions, pid: int) -> tuple[int, int]:
+    server = psutil.Process(pid)
+    sizes = {}
+    for name in ("large", "small"):
+        with Engine.open(store, name, options) as engine:
+            sizes[name] = engine.device_bytes
+    assert 0 < sizes["small"] < sizes["large"]
+    with Engine.open(store, "large", replace(options, n_warm=1)) as engine:
+        engine.switch("small")
+        assert engine.device_bytes == sizes["small"]
+        engine.switch("large")
+        before = int(server.memory_info().rss)
+        for _ in range(20):
+            engine.switch("small")
+            engine.logits(TOKENS)
+            engine.switch("large")
+        assert engine.device_bytes == sizes["large"]
+        return before, int(server.memory_info().rss)
+
+
+def test_a_generation_goes_on_across_a_switch(in_child: Callable[..., Any]) -> None:
+    in_child(_check_generation)
+
+
+def _check_generation(store: Store, options: EngineOptions) -> None:
+    with Engine.open(store, "large", options) as engine:
+        generation = engine.generate(TOKENS, max_tokens=12)
+        first = [next(generation).variant for _ in range(5)]
+        engine.switch("small")
+        assert first + [t.variant for t in generation if t.id >= 0] == ["large"] * 5 + ["small"] * 7
+        assert generation.stats.n_reused == 0
+
+
+def test_an_unknown_device_is_refused_and_the_known_named(store: Store) -> None:
+    with pytest.raises(InvalidRequest, match="no device 'CUDA7'; there are: CPU"):
+        Engine.open(store, "large", replace(OPTIONS, device="CUDA7"))
+
+
+def test_a_ceiling_of_host_memory_is_not_kept_on_a_device() -> None:
+    with pytest.raises(InvalidRequest, match="host memory"):
+        replace(OPTIONS, device="RPC0", memory_bytes=1 << 30)
