@@ -6,6 +6,7 @@ device stays registered until a process ends.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import socket
 import subprocess
@@ -21,6 +22,8 @@ import numpy as np
 import psutil
 import pytest
 
+from lamella.batching.engine_parts import EngineParts
+from lamella.batching.settings import EngineSettings
 from lamella.core.errors import InvalidRequest
 from lamella.llama import library, log, rpc
 from lamella.run.engine import Engine, EngineOptions
@@ -96,7 +99,10 @@ def test_the_cache_is_the_devices_and_is_kept(in_child: Callable[..., Any]) -> N
 def _check_cache(store: Store, options: EngineOptions) -> None:
     """The last token on a cache that the variant before has computed: as on the CPU, and as nowhere without it."""
     with log.listening() as lines, Engine.open(store, "large", options) as engine:
-        assert any(options.device in line and "KV buffer size" in line for line in lines if options.device)
+        assert options.device
+        said = [line for line in lines if options.device in line]
+        assert any("KV buffer size" in line for line in said)
+        assert not any("model buffer size" in line for line in said)  # llama.cpp uploads none itself
         after = _logits_on_a_kept_cache(engine)
         anew = engine.logits(TOKENS)
     with Engine.open(store, "large", OPTIONS) as cpu:
@@ -109,6 +115,25 @@ def _logits_on_a_kept_cache(engine: Engine) -> Any:
     engine.switch("small")
     engine._cached_tokens[:] = TOKENS[:-1]
     engine._decode(TOKENS[-1:], engine._running.token)
+    return engine._context.logits().copy()
+
+
+def test_a_graph_that_the_device_keeps_is_not_used_after_a_switch(in_child: Callable[..., Any]) -> None:
+    in_child(_check_graph)
+
+
+def _check_graph(store: Store, options: EngineOptions) -> None:
+    """Token after token has the same graph; both variants stay in memory, so that an old graph would compute on."""
+    with Engine.open(store, "large", options) as engine, Engine.open(store, "large", OPTIONS) as cpu:
+        for name in ("large", "small", "large"):
+            engine.switch(name)
+            cpu.switch(name)
+            for token in (310, 311, 312):
+                np.testing.assert_allclose(_next_logits(engine, token), _next_logits(cpu, token), atol=0.05)
+
+
+def _next_logits(engine: Engine, token: int) -> Any:
+    engine._decode([token], engine._running.token)
     return engine._context.logits().copy()
 
 
@@ -137,6 +162,28 @@ def _check_memory(store: Store, options: EngineOptions, pid: int) -> tuple[int, 
             engine.switch("large")
         assert engine.device_bytes == sizes["large"]
         return before, int(server.memory_info().rss)
+
+
+def test_a_serving_engine_runs_on_the_device(in_child: Callable[..., Any]) -> None:
+    in_child(_check_serving)
+
+
+def _check_serving(store: Store, options: EngineOptions) -> None:
+    tokens: dict[str | None, list[int]] = {}
+    for device in (options.device, None):
+        settings = EngineSettings(
+            store=str(store.path), variant="large", n_ctx=128, n_sequences=2, device=device, layout="mapped"
+        )
+        parts = EngineParts.open(settings)
+        with contextlib.closing(parts):
+            tokens[device] = []
+            for variant in ("large", "small", "large"):
+                parts.live.change_to(variant)
+                parts.context.clear()
+                parts.context.decode(TOKENS, 0)
+                tokens[device].append(int(parts.context.logits().argmax()))
+            assert (parts.live.device_bytes > 0) == (device is not None)
+    assert tokens[options.device] == tokens[None]
 
 
 def test_a_generation_goes_on_across_a_switch(in_child: Callable[..., Any]) -> None:

@@ -21,6 +21,7 @@ from lamella.llama.embeddings import Embedder
 from lamella.llama.grammar import schema_to_grammar
 from lamella.llama.model import Model
 from lamella.llama.sampling import SamplingOptions
+from lamella.run.ceiling import NO_CEILING_ON_DEVICES
 from lamella.run.engine import by_size
 from lamella.run.kernel_table import KernelTable, layouts_of
 from lamella.run.starting import plan_start
@@ -59,23 +60,34 @@ class EngineParts:
         Raises:
             LamellaError: as ``run.engine.Engine.open``.
         """
+        if settings.device and settings.memory_bytes:
+            raise InvalidRequest(NO_CEILING_ON_DEVICES)
         start = time.monotonic()
         store = Store.open(Path(settings.store))
         variants = _served(store, settings.variants)
         n_slots = settings.n_sequences + KEPT_PREFIXES
         options = _context_options(settings, n_slots)
         kernel_file = Path(settings.kernel_file) if settings.kernel_file else None
-        layouts = layouts_of(settings.layout, KernelTable(kernel_file, settings.n_threads or usable_cores()), variants)
+        kernels = KernelTable(kernel_file, settings.n_threads or usable_cores())
+        layouts = {} if settings.device else layouts_of(settings.layout, kernels, variants)
         first = plan_start(store, variants, settings.variant, options, layouts, settings.memory_bytes)
         with store.lease(reading=True) as lease, contextlib.ExitStack() as on_failure:
             paths = store.ready_paths(lease.hold(first.variant))
             tensors = {n: t.spec for path in paths for n, t in gguf.read_tensors(path).items()}
-            model = Model.load(paths)
+            model = Model.load(paths, device=settings.device)
             on_failure.callback(model.close)
             context = Context(model, options)
             on_failure.callback(context.close)
             live = LiveVariants(
-                store, model, tensors, layouts, n_warm=settings.n_warm, check=settings.check, ceiling=first.ceiling
+                store,
+                model,
+                tensors,
+                layouts,
+                n_warm=settings.n_warm,
+                check=settings.check,
+                ceiling=first.ceiling,
+                device=settings.device,
+                on_moved=context.rebuild_graph if settings.device else None,
             )
             on_failure.callback(live.close)
             live.change_to(first.variant)

@@ -65,6 +65,13 @@ def serve(
         ),
     ] = None,
     kv_type: Annotated[str, typer.Option(help="ggml type of the KV cache.", rich_help_panel=ENGINE)] = "F16",
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Device to run on, as 'lamella devices' names it; default: the CPU. Not with --memory.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = None,
     layout: Annotated[
         str, typer.Option(help="How weights are read: auto, mapped, repacked.", rich_help_panel=ENGINE)
     ] = "auto",
@@ -88,7 +95,17 @@ def serve(
     the model name MODEL@VARIANT.
     """
     engine = _engine_settings(
-        target, context, sequences, cells, kv_type, memory, layout=layout, warm=warm, pooling=pooling, check=check
+        target,
+        context,
+        sequences,
+        cells,
+        kv_type,
+        memory,
+        device=device,
+        layout=layout,
+        warm=warm,
+        pooling=pooling,
+        check=check,
     )
     from lamella.serving.auth import KeyRing
     from lamella.serving.settings import FrontSettings, Limits
@@ -124,6 +141,7 @@ def _engine_settings(
     kv_type: str,
     memory: str | None,
     *,
+    device: str | None,
     layout: str,
     warm: int,
     pooling: str,
@@ -146,6 +164,7 @@ def _engine_settings(
         n_threads=config.n_threads,
         layout=check_policy(layout),
         n_warm=warm,
+        device=device,
         memory_bytes=parse_bytes(memory) if memory else 0,
         check=check,
         pooling=cast(Pooling, pooling),

@@ -31,6 +31,7 @@ from lamella.llama.context import Context, ContextOptions, usable_cores
 from lamella.llama.model import Model
 from lamella.llama.sampling import Sampler, SamplingOptions
 from lamella.llama.weights import WeightState
+from lamella.run.ceiling import NO_CEILING_ON_DEVICES
 from lamella.run.chat import Message, as_template_messages
 from lamella.run.generation import FinishReason, Generation, Progress, Token
 from lamella.run.kernel_table import KernelTable, layouts_of
@@ -72,7 +73,7 @@ class EngineOptions:
         if self.n_warm < 1:
             raise InvalidRequest(f"n_warm must be at least 1, not {self.n_warm}")
         if self.device and self.memory_bytes:
-            raise InvalidRequest("a memory ceiling counts host memory; it cannot be kept together with a device")
+            raise InvalidRequest(NO_CEILING_ON_DEVICES)
 
 
 class Engine(Closing):
@@ -140,7 +141,7 @@ class Engine(Closing):
                 check=options.check,
                 ceiling=start.ceiling,
                 device=options.device,
-                on_moved=context.rebuild_graph if options.device else _nothing,
+                on_moved=context.rebuild_graph if options.device else None,
             )
             on_failure.callback(live.close)
             engine = cls(store, options, model, context, live)
@@ -379,10 +380,6 @@ class Engine(Closing):
         n_kept = self._context.keep(n_tokens)
         del self._cached_tokens[n_kept:]
         return n_kept
-
-
-def _nothing() -> None:
-    """The CPU plans each graph anew, and finds what a switch has changed."""
 
 
 def by_size(store: Store) -> list[Variant]:

@@ -54,7 +54,7 @@ class LiveVariants:
         check: bool,
         ceiling: Ceiling | None = None,
         device: str | None = None,
-        on_moved: Callable[[], None] = lambda: None,
+        on_moved: Callable[[], None] | None = None,
     ) -> None:
         """Find the weights of a loaded model.
 
@@ -65,7 +65,7 @@ class LiveVariants:
             check: verify the hashes of a variant's shards when it is prepared.
             ceiling: of the process's memory; None for none.
             device: name of the ggml device that the model was loaded for; None for the CPU.
-            on_moved: called after weights were pointed elsewhere.
+            on_moved: called after weights were pointed elsewhere; the CPU plans each graph anew and needs no telling.
         """
         self._store, self._tensors, self._n_warm, self._check = store, tensors, n_warm, check
         self._ceiling = ceiling
@@ -398,7 +398,7 @@ class LiveVariants:
     def use(self, states: Mapping[str, WeightState]) -> int:
         """Point every weight that is elsewhere at ``states``; returns how many."""
         moved = self._pointers.point_at(states)
-        if moved:
+        if moved and self._on_moved is not None:
             self._on_moved()
         return moved
 
