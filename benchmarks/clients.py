@@ -25,12 +25,14 @@ class Piece:
 
     Attributes:
         at: when, on the client's clock.
-        margin: by how much the likeliest token's log-probability is above the second's; None unless asked for.
+        token: as the server shows it, and not the text that became certain with it; "" without ``logprobs``.
+        margin: by how much the likeliest token's log-probability is above the second's; infinite without ``logprobs``.
     """
 
     text: str
     at: float
-    margin: float | None = None
+    token: str = ""
+    margin: float = np.inf
 
 
 class Stream:
@@ -101,7 +103,7 @@ class Stream:
             if "error" in event:
                 return str(event["error"])
             self.n_tokens = (event.get("usage") or {}).get("completion_tokens", self.n_tokens)
-            if event["choices"] and event["choices"][0].get("text"):
+            if event["choices"] and (event["choices"][0]["text"] or event["choices"][0].get("logprobs")):
                 self.pieces.append(_piece(event["choices"][0]))
                 on_piece()
         return "the stream broke off"
@@ -114,17 +116,11 @@ def _request(body: dict[str, Any]) -> bytes:
 
 
 def _piece(choice: dict[str, Any]) -> Piece:
-    logprobs = choice.get("logprobs")
-    return Piece(choice["text"], time.perf_counter(), _margin(logprobs) if logprobs else None)
-
-
-def _margin(logprobs: dict[str, Any]) -> float:
-    """Of the least certain token, where an event has several."""
-    margins = []
-    for top in logprobs["top_logprobs"]:
-        best, second, *_ = [*sorted((top or {"": 0.0}).values(), reverse=True), -np.inf]
-        margins.append(best - second)
-    return float(min(margins))
+    now, logprobs = time.perf_counter(), choice.get("logprobs")
+    if not logprobs:
+        return Piece(choice["text"], now)
+    best, second, *_ = [*sorted(logprobs["top_logprobs"][0].values(), reverse=True), -np.inf]
+    return Piece(choice["text"], now, "".join(logprobs["tokens"]), float(best - second))
 
 
 async def write_all(port: int, prompts: Sequence[str], n_tokens: int, **fields: Any) -> list[Stream]:

@@ -19,7 +19,6 @@ import argparse
 import asyncio
 import random
 import statistics
-import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +29,7 @@ from benchmarks import clients, servers
 from benchmarks.clients import Prompts, Stream, percentiles_ms
 from benchmarks.common import record, table
 from benchmarks.proxy import RestartingProxy
-from benchmarks.stores import stock_store
+from benchmarks.stores import stock_store, work_folder
 from lamella.store.store import Store
 
 MIXES = ("Q8_0", "Q6_K", "Q4_K_M", "Q4_0")
@@ -79,9 +78,9 @@ def main() -> None:
     parser.add_argument("--still-seconds", type=float, default=30, help="the same load without switches")
     parser.add_argument("--rival-seconds", type=float, default=90, help="of each rival way")
     parser.add_argument("--warm", type=int, default=2, help="variants that our server keeps in memory")
+    parser.add_argument("--work", type=Path, help="folder in which the store is kept for the next time")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="lamella-serve-switch-") as name:
-        folder = Path(name)
+    with work_folder(args.work) as folder:
         store = stock_store(args.model, MIXES, folder / "store")
         still, ours = asyncio.run(measure_ours(store, folder, args.still_seconds, args.seconds, args.warm))
         rivals = {
@@ -178,7 +177,7 @@ async def _switch_on(switch: Callable[[str], Awaitable[None]], load: Load, draws
         load.switches.append((began, time.perf_counter()))
 
 
-# --- what came of it -----------------------------------------------------------------------------------------------
+# --- what came of it -------------------------------------------------------------------------------------------------
 
 
 def report(model: str, still: Load, ours: Load, rivals: dict[str, tuple[Load, RestartingProxy]]) -> None:
