@@ -7,7 +7,7 @@ union is the sum), once with each layout of weights.
 
 * Answers: those of the sixteen requests at once against those of a server that has the one variant alone and gets the
   one class.  Beside it how many answers of that server differ between two runs, and between a run of eight at once and
-  one after another: that is rounding, with nothing of ours in it (``sameness.py``).
+  one after another: what rounding alone does (``sameness.py``).
 * Throughput: all sixteen at once against one class after the other, on the same server, in turns.
 * Memory of the engine process (Pss), against the server with one variant: what is more may be the other variant's
   shards and 5 % of the union.
@@ -32,7 +32,7 @@ from lamella.store.store import Store
 
 MIXES = ("Q8_0", "Q4_K_M")
 LAYOUTS = ("auto", "mapped")
-N_CTX, N_EACH, N_TOKENS, PROMPT_CHARACTERS = 512, 8, 128, 120
+N_CTX, N_EACH, N_TOKENS, PROMPT_CHARACTERS = 512, 8, 96, 120
 ALLOWED_SHARE_OF_UNION = 1.05
 
 
