@@ -1,11 +1,8 @@
 """Whether two greedy answers are the same, and where they are not, whether rounding can be blamed.
 
-llama.cpp does not give the same last bits for the same tokens: a batch of another size is computed by other kernels,
-and in a KV cache that sequences share, attention sums a sequence's cells in the order in which they lie, in 16 bits.
-Activations are then rounded to 8 bits, which makes more of it: SmolLM2's log-probabilities at Q8_0 moved by 0.05 to
-0.15 nats when a prompt was asked again after others had come into the cache. llama-server's answers to sixteen
-prompts at once and one by one differ in 13 of 16 (40 tokens, Q4_K_M). So a difference is judged by the margin, the
-difference of log-probability between the two likeliest tokens, where it began; and a record must hold a control
+llama.cpp does not give the same last bits for the same tokens in batches of another size: llama-server's answers to
+sixteen prompts at once and one by one differ in 13 of 16 (40 tokens, Q4_K_M).  So a difference is judged by the margin,
+the difference of log-probability between the two likeliest tokens, where it began; and a record must hold a control
 beside it: how many answers differ between two runs that nobody disturbed, and at which margins.
 """
 
