@@ -2,9 +2,9 @@
 
 llama.cpp's flash attention on the CPU sums a sequence's cells in the order in which they lie in the cache, in 16 bits,
 and activations are then rounded to 8 bits.  In a cache that sequences share a token may come to lie before its
-predecessors, and SmolLM2's log-probabilities then move by 0.05 to 0.15 nats (docs/log.md).  So a difference is judged by the margin,
-the difference of log-probability between the two likeliest tokens, where it began; and a record must hold a control
-beside it: how many answers differ between two runs that nobody disturbed, and at which margins.
+predecessors, and SmolLM2's log-probabilities then move by 0.05 to 0.15 nats (docs/log.md).  So a difference is judged
+by the margin, the difference of log-probability between the two likeliest tokens, where it began; and a record must
+hold a control beside it: how many answers differ between two runs that nobody disturbed, and at which margins.
 """
 
 from __future__ import annotations
