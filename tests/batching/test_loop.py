@@ -162,6 +162,21 @@ def test_a_stop_string_ends_the_text_before_it(front: FakeFront) -> None:
     assert front.text_of(number) == text[: text.index(stop)]
 
 
+def test_a_grammar_that_leads_nowhere_ends_its_own_request_only(front: FakeFront) -> None:
+    fine = front.start(PROMPTS[0], max_tokens=40)
+    vocabulary = front.loop._parts.model.vocabulary
+    all_but_a = dict.fromkeys(range(vocabulary.n_tokens), -100.0)
+    del all_but_a[vocabulary.tokenize("a", add_special=False)[-1]]
+    sampling = Sampling(temperature=0.0, grammar='root ::= "a" "a" "b"', logit_bias=all_but_a)
+    lost = front.start(PROMPTS[1], sampling=sampling)
+    refused = front.refusal_of(lost)
+    assert refused.why == "invalid"
+    assert "allows no token" in refused.message
+    assert any(t.id == lost for m in front.told if isinstance(m, Step) for t in m.tokens)
+    assert front.end_of(fine).generated_tokens == 40
+    assert front.loop.status().n_running == 0
+
+
 def test_cancelled_requests_end_and_free_their_place(open_front: OpenFront) -> None:
     with open_front(n_sequences=1) as front:
         number, waiting = front.start("a", max_tokens=100), front.start("b", max_tokens=100)
