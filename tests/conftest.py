@@ -6,6 +6,6 @@ import signal
 
 
 def pytest_configure() -> None:
-    """Take SIGINT as a terminal gives it: run in the background, a shell lets it be ignored, and children inherit that."""
+    """Take SIGINT as a terminal gives it: shells let what runs in the background ignore it, and children inherit that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
