@@ -6,6 +6,6 @@ import signal
 
 
 def pytest_configure() -> None:
-    """Take SIGINT as a terminal gives it: shells let what runs in the background ignore it, and children inherit that."""
+    """Take SIGINT as a terminal gives it: what a shell runs in the background ignores it, and its children too."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
