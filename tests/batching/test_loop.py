@@ -22,6 +22,7 @@ from lamella.batching.messages import (
     Switched,
     TokenEvent,
 )
+from lamella.batching.slots import Slot, SlotTable
 from lamella.llama.sampling import SamplingOptions
 from lamella.run.engine import Engine, EngineOptions
 from lamella.store.store import Store
@@ -117,6 +118,28 @@ def test_requests_that_arrive_together_share_their_beginning(open_front: OpenFro
     for prompt, events in zip(PROMPTS, shared, strict=False):
         with open_front(n_batch=32) as other:
             assert_same_but_for_ties(_events(other, other.start(system + prompt, n_logprobs=2)), events)
+
+
+def test_running_requests_are_brought_together_and_write_on(
+    open_front: OpenFront, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests that end leave gaps; what moves into them writes what an undisturbed request writes."""
+    moves: list[tuple[int, int]] = []
+    exchange = SlotTable.exchange
+
+    def counted(table: SlotTable, one: Slot, other: Slot) -> None:
+        moves.append((one.id, other.id))
+        exchange(table, one, other)
+
+    monkeypatch.setattr(SlotTable, "exchange", counted)
+    with open_front() as front:
+        lengths = [60, 2, 60, 4]
+        numbers = [front.start(p, max_tokens=n, n_logprobs=2) for p, n in zip(PROMPTS, lengths, strict=False)]
+        moved = [_events(front, n) for n in numbers]
+    assert moves
+    for prompt, n, events in zip(PROMPTS, lengths, moved, strict=False):
+        with open_front() as other:
+            assert_same_but_for_ties(_events(other, other.start(prompt, max_tokens=n, n_logprobs=2)), events)
 
 
 def test_a_cache_that_is_too_small_for_all_makes_some_wait(open_front: OpenFront) -> None:

@@ -29,7 +29,7 @@ from lamella.run.variants import LiveVariants
 from lamella.store.store import Store
 
 KEPT_PREFIXES = 8
-"""Slots beyond those of running requests, for beginnings that may be used again."""
+"""Slots beyond those of running requests, for beginnings that may be used again, where slots share their cells."""
 
 
 @dataclass(slots=True)
@@ -64,8 +64,7 @@ class EngineParts:
         store = Store.open(Path(settings.store))
         variants = _served(store, settings.variants)
         first = settings.variant or largest_variant(store).name
-        n_slots = settings.n_sequences + KEPT_PREFIXES
-        options = _context_options(settings, n_slots)
+        options = _context_options(settings)
         with store.lease(reading=True) as lease, contextlib.ExitStack() as on_failure:
             paths = store.ready_paths(lease.hold(first))
             tensors = {n: t.spec for path in paths for n, t in gguf.read_tensors(path).items()}
@@ -88,8 +87,8 @@ class EngineParts:
             context=context,
             live=live,
             prompts=PromptMaker(model),
-            n_slots=n_slots,
-            n_cells=options.n_cells,
+            n_slots=options.n_sequences,
+            n_cells=options.cells,
             load_seconds=time.monotonic() - start,
         )
 
@@ -161,11 +160,12 @@ class EngineParts:
         self.live.close()
 
 
-def _context_options(settings: EngineSettings, n_slots: int) -> ContextOptions:
+def _context_options(settings: EngineSettings) -> ContextOptions:
     return ContextOptions(
         n_ctx=settings.n_ctx,
-        n_sequences=n_slots,
-        n_cells=settings.n_cells or settings.n_ctx * settings.n_sequences,
+        n_sequences=settings.n_sequences + (KEPT_PREFIXES if settings.n_cells else 0),
+        n_cells=settings.n_cells,
+        has_shared_cells=settings.n_cells > 0,
         n_batch=settings.n_batch,
         n_outputs=settings.n_sequences + SCORED_AT_ONCE,
         kv_type=settings.kv_type,
