@@ -110,7 +110,13 @@ class EngineParts:
             has_embeddings=self.settings.pooling not in ("auto", "off")
             or (self.settings.pooling == "auto" and self.model.has_pooling),
             load_seconds=self.load_seconds,
+            bos_token=self._token_text(self.model.vocabulary.bos),
+            eos_token=self._token_text(self.model.vocabulary.eos),
+            chat_template=self.model.chat_template,
         )
+
+    def _token_text(self, token: int) -> str:
+        return self.model.vocabulary.text([token], special=True) if token >= 0 else ""
 
     def sampling(self, asked: Sampling, prompt: Prompt) -> SamplingOptions:
         """What was asked, as llama.cpp's samplers take it.
