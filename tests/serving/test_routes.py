@@ -290,7 +290,11 @@ def test_admin_sees_and_switches_variants(front: Make) -> None:
     switched = one.post("/admin/switch", {"variant": "small", "cache": "recompute"}).json()
     assert (switched["after"], switched["stall_seconds"]) == ("small", 0.001)
     one.post("/admin/switch", {"variant": "large"})
-    assert one.post("/admin/prepare", {"variant": "small"}).json() == {"variant": "small", "seconds": 0.1}
+    assert one.post("/admin/prepare", {"variant": "small"}).json() == {
+        "variant": "small",
+        "seconds": 0.1,
+        "is_whole": True,
+    }
     assert one.engine.calls == [("switch", "small", "recompute"), ("switch", "large", "keep"), ("prepare", "small")]
     status = one.get("/admin/status").json()
     assert (status["ready"], status["engine"]["model"], status["status"]["n_steps"]) == (True, "tiny", 7)

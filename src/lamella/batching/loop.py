@@ -41,6 +41,7 @@ from lamella.batching.served import ServedVariants
 from lamella.batching.settings import EngineSettings
 from lamella.core.errors import InvalidRequest, LamellaError, RequestRefused
 from lamella.llama.sampling import Sampler
+from lamella.run.process_memory import private_bytes
 
 Arrival = RunningRequest | EmbedJob | Switch | Prepare | Cancel | Stop
 Send = Callable[[EngineMessage], None]
@@ -91,11 +92,12 @@ class EngineLoop:
     def close(self) -> None:
         """Free everything."""
         self._scheduler.close()
+        self._variants.close()
         self._parts.close()
 
     def hello(self) -> Hello:
         """What this engine is."""
-        return self._parts.hello(self._variants.default)
+        return self._parts.hello(self._variants.name)
 
     # --- from other threads ------------------------------------------------------------------------------------------
 
@@ -163,7 +165,7 @@ class EngineLoop:
         scheduler, began = self._scheduler, self._scheduler.step_began
         counters = scheduler.counters
         return Status(
-            variant=self._variants.default,
+            variant=self._variants.name,
             step_seconds_now=time.monotonic() - began if began else 0.0,
             n_running=scheduler.n_running,
             n_waiting=scheduler.n_waiting,
@@ -177,7 +179,7 @@ class EngineLoop:
             switch_seconds=self._variants.switch_seconds,
             flip_seconds=self._variants.flip_seconds,
             mapped_bytes=self._parts.live.mapped_bytes,
-            private_bytes=self._parts.private_bytes(),
+            private_bytes=private_bytes(),
             warm=list(self._parts.live.warm),
         )
 

@@ -20,7 +20,9 @@ PROTOCOL_VERSION = 2
 HEARTBEAT_SECONDS = 0.25
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline"]
-Refusal = Literal["invalid", "context_length", "unknown_variant", "no_template", "no_embeddings", "busy", "failed"]
+Refusal = Literal[
+    "invalid", "context_length", "unknown_variant", "no_template", "no_embeddings", "no_memory", "busy", "failed"
+]
 """Why a request cannot be done; the front turns it into an HTTP status."""
 
 
@@ -332,7 +334,11 @@ class Switched(_Message, frozen=True, kw_only=True):
     """Answer to ``Switch``.
 
     Attributes:
-        stall_seconds: how long no step could run because of it.
+        stall_seconds: how long no step could run because of it, in all.
+        n_steps: moments in which it was done: 1, or one for each shard, where the memory ceiling has no room for both
+            variants.  Steps of the model in between were computed by a mixture of both.
+        longest_stall_seconds: the longest of these moments.
+        peak_bytes: the most memory that weights took meanwhile.
     """
 
     id: int
@@ -342,14 +348,23 @@ class Switched(_Message, frozen=True, kw_only=True):
     n_shards: int
     stall_seconds: float
     prepare_seconds: float
+    n_steps: int = 1
+    longest_stall_seconds: float = 0.0
+    peak_bytes: int = 0
 
 
 class Prepared(_Message, frozen=True, kw_only=True):
-    """Answer to ``Prepare``."""
+    """Answer to ``Prepare``.
+
+    Attributes:
+        is_whole: whether all of it is in memory now; False where the memory ceiling has no room for it beside what is
+            in use, and a switch will go shard by shard.
+    """
 
     id: int
     variant: str
     seconds: float
+    is_whole: bool = True
 
 
 class Status(_Message, frozen=True, kw_only=True):

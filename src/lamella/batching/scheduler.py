@@ -251,7 +251,7 @@ class Scheduler:
         tokens = [e for (r, n), i in zip(parts, first, strict=True) for e in self._outcome(r, n, i)]
         self.counters.n_generated_tokens += len(tokens)
         if tokens:
-            self._send(Step(plan.variant, tokens))
+            self._send(Step(self._variants.name_of(plan.variant), tokens))
         for request, _ in parts:
             if request.request.id not in self._running:  # its grammar led nowhere
                 continue

@@ -22,7 +22,7 @@ from lamella.run.chat import Message
 from lamella.run.engine import Engine, EngineOptions
 from lamella.run.generation import Generation
 from lamella.run.layouts import check_policy
-from lamella.run.variants import SwitchReport
+from lamella.run.prepared import SwitchReport
 
 
 def run(

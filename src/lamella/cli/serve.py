@@ -69,8 +69,18 @@ def serve(
     sequences: Annotated[int, typer.Option(help="Requests that run at once.", rich_help_panel=ENGINE)] = 8,
     cells: Annotated[
         int,
-        typer.Option(help="Tokens in the KV cache; 0: --context times --sequences.", rich_help_panel=ENGINE),
+        typer.Option(
+            help="Tokens in the KV cache, shared by all requests; 0: --context, but at least 1024 for each sequence.",
+            rich_help_panel=ENGINE,
+        ),
     ] = 0,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Most memory of the engine process, as 600MiB: weights, KV cache, buffers and all; default: no limit.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = None,
     kv_type: Annotated[str, typer.Option(help="ggml type of the KV cache.", rich_help_panel=ENGINE)] = "F16",
     layout: Annotated[
         str, typer.Option(help="How weights are read: auto, mapped, repacked.", rich_help_panel=ENGINE)
@@ -99,7 +109,7 @@ def serve(
     `lamella chat --url URL`.  A request may ask for one by the model name MODEL@VARIANT.
     """
     engine = _engine_settings(
-        target, context, sequences, cells, kv_type, layout=layout, warm=warm, pooling=pooling, check=check
+        target, context, sequences, cells, kv_type, memory, layout=layout, warm=warm, pooling=pooling, check=check
     )
     from lamella.serving.settings import FrontSettings, Limits
 
@@ -150,6 +160,7 @@ def _engine_settings(
     sequences: int,
     cells: int,
     kv_type: str,
+    memory: str | None,
     *,
     layout: str,
     warm: int,
@@ -173,6 +184,7 @@ def _engine_settings(
         n_threads=config.n_threads,
         layout=check_policy(layout),
         n_warm=warm,
+        memory_bytes=parse_bytes(memory) if memory else 0,
         check=check,
         pooling=cast(Pooling, pooling),
         kernel_file=str(config.cache_folder / "kernels.json"),
