@@ -89,8 +89,14 @@ def test_streams_bound_how_much_of_a_prompt_is_read_at_once() -> None:
 
 
 def test_slow_machines_still_read_a_useful_piece() -> None:
-    assert prompt_tokens_for(1.0, has_streams=True, n_batch=512) == LEAST_PROMPT_TOKENS
-    assert prompt_tokens_for(0.0, has_streams=True, n_batch=512) == 512
+    assert prompt_tokens_for(1.0, n_streams=1, n_prompts=1, n_batch=512) == LEAST_PROMPT_TOKENS
+    assert prompt_tokens_for(0.0, n_streams=1, n_prompts=1, n_batch=512) == 512
+
+
+def test_the_more_wait_for_their_first_token_the_more_is_read_at_once() -> None:
+    sizes = [prompt_tokens_for(1000.0, n_streams=2, n_prompts=n, n_batch=4096) for n in (1, 2, 4, 8, 100)]
+    assert sizes == [200, 200, 400, 800, 1000]
+    assert prompt_tokens_for(1000.0, n_streams=0, n_prompts=1, n_batch=4096) == 4096
 
 
 @given(candidates(), candidates(), st.integers(1, 8))

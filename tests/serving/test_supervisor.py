@@ -333,6 +333,26 @@ def test_a_message_too_long_to_send_is_refused() -> None:
     run(talk())
 
 
+def test_embeddings_that_nobody_waits_for_end_in_the_engine_too() -> None:
+    async def talk() -> None:
+        async with engine_of() as engine:
+            asked = asyncio.create_task(engine.embed(["never"]))
+            await until(lambda: engine.status is not None and engine.status.n_waiting == 1)
+            asked.cancel()
+            await until(lambda: engine.status is not None and engine.status.n_waiting == 0)
+            assert engine.n_open == 0
+
+    run(talk())
+
+
+def test_texts_become_tokens_and_back() -> None:
+    async def talk() -> None:
+        async with engine_of() as engine:
+            assert await engine.detokenize(await engine.tokenize("a b")) == "a b"
+
+    run(talk())
+
+
 def test_a_full_queue_says_when_to_come_again() -> None:
     async def talk() -> None:
         async with engine_of(n_sequences=2, max_queue=3, step_seconds=0.01) as engine:
@@ -342,8 +362,13 @@ def test_a_full_queue_says_when_to_come_again() -> None:
             assert full.value.retry_after_seconds >= 1
             with pytest.raises(QueueFull):
                 await engine.embed(["p"])
+            with pytest.raises(InvalidRequest, match=r"6 choices at once; .* at most 5"):
+                engine.check_room(6)
             streams[0].cancel()
             assert engine.n_open == 4
+            engine.check_room(1)
+            with pytest.raises(QueueFull):
+                engine.check_room(2)
             engine.generate(Generate(id=0, prompt="p"))
             for stream in streams[1:]:
                 stream.cancel()

@@ -22,6 +22,7 @@ nothing else.
 ``remotes``    stores and models elsewhere
 """
 
+from lamella.api.connecting import connect
 from lamella.api.documents import read_importance, read_measurement, read_plan, write_artifact, write_importance
 from lamella.api.frontiers import DEFAULT_FIRST_BITS, DEFAULT_STEPS, frontier, ladder
 from lamella.api.losses import kernel_times, measured_prices, predicted_loss
@@ -37,7 +38,7 @@ from lamella.api.plans import (
     plan,
 )
 from lamella.api.remotes import HUB_PREFIX, pull, pull_from_hub, push, serving_store
-from lamella.api.serving import serve
+from lamella.api.serving import Listening, model_name, serve
 from lamella.api.sources import reach, shard_source
 from lamella.api.variants import build, evaluate, export, import_file, open_engine, open_store, repair, restore, trim
 
@@ -47,9 +48,11 @@ __all__ = [
     "DEFAULT_STEPS",
     "HUB_PREFIX",
     "Budget",
+    "Listening",
     "OnMeasure",
     "build",
     "check_plan_arguments",
+    "connect",
     "default_name",
     "default_policy",
     "devices",
@@ -65,6 +68,7 @@ __all__ = [
     "measure",
     "measure_once",
     "measured_prices",
+    "model_name",
     "needs_measuring",
     "open_engine",
     "open_store",

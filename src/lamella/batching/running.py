@@ -85,6 +85,12 @@ class RunningRequest:
         return len(self.slot.tokens) if self.slot else 0
 
     @property
+    def n_slot(self) -> int:
+        """Sequence id of its slot: llama.cpp takes sequences of a pass in the order of their ids."""
+        assert self.slot is not None  # it runs
+        return self.slot.id
+
+    @property
     def scores_prompt(self) -> bool:
         """Whether every token of the prompt has to be computed for its logits, so that none may come from the cache."""
         return not self._is_scored
