@@ -97,11 +97,13 @@ class RestartingProxy:
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         behind_reader, behind_writer = await asyncio.open_connection("127.0.0.1", self._behind_port, limit=2**22)
-        forward = asyncio.create_task(_copy(reader, behind_writer))
+        ways = [asyncio.create_task(_copy(reader, behind_writer)), asyncio.create_task(_copy(behind_reader, writer))]
         try:
-            await _copy(behind_reader, writer)
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)  # who leaves on one side leaves on the other
         finally:
-            forward.cancel()
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
             behind_writer.close()
 
     def _count(self, change: int) -> None:

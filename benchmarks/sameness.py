@@ -1,12 +1,10 @@
 """Whether two greedy answers are the same, and where they are not, whether rounding can be blamed.
 
-llama.cpp does not give the same last bits for the same tokens: a batch of another size is computed by other kernels,
-and in a KV cache that sequences share, attention sums a sequence's cells in the order in which they lie, in 16 bits.
-Activations are then rounded to 8 bits, which makes more of it: on SmolLM2 at Q8_0 log-probabilities move by 0.05 to
-0.15 nats when nothing but the cells changes.  llama-server's answers to sixteen prompts at once and one by one differ
-in 13 of 16 (40 tokens, Q4_K_M).  So a difference is judged by the margin, the difference of log-probability between
-the two likeliest tokens, where it began; and a record must hold a control beside it: how many answers differ between
-two runs that nobody disturbed, and at which margins.
+llama.cpp's flash attention on the CPU sums a sequence's cells in the order in which they lie in the cache, in 16 bits,
+and activations are then rounded to 8 bits.  In a cache that sequences share a token may come to lie before its
+predecessors, and SmolLM2's log-probabilities then move by 0.05 to 0.15 nats (docs/log.md).  So a difference is judged
+by the margin, the difference of log-probability between the two likeliest tokens, where it began; and a record must
+hold a control beside it: how many answers differ between two runs that nobody disturbed, and at which margins.
 """
 
 from __future__ import annotations

@@ -241,7 +241,7 @@ def _common(load: Load) -> dict[str, Any]:
         "switches": len(load.switches),
         "requests": len(load.streams),
         "failed": len(load.failures),
-        "tokens_per_second": round(len(times) / (max(times) - min(times)), 1),
+        "tokens_per_second": round(len(times) / (max(times) - min(times)), 1) if len(times) > 1 else 0.0,
     }
 
 
