@@ -196,9 +196,12 @@ class Traffic:
         self._tell(hello)
         self._send_held()
 
+    def went_silent(self) -> None:
+        """That engine takes nothing any more; what comes now waits for the next."""
+        self._is_up = False
+
     def died(self, died: EngineDied) -> bool:
         """That engine has ended; what is open waits for the next, but for what must have killed this one."""
-        self._is_up = False
         self._note(died)
         was_fruitful = self._requests.has_fruit
         self._last_good.died(at_work=self._requests.n_with_engine + self._questions.n_embed > 0)
