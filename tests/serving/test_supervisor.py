@@ -17,7 +17,16 @@ import pytest
 import uvloop
 
 from lamella.batching.frames import FRAME_LIMIT_BYTES, FrameTooLong
-from lamella.batching.messages import Accepted, Finished, Generate, Hello, Scored, Switched, TokenEvent
+from lamella.batching.messages import (
+    PROTOCOL_VERSION,
+    Accepted,
+    Finished,
+    Generate,
+    Hello,
+    Scored,
+    Switched,
+    TokenEvent,
+)
 from lamella.batching.settings import EngineSettings
 from lamella.core.errors import Draining, EngineUnavailable, InvalidRequest, QueueFull, RequestRefused
 from lamella.serving.engine_client import EngineClient, EngineStream, StreamEvent
@@ -439,7 +448,7 @@ def test_a_deadline_counts_from_the_submission_also_over_a_restart() -> None:
         ("raise", r"cannot start: ValueError: a fault in loading$"),
         ("abort", r"cannot start: signal SIGABRT; its last lines:\nfake engine: abort was asked for"),
         ("exit", r"cannot start: exit code 7; its last lines:\nfake engine"),
-        ("old", r"it speaks protocol 2 and this server 1"),
+        ("old", rf"it speaks protocol {PROTOCOL_VERSION + 1} and this server {PROTOCOL_VERSION}"),
         ("slow", r"it has not loaded the model within 1 s"),
     ],
 )
