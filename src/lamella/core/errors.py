@@ -9,6 +9,7 @@
     |   +-- UnsupportedTensor
     |   +-- InvalidWeights
     +-- DoesNotFit               4   no plan fits the memory; says by how much and what would fit
+    +-- NoPlacement              4   no way to place the layers on the nodes; says what they need and what is there
     +-- ArtifactError            5   a measurement or plan file cannot be read, or belongs to another model
     +-- StoreError               6   the store cannot do it
     |   +-- StoreFormatError
@@ -96,6 +97,12 @@ class DoesNotFit(LamellaError):
         self.needed_bytes = needed_bytes
         self.budget_bytes = budget_bytes
         self.smallest_plan = smallest_plan
+
+
+class NoPlacement(LamellaError):
+    """The layers cannot be placed on the nodes there are: memory, or the loss budget."""
+
+    exit_code = 4
 
 
 class ArtifactError(LamellaError):
