@@ -59,7 +59,7 @@ def test_the_reference_program_agrees(seed: int, transfer: Transfer) -> None:
         with pytest.raises(NoPlacement, match="no placement keeps all limits"):
             solve_program(problem)
         return
-    found = solve_program(problem)
+    found = solve_program(problem, time_limit_seconds=600)  # the machine may stall
     assert found.account.objective == pytest.approx(best, rel=1e-5)
     assert found.gap <= 1e-5
 

@@ -27,11 +27,12 @@ class Bits:
     found: tuple[float, Ints] | None
 
 
-def best_bits(arrays: Arrays, route: Route, *, gap: float, time_limit_seconds: float, cutoff: float = np.inf) -> Bits:
-    """The best choice that keeps all limits.
+def best_bits(arrays: Arrays, route: Route, *, gap: float, most_nodes: int, cutoff: float = np.inf) -> Bits:
+    """The best choice that keeps all limits, to a gap.
 
     Args:
         gap: share above the best that will do.
+        most_nodes: of branch and bound.
         cutoff: objectives above it need not be found.
 
     Raises:
@@ -50,7 +51,7 @@ def best_bits(arrays: Arrays, route: Route, *, gap: float, time_limit_seconds: f
     for _ in range(_TRIES):
         rows = limits.rows(layers, precisions)
         answer = solve(
-            costs[layers, precisions], rows, gap=gap, time_limit_seconds=time_limit_seconds, cutoff=cutoff - beside
+            costs[layers, precisions], rows, gap=gap, most_nodes=most_nodes, cutoff=cutoff - beside
         )
         bound = answer.bound + beside if bound is None else bound  # later ones are of tightened limits
         if answer.values is None:

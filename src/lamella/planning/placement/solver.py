@@ -34,7 +34,7 @@ from lamella.planning.placement.tightening import TightTables
 GAP = 0.01
 MOST_BRANCHES = 2000
 ROUNDS_IN_ORDER, ROUNDS_IN_ALL = 10, 4
-_BITS_SECONDS = 5.0
+_BITS_NODES = 1000
 _MOST_ROUTES = 4
 _BEYOND = (1.2, 1.5, 2.5, 6.0)
 """Times the best price: routes that lose less, for where those at the best price hold no placement."""
@@ -163,7 +163,7 @@ class _Search:
         """Give precisions to a route; returns what it costs at least."""
         if route not in self.tried:
             beyond = self.best[0] if self.best else np.inf
-            bits = best_bits(self.arrays, route, gap=self.gap / 4, time_limit_seconds=_BITS_SECONDS, cutoff=beyond)
+            bits = best_bits(self.arrays, route, gap=self.gap / 4, most_nodes=_BITS_NODES, cutoff=beyond)
             self.tried[route] = bits.bound
             if bits.found is not None and bits.found[0] < beyond:
                 self.best = (bits.found[0], route, bits.found[1])
