@@ -50,9 +50,7 @@ def best_bits(arrays: Arrays, route: Route, *, gap: float, most_nodes: int, cuto
     bound: float | None = None
     for _ in range(_TRIES):
         rows = limits.rows(layers, precisions)
-        answer = solve(
-            costs[layers, precisions], rows, gap=gap, most_nodes=most_nodes, cutoff=cutoff - beside
-        )
+        answer = solve(costs[layers, precisions], rows, gap=gap, most_nodes=most_nodes, cutoff=cutoff - beside)
         bound = answer.bound + beside if bound is None else bound  # later ones are of tightened limits
         if answer.values is None:
             return Bits(bound, None)
