@@ -4,6 +4,8 @@
 ``problem``     layers, the request that is timed, the loss budget
 ``result``      a placement, what it costs, which limits it breaks
 ``program``     the reference: one readable integer program
+``baselines``   the same question answered by simple rules
+``explaining``  what binds, and what a change would buy
 ``solver``      the fast planner, with a proven gap: ``arrays``, ``segments``, ``routes``, ``prices``, ``bits``,
                 ``tightening``, ``branching``
 
