@@ -33,7 +33,7 @@ def plot_placement(problem: PlacementProblem, solution: Solution, path: Path) ->
                 color=mpl.colormaps["viridis_r"](k / max(1, len(precisions) - 1)),
                 label=_plain(f"{precision}: {len(cells)} layers"),
             )  # fmt: skip
-    axes.set_yticks(range(len(rows)), [_plain(_node_facts(problem, solution, name)) for name in rows])
+    axes.set_yticks(range(len(rows)), [_node_facts(problem, solution, name) for name in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(visible=False)
     _set_title(axes, f"placement · {solution.planner}", _facts(solution))
@@ -64,9 +64,9 @@ def _cells(solution: Solution, precision: str) -> list[tuple[int, str]]:
 def _node_facts(problem: PlacementProblem, solution: Solution, name: str) -> str:
     there = format_bytes(problem.cluster.node(name).memory_bytes)
     if name not in solution.account.node_bytes:
-        return f"{name}\nunused, {there}"
+        return f"{_plain(name)}\nunused, {there}"
     used, seconds = solution.account.node_bytes[name], solution.account.compute_seconds[name]
-    return f"{name}\n{format_bytes(used)} of {there}, {format_seconds(seconds)}"
+    return f"{_plain(name)}\n{format_bytes(used)} of {there}, {format_seconds(seconds)}"
 
 
 def _facts(solution: Solution) -> str:

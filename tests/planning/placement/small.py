@@ -40,7 +40,9 @@ def _node(draw: random.Random, name: str, names: tuple[str, ...], n_layers: int)
     here = draw.sample(names, draw.randint(min(2, len(names)), len(names)))
     speeds = {p: Speed(draw.uniform(0, 0.1), draw.uniform(0.01, 1)) for p in here}
     memory = draw.randint(60, 160 * n_layers)
-    return Node(name, memory, speeds, draw.uniform(0, 0.3), draw.randint(0, 30), "edge", draw.uniform(0, 50), 2.0)
+    limit = draw.choice([float("inf"), float("inf"), draw.uniform(0.5 * n_layers, 3.0 * n_layers)])
+    pass_seconds, watts = draw.uniform(0, 0.3), draw.uniform(0, 50)
+    return Node(name, memory, speeds, pass_seconds, draw.randint(0, 30), "edge", watts, 2.0, limit)
 
 
 def best_by_trial(problem: PlacementProblem) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,11 @@ class Arrays:
 
     Attributes:
         cost: [L, N, P] worth of the seconds a request spends in a layer; infinite where it cannot run.
+        seconds: [L, N, P] that a request spends in a layer; infinite where it cannot run.
         n_bytes: [L, P] weights and KV cache.
         loss: [L, P]; infinite where the layer has no such precision.
         capacity: [N] bytes for layers; below 0 where not even the buffers fit.
+        seconds_limit: [N] that a request may spend in a node's layers.
         opening: [N] cost of a node with any layers at all.
         entering, leaving: [N, L + 1] cost of the hidden state's way to and from a segment that begins or ends at a
             boundary, whatever the neighbours are.
@@ -39,9 +41,11 @@ class Arrays:
     """
 
     cost: Floats
+    seconds: Floats
     n_bytes: Ints
     loss: Floats
     capacity: Ints
+    seconds_limit: Floats
     opening: Floats
     entering: Floats
     leaving: Floats
@@ -61,6 +65,21 @@ class Arrays:
     def n_precisions(self) -> int:
         return int(self.cost.shape[2])
 
+    def on(self, nodes: Sequence[int]) -> Arrays:
+        """The same question for some of the nodes, in this order."""
+        chosen = list(nodes)
+        return replace(
+            self,
+            cost=self.cost[:, chosen],
+            seconds=self.seconds[:, chosen],
+            capacity=self.capacity[chosen],
+            seconds_limit=self.seconds_limit[chosen],
+            opening=self.opening[chosen],
+            entering=self.entering[chosen],
+            leaving=self.leaving[chosen],
+            between=None if self.between is None else self.between[np.ix_(chosen, chosen)],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Arc:
@@ -78,7 +97,7 @@ Route = tuple[Arc, ...]
 def to_arrays(problem: PlacementProblem) -> Arrays:
     """Write a problem as arrays."""
     nodes, layers, names = problem.cluster.nodes, problem.layers, problem.precisions
-    cost = np.full((len(layers), len(nodes), len(names)), np.inf)
+    seconds = np.full((len(layers), len(nodes), len(names)), np.inf)
     n_bytes = np.full((len(layers), len(names)), NO_BYTES, dtype=np.int64)
     loss = np.full((len(layers), len(names)), np.inf)
     for i, layer in enumerate(layers):
@@ -86,16 +105,21 @@ def to_arrays(problem: PlacementProblem) -> Arrays:
             if name in layer.options:
                 n_bytes[i, p], loss[i, p] = problem.layer_bytes(i, name), layer.options[name].loss
             for n, node in enumerate(nodes):
-                seconds = problem.layer_seconds(i, node, name)
-                cost[i, n, p] = np.inf if seconds is None else seconds * problem.worth_of_second(node)
+                taken = problem.layer_seconds(i, node, name)
+                seconds[i, n, p] = np.inf if taken is None else taken
+    worth = np.array([problem.worth_of_second(node) for node in nodes])
+    opening = np.array([problem.pass_seconds(node) for node in nodes])
+    limits = np.array([node.seconds_limit for node in nodes])
     entering, leaving, between = _transfers(problem)
     most_loss = float(np.where(np.isfinite(loss), loss, 0.0).max(axis=1).sum())
     return Arrays(
-        cost=cost,
+        cost=seconds * worth[:, None],
+        seconds=seconds,
         n_bytes=n_bytes,
         loss=loss,
         capacity=np.array([node.memory_bytes - node.buffer_bytes for node in nodes], dtype=np.int64),
-        opening=np.array([problem.pass_seconds(node) * problem.worth_of_second(node) for node in nodes]),
+        seconds_limit=limits - opening,
+        opening=opening * worth,
         entering=entering,
         leaving=leaving,
         between=between,

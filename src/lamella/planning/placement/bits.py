@@ -9,6 +9,7 @@ import numpy as np
 
 from lamella.planning.placement.arrays import Arrays, Ints, Route, nodes_of, route_cost
 from lamella.planning.placement.highs import Rows, solve
+from lamella.planning.placement.result import TOLERANCE
 
 _TRIES = 4
 
@@ -64,12 +65,13 @@ def best_bits(arrays: Arrays, route: Route, *, gap: float, most_nodes: int, cuto
 
 
 class _Limits:
-    """Memory of each node of a route, and the loss budget; asked for less where the solver's tolerance broke one."""
+    """Memory and seconds of a route's nodes, and the loss budget; tightened where the solver's tolerance broke one."""
 
     def __init__(self, arrays: Arrays, route: Route) -> None:
         self._arrays, self._route = arrays, route
         self._capacity = [int(arrays.capacity[arc.node]) for arc in route]
         self._asked = [float(capacity) for capacity in self._capacity]
+        self._seconds_asked = [float(arrays.seconds_limit[arc.node]) for arc in route]
         self._loss_asked = arrays.loss_budget
 
     def rows(self, layers: Ints, precisions: Ints) -> Rows:
@@ -86,6 +88,12 @@ class _Limits:
             rows.add(
                 -np.inf, asked * scale, ((v, float(arrays.n_bytes[layers[v], precisions[v]]) * scale) for v in here)
             )
+        for k, arc in enumerate(self._route):
+            if np.isfinite(self._seconds_asked[k]):
+                scale = 1.0 / (abs(float(arrays.seconds_limit[arc.node])) or 1.0)
+                busy = (v for layer in range(arc.first, arc.end) for v in variables[layer])
+                terms = ((v, float(arrays.seconds[layers[v], arc.node, precisions[v]]) * scale) for v in busy)
+                rows.add(-np.inf, self._seconds_asked[k] * scale, terms)
         if np.isfinite(self._loss_asked):
             scale = 1.0 / arrays.loss_budget if arrays.loss_budget > 0 else 1.0
             losses = arrays.loss[layers, precisions] * scale
@@ -101,8 +109,13 @@ class _Limits:
             if excess > 0:
                 self._asked[k] -= excess
                 kept = False
+            limit = float(arrays.seconds_limit[arc.node])
+            late = sum(float(arrays.seconds[i, arc.node, picks[i]]) for i in layers) - limit
+            if late > TOLERANCE * limit:
+                self._seconds_asked[k] -= late
+                kept = False
         excess_loss = total_loss(arrays, picks.tolist()) - arrays.loss_budget
-        if excess_loss > 0:
+        if excess_loss > TOLERANCE * arrays.loss_budget:
             self._loss_asked -= excess_loss
             kept = False
         return kept

@@ -10,6 +10,7 @@ begins and ends there.  It may be one of the nodes, whose memory is then what em
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -49,6 +50,7 @@ class Node:
         tier: ``edge`` near the coordinator, or ``cloud`` beyond a wide-area link; what the baselines tell apart.
         watts: drawn while it computes, beyond what it draws idle.
         price_per_hour: of computing, in any currency.
+        seconds_limit: that a request may compute here; finite where the node has others to serve.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Node:
     tier: Tier = "edge"
     watts: float = 0.0
     price_per_hour: float = 0.0
+    seconds_limit: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,8 @@ def _check_node(node: Node) -> None:
     rates = (node.pass_seconds, node.watts, node.price_per_hour, *times)
     if not all(0 <= value < float("inf") for value in rates):
         raise InvalidRequest(f"node {node.name}: times, watts and price must be finite and at least 0")
+    if not node.seconds_limit >= 0:
+        raise InvalidRequest(f"node {node.name}: a limit of {node.seconds_limit:g} seconds; it must be at least 0")
     if node.memory_bytes < 0 or node.buffer_bytes < 0:
         raise InvalidRequest(f"node {node.name}: memory and buffers must be at least 0 bytes")
     if node.tier not in TIERS:

@@ -14,8 +14,8 @@ from itertools import pairwise
 from lamella.core.units import format_bytes
 from lamella.planning.placement.problem import PlacementProblem
 
-LOSS_TOLERANCE = 1e-9
-"""Share of the loss budget that sums of floating-point numbers may be beyond it."""
+TOLERANCE = 1e-9
+"""Share of a limit on loss or seconds that sums of floating-point numbers may be beyond it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,11 @@ def violations(problem: PlacementProblem, placement: Placement) -> tuple[str, ..
         there = problem.cluster.node(name).memory_bytes
         if used > there:
             found.append(f"{name} needs {format_bytes(used)}, has {format_bytes(there)}")
-    if costs.loss > problem.loss_budget * (1 + LOSS_TOLERANCE):
+    for name, seconds in costs.compute_seconds.items():
+        limit = problem.cluster.node(name).seconds_limit
+        if seconds > limit * (1 + TOLERANCE):
+            found.append(f"{name} computes {seconds:.6g} s of a request, may {limit:.6g} s")
+    if costs.loss > problem.loss_budget * (1 + TOLERANCE):
         found.append(f"loss {costs.loss:.6g} is beyond the budget of {problem.loss_budget:.6g}")
     return tuple(found)
 

@@ -59,5 +59,24 @@ def best_in_order(arrays: Arrays, bound: Floats, order: Sequence[int]) -> tuple[
     return total, tuple(reversed(arcs))
 
 
+def best_with_reuse(bound: Floats) -> tuple[float, Route] | None:
+    """Total and route where a node may have several segments, and ways between nodes are free: a lower bound."""
+    n_layers = bound.shape[1] - 1
+    cheapest, node = bound.min(axis=0), bound.argmin(axis=0)
+    reached, came = np.full(n_layers + 1, np.inf), np.zeros(n_layers + 1, dtype=np.int64)
+    reached[0] = 0.0
+    for end in range(1, n_layers + 1):
+        totals = reached[:end] + cheapest[:end, end]
+        came[end], reached[end] = totals.argmin(), totals.min()
+    if not np.isfinite(reached[-1]):
+        return None
+    arcs, end = list[Arc](), n_layers
+    while end:
+        first = int(came[end])
+        arcs.append(Arc(int(node[first, end]), first, end))
+        end = first
+    return float(reached[-1]), tuple(reversed(arcs))
+
+
 def _way(arrays: Arrays, one: int, other: int) -> Floats | float:
     return 0.0 if arrays.between is None else arrays.between[one, other]

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lamella.planning.placement.arrays import NO_BYTES, Arc, Arrays, Floats, Ints
+from lamella.planning.placement.arrays import NO_BYTES, Arc, Arrays, Floats, Ints, Mask
 
 N_PRICES = 64
 """Memory prices tried for each node."""
+_SECONDS_TOLERANCE = 1e-9
 ROUNDING = 1e-13
 """Share of the summed numbers that is taken off each bound, so that it holds in floating-point arithmetic too."""
 
@@ -31,7 +32,7 @@ class SegmentTable:
     Attributes:
         bound: [N, L + 1, L + 1] for node, first layer and end: cost + price * loss of its layers, opening and the way
             of the hidden state that does not depend on neighbours; infinite where the node cannot hold them.
-        memory_prices: [N, N_PRICES] tried, from 0.
+        memory_prices: [N, prices] tried, from 0.
         loss_price: seconds for a unit of loss.
     """
 
@@ -53,16 +54,21 @@ class Relaxed:
     loss: float
 
 
-def segment_table(arrays: Arrays, loss_price: float) -> SegmentTable:
-    """Bound every segment of every node."""
+def segment_table(arrays: Arrays, loss_price: float, n_prices: int = N_PRICES) -> SegmentTable:
+    """Bound every segment of every node.
+
+    Args:
+        n_prices: memory prices tried for each node; fewer are faster, and bound less.
+    """
     n_layers = arrays.n_layers
     bound = np.full((arrays.n_nodes, n_layers + 1, n_layers + 1), np.inf)
-    prices = np.zeros((arrays.n_nodes, N_PRICES))
+    prices = np.zeros((arrays.n_nodes, n_prices))
     for n in range(arrays.n_nodes):
         charged = charged_cost(arrays, n, loss_price)
         usable = usable_bytes(arrays, charged)
-        prices[n] = _memory_prices(charged, arrays.n_bytes)
+        prices[n] = _memory_prices(charged, arrays.n_bytes, n_prices)
         bound[n] = _range_bounds(charged, usable, prices[n], int(arrays.capacity[n]))
+        bound[n][_too_slow(arrays, n, charged)] = np.inf
         bound[n] += arrays.opening[n] + arrays.entering[n][:, None] + arrays.leaving[n][None, :]
     return SegmentTable(bound, prices, loss_price)
 
@@ -111,7 +117,7 @@ def usable_bytes(arrays: Arrays, charged: Floats, layers: slice = slice(None)) -
     return np.where(np.isfinite(charged), arrays.n_bytes[layers], NO_BYTES)
 
 
-def _memory_prices(charged: Floats, n_bytes: Ints) -> Floats:
+def _memory_prices(charged: Floats, n_bytes: Ints, n_prices: int) -> Floats:
     """Quantiles of what a byte saves at most, between any two options of a layer; the first is 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
         dearer = charged[:, :, None] - charged[:, None, :]
@@ -119,9 +125,17 @@ def _memory_prices(charged: Floats, n_bytes: Ints) -> Floats:
         slopes = np.where(saved > 0, dearer / saved, 0.0)
     slopes = slopes[np.isfinite(slopes) & (slopes > 0)]
     if not slopes.size:
-        return np.zeros(N_PRICES)
-    quantiles = np.quantile(slopes, np.linspace(0.0, 1.0, N_PRICES - 1))
+        return np.zeros(n_prices)
+    quantiles = np.quantile(slopes, np.linspace(0.0, 1.0, n_prices - 1))
     return np.concatenate(([0.0], quantiles))
+
+
+def _too_slow(arrays: Arrays, node: int, charged: Floats) -> Mask:
+    """[L + 1, L + 1] ranges that take a node longer than a request may."""
+    least = np.where(np.isfinite(charged), arrays.seconds[:, node], np.inf).min(axis=1)
+    sums = np.concatenate(([0.0], np.cumsum(np.where(np.isfinite(least), least, 0.0))))
+    limit = float(arrays.seconds_limit[node])
+    return sums[None, :] - sums[:, None] > limit + _SECONDS_TOLERANCE * (float(sums[-1]) + abs(limit))
 
 
 def _range_bounds(charged: Floats, usable: Ints, prices: Floats, capacity: int) -> Floats:

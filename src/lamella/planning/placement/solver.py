@@ -20,19 +20,21 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lamella.planning.placement.arrays import Arrays, Ints, Mask, Route, to_arrays, to_placement
+from lamella.planning.placement.arrays import Arc, Arrays, Ints, Mask, Route, to_arrays, to_placement
 from lamella.planning.placement.bits import best_bits
 from lamella.planning.placement.branching import Branching
 from lamella.planning.placement.facts import no_placement
 from lamella.planning.placement.prices import Priced, search_price
 from lamella.planning.placement.problem import PlacementProblem, check_problem
 from lamella.planning.placement.result import Solution, account, violations
-from lamella.planning.placement.routes import all_orders, best_in_order, best_route, totals_through
-from lamella.planning.placement.segments import relax, segment_table
+from lamella.planning.placement.routes import all_orders, best_in_order, best_route, best_with_reuse, totals_through
+from lamella.planning.placement.segments import SegmentTable, relax, segment_table
 from lamella.planning.placement.tightening import TightTables
 
 GAP = 0.01
 MOST_BRANCHES = 2000
+SHORTLIST = 12
+"""Nodes looked at where there are too many for all their orders."""
 ROUNDS_IN_ORDER, ROUNDS_IN_ALL = 10, 4
 _BITS_NODES = 1000
 _MOST_ROUTES = 4
@@ -55,18 +57,73 @@ def place(problem: PlacementProblem, gap: float = GAP, most_branches: int = MOST
         NoPlacement: no placement keeps all limits, or none was found in time; says which.
     """
     check_problem(problem)
-    search = _Search(to_arrays(problem), gap)
+    found = search(to_arrays(problem), gap, most_branches)
+    if found.best is None:
+        raise no_placement(problem, proven=np.isinf(found.bound))
+    _objective, route, picks = found.best
+    placement = to_placement(problem, route, picks.tolist())
+    broken = violations(problem, placement)
+    assert not broken, broken
+    return Solution(placement, account(problem, placement), found.bound, "joint")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search knows in the end.
+
+    Attributes:
+        bound: on every placement; infinite where there is none.
+        best: objective, route and the precision of each layer; None where none was found.
+    """
+
+    bound: float
+    best: tuple[float, Route, Ints] | None
+
+
+def search(arrays: Arrays, gap: float = GAP, most_branches: int = MOST_BRANCHES) -> Found:
+    """The same over arrays.
+
+    Where the nodes are too many for all their orders, the search is over a short list of them; its bound is then that
+    of routes that may use a node more than once.
+    """
+    if all_orders(arrays):
+        return _search(arrays, gap, most_branches)
+    nodes = shortlist(arrays, SHORTLIST)
+    bound = reuse_bound(arrays)
+    found = _search(arrays.on(nodes), gap, most_branches)
+    if found.best is None:
+        return Found(bound, None)
+    objective, route, picks = found.best
+    return Found(min(bound, objective), (objective, tuple(Arc(nodes[a.node], a.first, a.end) for a in route), picks))
+
+
+def _search(arrays: Arrays, gap: float, most_branches: int) -> Found:
+    search = _Search(arrays, gap)
     search.price()
     search.complete()
     if not search.done:
         search.close(most_branches)
-    if search.best is None:
-        raise no_placement(problem, proven=np.isinf(search.bound))
-    _objective, route, picks = search.best
-    placement = to_placement(problem, route, picks.tolist())
-    broken = violations(problem, placement)
-    assert not broken, broken
-    return Solution(placement, account(problem, placement), search.bound, "joint")
+    return Found(search.bound, search.best)
+
+
+def shortlist(arrays: Arrays, most: int) -> list[int]:
+    """Nodes of the best routes in order of speed, and the fastest others."""
+    order = by_speed(arrays)
+    priced = search_price(lambda price: evaluate(arrays, price, order), first_price(arrays), ROUNDS_IN_ORDER)
+    used = [arc.node for p in sorted(priced, key=lambda p: -p.bound) for arc in p.route]
+    return list(dict.fromkeys([*used, *order]))[:most]
+
+
+def reuse_bound(arrays: Arrays) -> float:
+    """A bound for any number of nodes: the best price of routes that may use a node more than once."""
+
+    def at(price: float) -> Priced | None:
+        table = segment_table(arrays, price)
+        found = best_with_reuse(table.bound)
+        return None if found is None else priced_route(arrays, table, *found)
+
+    priced = search_price(at, first_price(arrays), ROUNDS_IN_ORDER)
+    return max((p.bound for p in priced), default=np.inf)
 
 
 @dataclass(slots=True)
@@ -86,13 +143,13 @@ class _Search:
 
     def price(self) -> None:
         """Find the price in one order of nodes, then among all, until a placement is good enough."""
-        order = _by_speed(self.arrays)
-        in_order = search_price(lambda price: self._evaluate(price, order), _first_price(self.arrays), ROUNDS_IN_ORDER)
+        order = by_speed(self.arrays)
+        in_order = search_price(
+            lambda price: evaluate(self.arrays, price, order), first_price(self.arrays), ROUNDS_IN_ORDER
+        )
         self.priced = in_order
         self.complete()
-        if not all_orders(self.arrays):
-            return
-        start = max(in_order, key=lambda p: p.bound).price if in_order else _first_price(self.arrays)
+        start = max(in_order, key=lambda p: p.bound).price if in_order else first_price(self.arrays)
         in_all = search_price(self._evaluate_all, max(start, 1e-30), ROUNDS_IN_ALL, lambda: self.done)
         self.bound = max((p.bound for p in in_all), default=np.inf)
         self.priced = in_all
@@ -112,7 +169,7 @@ class _Search:
         if at is None:
             return
         alive = self._alive(at)
-        price = max(at.price, _first_price(self.arrays) * _LEAST_PRICE)
+        price = max(at.price, first_price(self.arrays) * _LEAST_PRICE)
         tables = TightTables(self.arrays, alive, price)
         branching = Branching(self.arrays, tables, self._bound_route, self._cutoff)
         self.bound = max(self.bound, branching.run(alive, price, most_branches))
@@ -131,27 +188,15 @@ class _Search:
 
     def _evaluate_all(self, price: float) -> Priced | None:
         """Evaluate a price over all orders, and use what it says."""
-        priced = self._evaluate(price)
+        priced = evaluate(self.arrays, price)
         if priced is not None:
             self.bound = max(self.bound, priced.bound)
             if priced.excess_loss <= 0:
                 self._try(priced.route)
         return priced
 
-    def _evaluate(self, price: float, order: tuple[int, ...] | None = None) -> Priced | None:
-        arrays = self.arrays
-        table = segment_table(arrays, price)
-        found = best_in_order(arrays, table.bound, order) if order else best_route(arrays, table.bound)
-        if found is None:
-            return None
-        total, route = found
-        loss = sum(relax(arrays, arc, table).loss for arc in route)
-        bound = total + arrays.constant - price * arrays.loss_budget
-        return Priced(price, bound, loss - arrays.loss_budget, route, table)
-
     def _try_at(self, price: float) -> None:
-        order = None if all_orders(self.arrays) else _by_speed(self.arrays)
-        priced = self._evaluate(price, order)
+        priced = evaluate(self.arrays, price)
         if priced is not None:
             self._try(priced.route)
 
@@ -170,7 +215,21 @@ class _Search:
         return self.tried[route]
 
 
-def _by_speed(arrays: Arrays) -> tuple[int, ...]:
+def evaluate(arrays: Arrays, price: float, order: tuple[int, ...] | None = None) -> Priced | None:
+    """The best relaxed solution at a price, over one order of nodes or over all."""
+    table = segment_table(arrays, price)
+    found = best_in_order(arrays, table.bound, order) if order else best_route(arrays, table.bound)
+    return None if found is None else priced_route(arrays, table, *found)
+
+
+def priced_route(arrays: Arrays, table: SegmentTable, total: float, route: Route) -> Priced:
+    """What a route of least total says about the price of its table."""
+    loss = sum(relax(arrays, arc, table).loss for arc in route)
+    bound = total + arrays.constant - table.loss_price * arrays.loss_budget
+    return Priced(table.loss_price, bound, loss - arrays.loss_budget, route, table)
+
+
+def by_speed(arrays: Arrays) -> tuple[int, ...]:
     """Nodes, the fastest first."""
     seconds = np.where(np.isfinite(arrays.cost), arrays.cost, np.nan)
     with np.errstate(invalid="ignore"):
@@ -180,7 +239,7 @@ def _by_speed(arrays: Arrays) -> tuple[int, ...]:
     return tuple(int(n) for n in np.argsort(mean, kind="stable"))
 
 
-def _first_price(arrays: Arrays) -> float:
+def first_price(arrays: Arrays) -> float:
     """What a unit of loss would cost if the budget were worth as much as all layers' time."""
     seconds = np.where(np.isfinite(arrays.cost), arrays.cost, 0.0).mean(axis=(1, 2)).sum()
     return float(seconds / arrays.loss_budget) if 0 < arrays.loss_budget < np.inf and seconds > 0 else 1.0
