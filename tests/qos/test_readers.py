@@ -151,7 +151,7 @@ def test_energy_that_only_root_may_read_is_absent_with_that_reason(tmp_path: Pat
 
 
 def test_the_battery_is_the_machines_and_not_the_mouses() -> None:
-    assert read_battery(LAPTOP) == Battery(0.42, True, pytest.approx(18.0))
+    assert read_battery(LAPTOP) == Battery(charge=0.42, is_discharging=True, watts=1.5 * 12)
 
 
 def test_nvidia_without_bindings_is_absent_and_says_what_to_install() -> None:
