@@ -45,10 +45,10 @@ def variant(
         memory_bytes=memory,
         prompt=tuple(PromptPoint(m, true_chunk(m, 0, slowness)) for m in (16, 64, 256, 512)),
         steps=(
-            *(StepPoint(n, 64, true_step(n, 64, slowness)) for n in (1, 2, 4, 8)),
-            StepPoint(8, 1024, true_step(8, 1024, slowness)),
+            *(StepPoint(n, 64.0, true_step(n, 64, slowness)) for n in (1, 2, 4, 8)),
+            StepPoint(8, 1024.0, true_step(8, 1024, slowness)),
         ),
-        mixed=(MixedPoint(4, 64, 64, 1, true_mixed(4, 64, 64, slowness)),),
+        mixed=(MixedPoint(4, 64.0, 64, 1, true_mixed(4, 64, 64, slowness)),),
         joules_per_token=joules,
         joules_per_prompt_token=None if joules is None else joules / 10,
         quality=Quality(kl=kl),

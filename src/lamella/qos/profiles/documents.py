@@ -200,7 +200,11 @@ def from_json(data: bytes, source: str) -> Profile:
 def _fault(variant: VariantProfile) -> str | None:
     if not variant.prompt or not variant.steps:
         return "has no measured prompt or no measured step"
-    seconds = [p.seconds for p in (*variant.prompt, *variant.steps, *variant.mixed)]
+    seconds = [
+        *(p.seconds for p in variant.prompt),
+        *(p.seconds for p in variant.steps),
+        *(p.seconds for p in variant.mixed),
+    ]
     counts = [*(p.n_tokens for p in variant.prompt), *(s.n_sequences for s in variant.steps)]
     if min(seconds) <= 0 or min(counts) < 1:
         return "has a point without time or without tokens"

@@ -7,8 +7,8 @@ at:
     reading:  prompts(m) + b * m * depth        m tokens of a prompt after ``depth`` others
     both:     reading + writing - shared        one pass reads the weights once
 
-``steps`` and ``prompts`` are lines through points; ``a``, ``b`` and ``shared`` are fitted.  ``SpeedModel.error`` says how
-far off it is where a point is left out.
+``steps`` and ``prompts`` are lines through points; ``a``, ``b`` and ``shared`` are fitted.  ``SpeedModel.error`` says
+how far off it is where a point is left out.
 """
 
 from __future__ import annotations
