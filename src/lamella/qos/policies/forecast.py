@@ -115,11 +115,9 @@ class _Engine:
 
     def queue_wait(self, demand: _Demand) -> float:
         """95th percentile of waiting for other prompts to be read."""
-        if not demand.rate:
-            return 0.0
         each = self.reading_time(demand.prompt)
         busy = min(MOST_BUSY, demand.rate * each)
-        return each * max(0.0, math.log(busy / 0.05)) / (1 - busy)
+        return each * math.log(busy / 0.05) / (1 - busy) if busy > 0.05 else 0.0
 
     def _piece_tokens(self, n_batch: int) -> int:
         """Tokens of a prompt in one step while others write, as the engine chooses them."""

@@ -26,11 +26,11 @@ class Excess:
     """How far a forecast is above what was promised.
 
     Attributes:
-        by_priority: (-priority, sum of shares above) of each priority that is not met, highest first.
+        by_priority: sum of the shares above, of each priority that a class has, the highest first.
         worst: the objective that is missed most, in words; "" when all are met.
     """
 
-    by_priority: tuple[tuple[int, float], ...]
+    by_priority: tuple[float, ...]
     worst: str
 
 
@@ -101,10 +101,11 @@ class Predictive:
 
 def excess_of(found: Forecast, setting: Setting, sample: Sample) -> Excess:
     """How far a forecast is above the objectives of the classes that have requests."""
-    above: dict[int, float] = {}
+    classes = setting.objectives.classes
+    above = dict.fromkeys(sorted((c.priority for c in classes.values()), reverse=True), 0.0)
     worst, worst_share = "", 0.0
     for name in sample.classes:
-        wanted = setting.objectives.classes.get(name)
+        wanted = classes.get(name)
         if wanted is None:
             continue
         for what, value, ceiling in (
@@ -114,8 +115,8 @@ def excess_of(found: Forecast, setting: Setting, sample: Sample) -> Excess:
             if ceiling is None or value <= ceiling:
                 continue
             share = value / ceiling - 1
-            above[-wanted.priority] = above.get(-wanted.priority, 0.0) + share
+            above[wanted.priority] += share
             if share > worst_share:
                 worst_share = share
                 worst = f"p95 {what} of {name} {value * 1000:.0f} ms, {ceiling * 1000:.0f} ms are promised"
-    return Excess(tuple(sorted(above.items())), worst)
+    return Excess(tuple(above.values()), worst)
