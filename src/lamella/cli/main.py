@@ -23,9 +23,11 @@ from lamella.cli import (
     lm_eval,
     measure,
     plan,
+    profile,
     remote,
     run,
     serve,
+    simulate,
     store,
 )
 from lamella.cli.output import print_json, stderr
@@ -67,6 +69,8 @@ app.command("ladder")(ladder.ladder)
 app.command("build")(build.build)
 app.command("run")(run.run)
 app.command("serve")(serve.serve)
+app.command("profile")(profile.profile)
+app.command("simulate")(simulate.simulate)
 app.command("eval")(eval.evaluate)
 app.command("export")(exchange.export_variant)
 app.command("import")(exchange.import_file)
