@@ -125,7 +125,8 @@ def test_points_stay_within_the_engine() -> None:
     points = Points().within(EngineShape(5, 512, 600, "F16", "auto"))
     assert max(points.prompts) == 512
     assert points.sequences == (1, 2, 3, 4, 5)
-    assert points.deep == 576
+    assert points.deep == 512
+    assert Points().within(EngineShape(5, 512, 300, "F16", "auto")).deep == 276
     with pytest.raises(InvalidRequest, match="at least 128"):
         Points().within(EngineShape(5, 512, 64, "F16", "auto"))
 

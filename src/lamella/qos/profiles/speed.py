@@ -5,7 +5,7 @@ at:
 
     writing:  steps(n) + a * (tokens in the cache of all n - those at which steps(n) was measured)
     reading:  prompts(m) + b * m * depth        m tokens of a prompt after ``depth`` others
-    both:     reading + writing - shared        one pass reads the weights once
+    both:     reading + writing - shared        one pass reads the weights once, but not in the best layout for both
 
 ``steps`` and ``prompts`` are lines through points; ``a``, ``b`` and ``shared`` are fitted.  ``SpeedModel.error`` says
 how far off it is where a point is left out.
@@ -113,9 +113,9 @@ class SpeedModel:
         return slope_through_zero((back, p.seconds - self.prompt(p.n_tokens)) for p, back in looks if back)
 
     def _fit_shared(self, points: Sequence[MixedPoint]) -> float:
-        """The mean time that a mixed step takes less than its two parts."""
+        """The mean time that a mixed step takes less than its two parts; below 0 where it takes more."""
         saved = [(self._predicted(p) - p.seconds) / p.n_steps for p in points]
-        return max(0.0, fmean(saved)) if saved else 0.0
+        return fmean(saved) if saved else 0.0
 
     def _predicted(self, point: MixedPoint) -> float:
         piece = -(-point.n_prompt // point.n_steps)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
+from typing import TypeVar
 
 import msgspec
 
@@ -28,6 +29,9 @@ from lamella.qos.profiling.energy import EnergyMeter
 from lamella.qos.profiling.points import Points
 from lamella.run.kernel_table import processor_name
 
+T = TypeVar("T")
+LONG_SECONDS = 3.0
+"""A point that took so long is not measured again."""
 OnPoint = Callable[[int, int, str], None]
 """(points done, of how many, what is measured)."""
 
@@ -132,13 +136,20 @@ class _Run:
     def _mixed(self, n: int, n_prompt: int) -> MixedPoint:
         self._tick(f"{n} streams and a prompt of {n_prompt} tokens")
         shallow = self._points.shallow
-        found = sorted(self._bench.mixed_seconds(n, shallow, n_prompt) for _ in range(self._points.repeats))
+        found = sorted(self._repeated(lambda: self._bench.mixed_seconds(n, shallow, n_prompt)))
         seconds, n_steps = found[len(found) // 2]
         return MixedPoint(n, float(shallow), n_prompt, n_steps, seconds)
 
     def _median(self, measure: Callable[[], float], what: str) -> float:
         self._tick(what)
-        return median(measure() for _ in range(self._points.repeats))
+        return median(self._repeated(measure))
+
+    def _repeated(self, measure: Callable[[], T]) -> list[T]:
+        """As many measurements as were asked for, or as fit into ``LONG_SECONDS``: long ones scatter little."""
+        start, found = time.perf_counter(), [measure()]
+        while len(found) < self._points.repeats and time.perf_counter() - start < LONG_SECONDS:
+            found.append(measure())
+        return found
 
     def _tick(self, what: str) -> None:
         self._on_point(self._n_done, self._n_all, what)

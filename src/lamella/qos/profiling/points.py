@@ -21,10 +21,10 @@ class Points:
         repeats: of everything else, of which the median counts.
     """
 
-    prompts: tuple[int, ...] = (16, 64, 128, 256, 512, 1024, 2048)
+    prompts: tuple[int, ...] = (16, 64, 128, 256, 512, 1024)
     sequences: tuple[int, ...] = (1, 2, 3, 4, 6, 8)
     shallow: int = 64
-    deep: int = 1024
+    deep: int = 512
     mixed: tuple[tuple[int, int], ...] = ((1, 128), (4, 64), (4, 256))
     n_steps: int = 16
     repeats: int = 3
