@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lamella.core.errors import InvalidRequest, UnknownVariant
 from lamella.qos.objectives.stated import ClassObjectives, Objectives
 from lamella.qos.policies.constraints import CALM_SECONDS, RESERVE_BYTES
-from lamella.qos.policies.decision import LONGEST_HOLD_SECONDS, Policy, PolicyState
+from lamella.qos.policies.decision import HOLD_SECONDS, LONGEST_HOLD_SECONDS, Policy, PolicyState
 from lamella.qos.policies.forecast import forecast
 from lamella.qos.policies.named import named_policy
 from lamella.qos.policies.predictive import Predictive, excess_of
@@ -36,6 +36,7 @@ classes = st.builds(
     st.floats(1, 300),
     st.none() | st.floats(0.01, 10),
     st.none() | st.floats(0.005, 1),
+    st.floats(0.8, 1),
 )
 samples = st.builds(
     Sample,
@@ -196,6 +197,13 @@ def test_a_burst_goes_down_at_once_and_comes_back_after_a_while() -> None:
     assert up.variant == "v0"
 
 
+def test_nothing_better_is_tried_while_promises_were_broken_lately() -> None:
+    setting = setting_for(Objectives({"interactive": ClassObjectives(None, 0.045)}))
+    for kept, expected in ((0.94, "v2"), (0.96, "v0")):
+        quiet = Sample(10.0, {"interactive": replace(load(0.2), kept_share=kept)})
+        assert settle(Predictive(setting), PolicyState("v2"), quiet)[-1] == expected
+
+
 def test_memory_pressure_acts_at_once_and_nothing_larger_comes_back_soon() -> None:
     setting = setting_for(Objectives({"interactive": ClassObjectives()}))
     for policy in (Predictive(setting), Threshold(setting)):
@@ -257,9 +265,9 @@ def test_going_up_in_vain_makes_the_next_time_up_come_later() -> None:
     for i in range(8):
         state = state.goes_up("v0", 100.0 * i).goes_down("v1", 100.0 * i + 1)
         holds.append(state.hold_seconds)
-    assert holds[:3] == [8.0, 16.0, 32.0]
+    assert holds[:3] == [2 * HOLD_SECONDS, 4 * HOLD_SECONDS, 8 * HOLD_SECONDS]
     assert holds[-1] == LONGEST_HOLD_SECONDS
-    assert state.goes_down("v2", 1e6).hold_seconds == 4.0
+    assert state.goes_down("v2", 1e6).hold_seconds == HOLD_SECONDS
 
 
 def test_threshold_follows_what_was_measured() -> None:

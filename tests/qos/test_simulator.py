@@ -254,10 +254,12 @@ def test_a_watch_knows_lengths_and_latencies() -> None:
     watch.arrived(0.0, "a", 100)
     assert watch.classes(1.0)["a"].mean_generated == 64
     watch.began(1.0, "a", 0.5)
-    watch.ended(2.0, "a", 10, 0.05)
-    watch.ended(2.0, "a", 1, None)
+    watch.ended(2.0, "a", 10, 0.05, kept=True)
+    watch.ended(2.0, "a", 1, None, kept=False)
     seen = watch.classes(3.0)["a"]
     assert (seen.mean_generated, seen.ttft_p95_seconds, seen.tpot_p95_seconds) == (5.5, 0.5, 0.05)
+    assert seen.kept_share == pytest.approx(0.99)
+    watch.arrived(8.0, "a", 100)
     assert watch.classes(15.0)["a"].tpot_p95_seconds is None
 
 

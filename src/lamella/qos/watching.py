@@ -2,7 +2,7 @@
 
     watch.arrived(now, "interactive", n_prompt=120)
     watch.began(now, "interactive", ttft_seconds=0.4)
-    watch.ended(now, "interactive", n_generated=50, tpot_seconds=0.06)
+    watch.ended(now, "interactive", n_generated=50, tpot_seconds=0.06, kept=True)
     watch.classes(now)
 
 The simulator and the server feed the same object, so that a policy sees the same in both.  Times come from the caller.
@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 
 from lamella.qos.policies.sample import ClassSample
 
-LONG_SECONDS = 20.0
+LONG_SECONDS = 10.0
 """Window of the rate that is sure."""
-SHORT_SECONDS = 3.0
+SHORT_SECONDS = 2.0
 """Window of the rate that is quick."""
 SURE = 1.0
 """A short window tells of a burst where it holds so many standard deviations more than the long one expects."""
@@ -27,6 +27,8 @@ LATELY_SECONDS = 10.0
 """Latencies are of requests within this time."""
 N_LENGTHS = 64
 """Lengths are of so many requests."""
+N_KEPT = 100
+"""What was kept is a running mean over about so many requests."""
 USUAL_GENERATED = 64.0
 """Tokens that a request is taken to write before any has ended."""
 
@@ -40,6 +42,7 @@ class _Watched:
     generated: deque[int] = field(default_factory=lambda: deque(maxlen=N_LENGTHS))
     ttfts: deque[tuple[float, float]] = field(default_factory=deque)
     tpots: deque[tuple[float, float]] = field(default_factory=deque)
+    kept_share: float = 1.0
 
 
 class LoadWatch:
@@ -60,10 +63,15 @@ class LoadWatch:
         """A request has its first token."""
         self._classes.setdefault(class_name, _Watched()).ttfts.append((now, ttft_seconds))
 
-    def ended(self, now: float, class_name: str, n_generated: int, tpot_seconds: float | None) -> None:
-        """A request has its last token; one with a single token has no time per token."""
+    def ended(self, now: float, class_name: str, n_generated: int, tpot_seconds: float | None, *, kept: bool) -> None:
+        """A request has its last token; one with a single token has no time per token.
+
+        Args:
+            kept: it had what its class was promised.
+        """
         watched = self._classes.setdefault(class_name, _Watched())
         watched.generated.append(n_generated)
+        watched.kept_share += (kept - watched.kept_share) / N_KEPT
         if tpot_seconds is not None:
             watched.tpots.append((now, tpot_seconds))
 
@@ -86,6 +94,7 @@ class LoadWatch:
             mean_generated=sum(generated) / len(generated) if generated else USUAL_GENERATED,
             ttft_p95_seconds=p95(value for _, value in watched.ttfts),
             tpot_p95_seconds=p95(value for _, value in watched.tpots),
+            kept_share=watched.kept_share,
         )
 
     def _rate(self, arrivals: deque[float], now: float) -> float:

@@ -7,9 +7,11 @@ from typing import Protocol
 
 from lamella.qos.policies.sample import Sample
 
-HOLD_SECONDS = 4.0
+HOLD_SECONDS = 3.0
 """A better variant must have been possible for so long."""
 LONGEST_HOLD_SECONDS = 64.0
+UNDONE_SECONDS = 10.0
+"""A change to a better variant that lasted less was in vain; one that lasted longer was ended by another load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class PolicyState:
 
     def goes_down(self, variant: str, now: float) -> PolicyState:
         """A worse variant from now on; soon after going up, the next time up takes twice as long (no oscillation)."""
-        went_up = self.went_up_at is not None and now - self.went_up_at < 4 * self.hold_seconds
+        went_up = self.went_up_at is not None and now - self.went_up_at < UNDONE_SECONDS
         hold = min(LONGEST_HOLD_SECONDS, 2 * self.hold_seconds) if went_up else HOLD_SECONDS
         return replace(self, variant=variant, since=now, better_since=None, hold_seconds=hold)
 

@@ -1,7 +1,7 @@
 """Policy ``predictive``: the best variant whose profile meets every objective under the load that is expected.
 
 Down at once, because waiting costs promises.  Up only to what would also bear a larger load, after that has been so for
-a while (hysteresis), and the longer, the more a change costs.
+a while (hysteresis), and the longer, the more a change costs; and only while promises were kept lately.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from lamella.qos.policies.setting import Rung, Setting
 
 HEADROOM = 1.2
 """A better variant must bear so many times the load."""
+PROMISED_SHARE = 0.95
+"""What a 95th percentile promises: so many requests have it."""
 SWITCH_SHARE = 0.04
 """Share of the time that may go into changes of variant."""
 
@@ -67,7 +69,14 @@ class Predictive:
         return self._look_up(state, sample, current, choice.rungs)
 
     def _look_up(self, state: PolicyState, sample: Sample, current: Rung, rungs: Sequence[Rung]) -> Decision:
-        """All is met; is a better one possible, and has it been for long enough?"""
+        """All is met; is a better one possible, and has it been for long enough?
+
+        Not while too little was kept: bursts that cannot be foreseen are survived by staying where the last one led.
+        """
+        kept = min((c.kept_share for c in sample.classes.values()), default=1.0)
+        if kept < PROMISED_SHARE:
+            reason = f"everything is met, but only {kept:.0%} of the requests lately had what they were promised"
+            return Decision(current.name, reason, state.stays())
         better = (r for r in rungs if r.rank < current.rank)
         found = next((r for r in better if not self._excess(r, sample, self.headroom).worst), None)
         if found is None:

@@ -14,6 +14,7 @@ class ClassSample:
         arrivals_per_second: as predicted for the near future.
         mean_prompt, long_prompt: tokens of prompts, and what 95 % of them stay below.
         mean_generated: tokens that are written for one.
+        kept_share: of its requests lately had what they were promised; 1 while nobody knows.
         ttft_p95_seconds, tpot_p95_seconds: of requests that had them lately; None where none had.
     """
 
@@ -23,6 +24,7 @@ class ClassSample:
     mean_generated: float
     ttft_p95_seconds: float | None = None
     tpot_p95_seconds: float | None = None
+    kept_share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,8 +113,9 @@ class _Replay:
         arrival, now = request.arrival, self._engine.now
         n_further = arrival.n_generated - 1
         tpot = (now - request.first_token_at) / n_further if n_further else None
-        self._watch.ended(now, arrival.class_name, arrival.n_generated, tpot)
         ttft = request.first_token_at - arrival.seconds
+        kept = self._setting.objectives.classes[arrival.class_name].is_met_by(ttft, tpot or 0.0)
+        self._watch.ended(now, arrival.class_name, arrival.n_generated, tpot, kept=kept)
         self._served[request.id] = Served(arrival.class_name, arrival.seconds, ttft, tpot or 0.0, request.written_by)
 
     def _sample(self, now: float) -> None:
