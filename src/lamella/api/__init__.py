@@ -37,8 +37,10 @@ from lamella.api.plans import (
     needs_measuring,
     plan,
 )
+from lamella.api.profiles import find_profile, profile, read_profile
 from lamella.api.remotes import HUB_PREFIX, pull, pull_from_hub, push, serving_store
 from lamella.api.serving import Listening, model_name, serve
+from lamella.api.simulations import simulate
 from lamella.api.sources import reach, shard_source
 from lamella.api.variants import build, evaluate, export, import_file, open_engine, open_store, repair, restore, trim
 
@@ -58,6 +60,7 @@ __all__ = [
     "devices",
     "evaluate",
     "export",
+    "find_profile",
     "frontier",
     "gather_importance",
     "import_file",
@@ -74,6 +77,7 @@ __all__ = [
     "open_store",
     "plan",
     "predicted_loss",
+    "profile",
     "pull",
     "pull_from_hub",
     "push",
@@ -81,11 +85,13 @@ __all__ = [
     "read_importance",
     "read_measurement",
     "read_plan",
+    "read_profile",
     "repair",
     "restore",
     "serve",
     "serving_store",
     "shard_source",
+    "simulate",
     "trim",
     "tune_on",
     "write_artifact",

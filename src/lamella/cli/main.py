@@ -24,9 +24,11 @@ from lamella.cli import (
     lm_eval,
     measure,
     plan,
+    profile,
     remote,
     run,
     serve,
+    simulate,
     store,
 )
 from lamella.cli.output import print_json, stderr
@@ -70,6 +72,8 @@ app.command("build")(build.build)
 app.command("run")(run.run)
 app.command("chat")(chat.chat)
 app.command("serve", cls=GroupedCommand)(serve.serve)
+app.command("profile")(profile.profile)
+app.command("simulate")(simulate.simulate)
 app.command("eval")(eval.evaluate)
 app.command("export")(exchange.export_variant)
 app.command("import")(exchange.import_file)
