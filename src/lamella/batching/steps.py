@@ -133,13 +133,32 @@ def compose(candidates: Sequence[Candidate], variant: str, n_batch: int, tokens_
     parts = [(c.id, 1) for c in writing]
     n_prompts = sum(not c.is_writing for c in mine)
     budget = prompt_tokens_for(tokens_per_second, n_streams=len(writing), n_prompts=n_prompts, n_batch=n_batch)
-    budget = min(budget, n_batch - len(parts))
+    room = n_batch - len(parts)
+    budget = min(budget, room)
     has_scored = False
     for candidate in mine:
-        if candidate.is_writing or budget <= 0 or (candidate.most_scored and has_scored):
+        if candidate.is_writing or (candidate.most_scored and has_scored):
             continue
-        n = min(candidate.n_remaining, budget, candidate.most_scored or budget)
+        n = min(
+            _piece(candidate.n_remaining, budget, room, is_first=len(parts) == len(writing)),
+            candidate.most_scored or n_batch,
+        )
+        if n <= 0:
+            continue
         has_scored = has_scored or bool(candidate.most_scored)
         parts.append((candidate.id, n))
-        budget -= n
+        budget, room = budget - n, room - n
     return StepPlan(variant, tuple(parts))
+
+
+def _piece(n_remaining: int, budget: int, room: int, *, is_first: bool) -> int:
+    """How much of a prompt is read in a step that has ``budget`` tokens left for prompts, and space for ``room``.
+
+    Small pieces cost a pass through the weights of their own: none is cut off at a prompt's end, and none is begun of
+    another prompt.
+    """
+    if n_remaining <= budget:
+        return n_remaining
+    if budget < LEAST_PROMPT_TOKENS and not is_first:
+        return 0
+    return min(room, n_remaining if n_remaining < budget + LEAST_PROMPT_TOKENS // 2 else budget)
