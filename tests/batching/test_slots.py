@@ -138,3 +138,13 @@ def test_slots_with_shared_cells_stay_where_they_are() -> None:
     table = SlotTable(3)
     table.slots[0].owner = table.slots[2].owner = 1
     assert table.out_of_place() is None
+
+
+def test_separate_cells_are_copied_only_where_that_is_sooner_than_computing() -> None:
+    for n_shared, n_kept, is_copied in [(15, 100, False), (16, 100, True), (16, 1024, True), (16, 1025, False)]:
+        table = SlotTable(3, has_shared_cells=False)
+        table.extend(table.slots[0], [1] * n_shared + [2] * (n_kept - n_shared), "v", 1)
+        place = table.find_place([1] * n_shared + [3] * 5)
+        assert place is not None
+        assert (place.source is table.slots[0], place.n_shared) == (is_copied, n_shared if is_copied else 0)
+        assert place.slot is not table.slots[0]

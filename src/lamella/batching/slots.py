@@ -20,6 +20,10 @@ from lamella.run.prefix import shared_prefix
 
 WORTH_TAKING_OVER = 0.5
 """A kept slot is taken over when at least this share of its tokens is of use; else its beginning is copied."""
+COPIES_FOR_ONE = 64
+"""So many tokens are copied between separate cells, at least, in the time that computing one takes."""
+LEAST_COPIED = 16
+"""Fewer tokens are not worth the copy: many prompts begin with the same few."""
 
 
 @dataclass(slots=True)
@@ -126,7 +130,15 @@ class SlotTable:
         others = [s for s in free if s is not best]
         if not others:
             return Placement(best, None, n_shared)
+        if not self._is_worth_copying(best, n_shared):
+            return Placement(self._least_missed(free), None, 0)
         return Placement(self._least_missed(others), best, n_shared)
+
+    def _is_worth_copying(self, source: Slot, n_tokens: int) -> bool:
+        """Whether a beginning is had sooner by a copy than by computing it; separate cells are copied as a whole."""
+        if self.has_shared_cells:
+            return True
+        return n_tokens >= LEAST_COPIED and n_tokens * COPIES_FOR_ONE >= len(source.tokens)
 
     def _least_missed(self, free: Sequence[Slot]) -> Slot:
         """The slot to give away: an empty one, else the least recently used; beside running ones where that counts."""
