@@ -263,6 +263,20 @@ def assert_same_but_for_ties(expected: list[TokenEvent], found: list[TokenEvent]
         assert a.score.chosen.logprob == pytest.approx(b.score.chosen.logprob, abs=0.1)
 
 
+def test_the_end_of_a_scored_prompt_is_a_token_without_text(front: FakeFront) -> None:
+    """lm-evaluation-harness cuts the last entry off, whatever it is."""
+    ends = Sampling(temperature=0.0, logit_bias={2: 100.0})
+    fields = {"sampling": ends, "ignore_end": False, "n_logprobs": 1, "max_tokens": 4}
+    number = front.start("hello", echo=True, **fields)
+    assert front.end_of(number).reason == "stop"
+    assert front.tokens_of(number) == [2]
+    assert front.text_of(number) == ""
+    assert front.end_of(number).generated_tokens == 0
+    assert front.tokens_of(front.start("hello", **fields)) == []
+    again = front.start("hello", echo=True, **fields, generated=[2])  # an engine that died just after telling it
+    assert (front.end_of(again).reason, front.tokens_of(again)) == ("stop", [])
+
+
 def test_logprobs_are_a_distribution(front: FakeFront) -> None:
     event = _first_event(front, front.start("a", max_tokens=1, n_logprobs=20))
     assert event.score is not None
