@@ -129,7 +129,7 @@ def test_threshold_keeps_memory_and_floors_when_it_can(state: PolicyState, sampl
     assert decision.reason
 
 
-def settle(policy: Policy, state: PolicyState, sample: Sample, n: int = 400) -> list[str]:
+def settle(policy: Policy, state: PolicyState, sample: Sample, n: int = 500) -> list[str]:
     """The variants of so many samples, half a second apart, that are alike."""
     variants = [state.variant]
     for i in range(n):
@@ -152,7 +152,7 @@ def test_nothing_oscillates_under_a_constant_load(state: PolicyState, sample: Sa
     for policy in (Predictive(setting_for(wanted)), Threshold(setting_for(wanted))):
         variants = settle(policy, state, calm)
         assert n_turns(variants) <= 1
-        assert len(set(variants[300:])) == 1  # and it comes to rest
+        assert len(set(variants[420:])) == 1  # at rest after three rungs of the longest hold
 
 
 @settings(deadline=None)
@@ -195,6 +195,18 @@ def test_a_burst_goes_down_at_once_and_comes_back_after_a_while() -> None:
     assert waiting.variant == down.variant
     up = policy.decide(waiting.state, Sample(20.0 + waiting.state.hold_seconds, quiet))
     assert up.variant == "v0"
+
+
+def test_a_better_variant_must_bear_more_than_the_load_and_the_running_one_only_the_load() -> None:
+    setting = setting_for(Objectives({"interactive": ClassObjectives(None, 0.045)}))
+    policy, kinds = Predictive(setting), set()
+    for rate in (i / 10 for i in range(1, 40)):
+        sample = Sample(10.0, {"interactive": load(rate)})
+        met = [not excess_of(forecast(setting.rungs[0], setting, sample, g), setting, sample).worst for g in (1, 1.2)]
+        kinds.add(tuple(met))
+        assert (settle(policy, PolicyState("v1"), sample)[-1] == "v0") == met[1]
+        assert (settle(policy, PolicyState("v0"), sample)[-1] == "v0") == met[0]
+    assert kinds == {(True, True), (True, False), (False, False)}
 
 
 def test_nothing_better_is_tried_while_promises_were_broken_lately() -> None:
