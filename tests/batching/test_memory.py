@@ -170,7 +170,7 @@ def test_a_switch_that_fails_on_its_way_is_refused_and_the_engine_serves_on(
 
 def test_a_start_without_room_says_what_would_do_and_that_does(open_front: OpenFront) -> None:
     with (
-        pytest.raises(ExceedsCeiling, match=r"variant 'int4' needs .* KV cache of 512 tokens") as caught,
+        pytest.raises(ExceedsCeiling, match=r"variant, 'int4', needs .* KV cache of 512 tokens") as caught,
         open_front(variant=None, memory_bytes=1),
     ):
         pass

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from concurrent import futures
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -17,6 +18,11 @@ from lamella.run.prepared import PreparedVariant, Ready, StagedVariant, SwitchRe
 from lamella.run.stepwise import StepwiseChange
 from lamella.run.variants import LiveVariants
 
+STALL_SECONDS = 0.01
+"""Between two steps, how long is waited for shards of a change shard by shard.
+
+One takes a few milliseconds to read in, and a step of the model a hundred: without waiting, a change of a model of
+many layers would take as many steps."""
 KEEP_RATE = 0.8
 """Weight of the past in the running mean of a flip's time."""
 
@@ -236,27 +242,30 @@ class ServedVariants:
         return future
 
     def _advance_changing(self) -> None:
-        """Exchange a shard, if the next one is there."""
-        changing = self._changing
-        if changing is None or not changing.opening.done():
-            return
-        change, message = changing.change, changing.message
-        try:
-            changing.opening.result()
-            change.exchange_next()
-        except LamellaError as error:
-            self._live.end(change)
-            self._changing = None
-            self._without_room.clear()
-            self._refuse(message, error)
-            return
-        if not change.is_over:
-            changing.opening = self._open_next(change)
-            return
-        report = self._live.end(change)
+        """Exchange the shards that are there, or come within ``STALL_SECONDS``; steps run in between."""
+        end = self._clock() + STALL_SECONDS
+        while (changing := self._changing) is not None:
+            futures.wait([changing.opening], max(0.0, end - self._clock()))
+            if not changing.opening.done():
+                return
+            try:
+                changing.opening.result()
+                changing.change.exchange_next()
+            except LamellaError as error:
+                self._end_change(changing)
+                self._refuse(changing.message, error)
+                return
+            if changing.change.is_over:
+                report = self._end_change(changing)
+                assert report is not None  # it is over
+                self._has_switched(changing.message, report, report.switch_seconds)
+            else:
+                changing.opening = self._open_next(changing.change)
+
+    def _end_change(self, changing: Changing) -> SwitchReport | None:
         self._changing = None
-        assert report is not None  # it is over
-        self._has_switched(message, report, report.switch_seconds)
+        self._without_room.clear()
+        return self._live.end(changing.change)
 
     def close(self) -> None:
         """Open nothing more."""

@@ -14,6 +14,7 @@ POPULATE_READ = 22  # MADV_POPULATE_READ, Linux 5.14: fault pages in, without to
 HUGE_PAGES = (
     14  # MADV_HUGEPAGE, Linux: fewer entries in the translation cache for weights that are read for every token
 )
+_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 128 * 1024  # M_MMAP_THRESHOLD of mallopt(3), and glibc's own first value
 
 
 def advise(start: int, n_bytes: int, advice: int) -> bool:
@@ -39,6 +40,17 @@ def drop_from_cache(path: Path, start: int = 0, n_bytes: int = 0) -> None:
     if hasattr(os, "posix_fadvise"):
         with contextlib.suppress(OSError), path.open("rb") as file:
             os.posix_fadvise(file.fileno(), start, n_bytes, os.POSIX_FADV_DONTNEED)
+
+
+def give_back_what_is_freed() -> None:
+    """Have large blocks that are freed leave the process at once, from now on.
+
+    glibc keeps them for itself once some were freed (its ``mmap`` threshold grows to 32 MiB), so that copies of weights
+    that are gone would still count.  Does nothing with other C libraries.
+    """
+    set_option = getattr(ct.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        set_option(_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
 def resident_bytes(path: Path) -> int:

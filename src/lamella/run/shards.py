@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lamella.core.model import TensorSpec
 from lamella.llama import gguf
+from lamella.llama.pages import give_back_what_is_freed
 from lamella.llama.weights import MappedShard, RepackedShard, WeightState, type_name
 from lamella.run.ceiling import Footprint
 from lamella.run.layouts import Layout
@@ -35,8 +36,8 @@ class ShardPool:
         Args:
             layouts: by ggml type name.
             repackable: names of the weights that only matrix products read.
-            gives_back: pages that are no longer used leave the page cache too, unless another process has them mapped;
-                else the kernel decides how long it keeps them.
+            gives_back: pages that are no longer used leave the page cache too, unless another process has them mapped,
+                and freed copies the process; else kernel and C library decide how long they keep them.
         """
         self._layouts = layouts
         self._repackable = repackable
@@ -44,6 +45,8 @@ class ShardPool:
         self._mapped: dict[str, MappedShard] = {}
         self._repacked: dict[str, RepackedShard] = {}
         self._footprints: dict[str, Footprint] = {}
+        if gives_back:
+            give_back_what_is_freed()
 
     def footprint(self, shard_id: str, path: Path, tensors: Mapping[str, TensorSpec]) -> Footprint:
         """What a shard takes, or would take, by the header of its file.

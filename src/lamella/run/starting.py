@@ -89,7 +89,9 @@ def plan_start(
         if needs.n_bytes + weights_bytes(variant, needs.tensors, layouts) <= memory_bytes:
             return Start(variant.name, Ceiling(memory_bytes, needs.n_bytes))
     others = [v.name for v in variants if needs.n_bytes + weights_bytes(v, needs.tensors, layouts) <= memory_bytes]
-    raise _refusal(wanted[-1], weights_bytes(wanted[-1], needs.tensors, layouts), needs, memory_bytes, others)
+    smallest = wanted[-1]
+    what = f"variant '{smallest.name}'" if named else f"the smallest variant, '{smallest.name}',"
+    raise _refusal(what, weights_bytes(smallest, needs.tensors, layouts), needs, memory_bytes, others)
 
 
 def weights_bytes(variant: Variant, tensors: Mapping[str, TensorSpec], layouts: Mapping[str, Layout]) -> int:
@@ -121,10 +123,10 @@ def _measure(store: Store, variant: Variant, options: ContextOptions) -> _Needs:
     return _Needs(context, private_bytes() + growth, cells, tensors)
 
 
-def _refusal(variant: Variant, weights: int, needs: _Needs, memory_bytes: int, others: Sequence[str]) -> ExceedsCeiling:
+def _refusal(what: str, weights: int, needs: _Needs, memory_bytes: int, others: Sequence[str]) -> ExceedsCeiling:
     needed = needs.n_bytes + weights
     return ExceedsCeiling(
-        f"variant '{variant.name}' needs {format_bytes(needed)}, the memory ceiling is {format_bytes(memory_bytes)}: "
+        f"{what} needs {format_bytes(needed)}, the memory ceiling is {format_bytes(memory_bytes)}: "
         f"{format_bytes(weights)} are for weights, {format_bytes(needs.context.kv_bytes)} for a KV cache of "
         f"{needs.cells} tokens, {format_bytes(needs.context.compute_bytes + needs.context.output_bytes)} for buffers, "
         f"{format_bytes(needs.process_bytes)} for the process; {_advice(weights, needs, memory_bytes, others)}",
