@@ -70,7 +70,7 @@ def serve(
     cells: Annotated[
         int,
         typer.Option(
-            help="Tokens in the KV cache, shared by all requests; 0: --context, but at least 1024 for each sequence.",
+            help="Tokens in a KV cache that all requests share; 0: --context for each, if memory is plenty.",
             rich_help_panel=ENGINE,
         ),
     ] = 0,
