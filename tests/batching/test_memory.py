@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 
 from lamella.batching import engine_parts
+from lamella.batching.engine_parts import own_cells_where_there_is_room
 from lamella.batching.messages import Prepare, Prepared, Refused, Status, Step, Switch, Switched
+from lamella.batching.settings import EngineSettings
 from lamella.core.errors import ExceedsCeiling, ShardDamaged
+from lamella.llama.context import ContextOptions
 from lamella.run.ceiling import Ceiling
 from lamella.run.shards import ShardPool
 from lamella.run.starting import Start
@@ -188,3 +191,21 @@ def test_a_start_without_room_says_what_would_do_and_that_does(open_front: OpenF
     with open_front(variant=None, memory_bytes=needed + (4 << 20)) as front:  # the process has grown meanwhile
         assert front.loop.status().variant in ("int8", "int4")
         assert len(front.write(PROMPT)) == 12
+
+
+def test_sequences_have_cells_of_their_own_where_memory_is_plenty() -> None:
+    settings = EngineSettings(store="", n_ctx=1000, n_sequences=4)
+    shared = ContextOptions(n_ctx=1000, n_sequences=12, n_cells=4000)
+    for available, has_own in [(8 * 4_000_000, True), (8 * 4_000_000 - 1, False)]:
+        options = own_cells_where_there_is_room(shared, settings, 1000, available)
+        assert options.has_shared_cells is not has_own
+        assert (options.n_sequences, options.cells) == ((4, 4000) if has_own else (12, 4000))
+    small = EngineSettings(store="", n_ctx=1000, n_sequences=4, kv_type="Q8_0")  # 8.5 bits in place of 16
+    assert not own_cells_where_there_is_room(shared, small, 1000, 8 * 2_200_000).has_shared_cells
+
+
+def test_a_ceiling_or_a_number_of_cells_means_shared_cells(open_front: OpenFront) -> None:
+    for settings, is_shared in [({}, False), ({"n_cells": 512}, True), ({"memory_bytes": 1 << 30}, True)]:
+        with open_front(**settings) as front:
+            assert front.loop._parts.context.options.has_shared_cells is is_shared
+            assert front.write("a b c")

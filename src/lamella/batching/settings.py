@@ -20,7 +20,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
         variant: the first to run; None takes the largest, under a memory ceiling the largest that fits.
         variants: those that may be served; None for all of the store.
         n_ctx: most tokens of one sequence.
-        n_cells: tokens that the KV cache holds for all sequences together; 0 for ``cells``'s choice.
+        n_cells: tokens that the KV cache holds for all sequences, which share them; 0 gives each ``n_ctx`` of its own
+            where there is plenty of memory and no ceiling, else ``cells``.
         n_sequences: requests that run at once.
         n_batch: most tokens in one step.
         kv_type: ggml type of the KV cache.

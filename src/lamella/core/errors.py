@@ -10,6 +10,7 @@
     |   +-- InvalidWeights
     +-- DoesNotFit               4   no plan fits the memory; says by how much and what would fit
     +-- ExceedsCeiling           4   a running engine would pass its memory ceiling; says by how much and what would fit
+    +-- NoPlacement              4   no way to place the layers on the nodes; says what they need and what is there
     +-- ArtifactError            5   a measurement or plan file cannot be read, or belongs to another model
     +-- StoreError               6   the store cannot do it
     |   +-- StoreFormatError
@@ -113,6 +114,12 @@ class ExceedsCeiling(LamellaError):
         super().__init__(message)
         self.needed_bytes = needed_bytes
         self.ceiling_bytes = ceiling_bytes
+
+
+class NoPlacement(LamellaError):
+    """The layers cannot be placed on the nodes there are: memory, or the loss budget."""
+
+    exit_code = 4
 
 
 class ArtifactError(LamellaError):

@@ -1,0 +1,85 @@
+"""Routes where neighbours do not matter: a dynamic program over boundaries and sets of nodes already used,
+
+    f[j, S] = min over n in S, i < j of  f[i, S - n] + segment[n, i, j]
+
+Sets are bit masks, so that the sets without a node are a view of the array, and one step over all sets is one addition.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lamella.planning.placement.arrays import Arc, Floats, Route
+
+_CACHE_ENTRIES = 2**15
+"""Sums made at once: larger arrays fall out of the processor's cache."""
+
+
+def reach(bound: Floats) -> Floats:
+    """[L + 1, 2^N] least total from boundary 0 to a boundary, by the nodes used."""
+    n_nodes, n_layers = bound.shape[0], bound.shape[1] - 1
+    reached = np.full((n_layers + 1, 2**n_nodes), np.inf)
+    reached[0, 0] = 0.0
+    block = max(1, _CACHE_ENTRIES // 2**n_nodes)
+    for end in range(1, n_layers + 1):
+        for node in range(n_nodes):
+            with_node = views(reached[end], node)[1]
+            possible = np.flatnonzero(np.isfinite(bound[node, :end, end]))
+            for at in range(0, len(possible), block):
+                firsts = possible[at : at + block]
+                totals = views(reached[firsts], node)[0] + bound[node, firsts, end][:, None, None]
+                np.minimum(with_node, totals.min(axis=0) if len(firsts) > 1 else totals[0], out=with_node)
+    return reached
+
+
+def best(bound: Floats) -> tuple[float, Route] | None:
+    """Total and route of least total; None where there is none."""
+    reached = reach(bound)
+    used = int(reached[-1].argmin())
+    total = float(reached[-1, used])
+    return (total, _trace(bound, reached, used)) if np.isfinite(total) else None
+
+
+def through(bound: Floats) -> Floats:
+    """[N, L + 1, L + 1] least total of a route that contains the segment."""
+    n_nodes, n_layers = bound.shape[0], bound.shape[1] - 1
+    before = reach(bound)
+    after = within(reach(reverse(bound))[::-1])
+    totals = np.full_like(bound, np.inf)
+    for node, first, end in np.argwhere(np.isfinite(bound)):
+        others = views(before[first], node)[0] + views(after[end], node)[1]
+        totals[node, first, end] = others.min() + bound[node, first, end]
+    assert totals.shape == (n_nodes, n_layers + 1, n_layers + 1)
+    return totals
+
+
+def views(states: Floats, node: int) -> tuple[Floats, Floats]:
+    """[..., sets] as the sets without and with a node, each [..., higher bits, lower bits]."""
+    split = states.reshape(*states.shape[:-1], -1, 2, 2**node)
+    return split[..., 0, :], split[..., 1, :]
+
+
+def reverse(bound: Floats) -> Floats:
+    """The same segments seen from the last layer."""
+    return bound[:, ::-1, ::-1].transpose(0, 2, 1)
+
+
+def within(states: Floats) -> Floats:
+    """[..., sets S] least value of any set that has no node in common with S."""
+    least = states.copy()
+    n_sets = states.shape[-1]
+    for node in range(n_sets.bit_length() - 1):
+        without, with_node = views(least, node)
+        np.minimum(with_node, without, out=with_node)
+    return least[..., ::-1]  # the complement of S has the bits of S turned round
+
+
+def _trace(bound: Floats, reached: Floats, used: int) -> Route:
+    arcs, end = list[Arc](), bound.shape[1] - 1
+    while end:
+        members = [n for n in range(bound.shape[0]) if used >> n & 1]
+        totals = np.array([reached[:end, used & ~(1 << n)] + bound[n, :end, end] for n in members])
+        which, first = divmod(int(totals.argmin()), end)
+        arcs.append(Arc(members[which], first, end))
+        used, end = used & ~(1 << members[which]), first
+    return tuple(reversed(arcs))
