@@ -82,6 +82,14 @@ def serve(
         ),
     ] = None,
     kv_type: Annotated[str, typer.Option(help="ggml type of the KV cache.", rich_help_panel=ENGINE)] = "F16",
+    rpc: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Address of an rpc-server of llama.cpp on this machine, whose devices may be used; may be repeated.",
+            metavar="HOST:PORT",
+            rich_help_panel=ENGINE,
+        ),
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(
@@ -122,6 +130,7 @@ def serve(
         cells,
         kv_type,
         memory,
+        rpc=rpc or [],
         device=device,
         layout=layout,
         warm=warm,
@@ -179,6 +188,7 @@ def _engine_settings(
     kv_type: str,
     memory: str | None,
     *,
+    rpc: list[str],
     device: str | None,
     layout: str,
     warm: int,
@@ -202,6 +212,7 @@ def _engine_settings(
         n_threads=config.n_threads,
         layout=check_policy(layout),
         n_warm=warm,
+        rpc=rpc,
         device=device,
         memory_bytes=parse_bytes(memory) if memory else 0,
         check=check,
