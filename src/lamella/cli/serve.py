@@ -91,6 +91,21 @@ def serve(
         ),
     ] = LONGEST_STEP_SECONDS,
     kv_type: Annotated[str, typer.Option(help="ggml type of the KV cache.", rich_help_panel=ENGINE)] = "F16",
+    rpc: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Address of an rpc-server of llama.cpp on this machine, whose devices may be used; may be repeated.",
+            metavar="HOST:PORT",
+            rich_help_panel=ENGINE,
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Device to run on, as 'lamella devices' names it; default: the CPU. Not with --memory.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = None,
     layout: Annotated[
         str, typer.Option(help="How weights are read: auto, mapped, repacked.", rich_help_panel=ENGINE)
     ] = "auto",
@@ -124,6 +139,8 @@ def serve(
         cells,
         kv_type,
         memory,
+        rpc=rpc or [],
+        device=device,
         longest_step=longest_step,
         layout=layout,
         warm=warm,
@@ -181,6 +198,8 @@ def _engine_settings(
     kv_type: str,
     memory: str | None,
     *,
+    rpc: list[str],
+    device: str | None,
     longest_step: float,
     layout: str,
     warm: int,
@@ -207,6 +226,8 @@ def _engine_settings(
         n_threads=config.n_threads,
         layout=check_policy(layout),
         n_warm=warm,
+        rpc=rpc,
+        device=device,
         memory_bytes=parse_bytes(memory) if memory else 0,
         check=check,
         pooling=cast(Pooling, pooling),
