@@ -17,7 +17,7 @@ from lamella.batching.settings import EngineSettings
 from lamella.core.artifacts import Variant
 from lamella.core.errors import InvalidRequest, UnknownVariant
 from lamella.core.precision import GGML_TYPES
-from lamella.llama import devices, gguf, rpc
+from lamella.llama import devices, gguf, reproducible, rpc
 from lamella.llama.context import Context, ContextOptions, usable_cores
 from lamella.llama.embeddings import Embedder
 from lamella.llama.grammar import schema_to_grammar
@@ -67,6 +67,9 @@ class EngineParts:
         """
         if settings.device and settings.memory_bytes:
             raise InvalidRequest(NO_CEILING_ON_DEVICES)
+        if settings.is_reproducible:
+            _check_reproducible(settings)
+            reproducible.use_plain_products()
         start = time.monotonic()
         for endpoint in settings.rpc:
             rpc.connect(endpoint)
@@ -76,14 +79,15 @@ class EngineParts:
         options = _context_options(settings)
         kernel_file = Path(settings.kernel_file) if settings.kernel_file else None
         kernels = KernelTable(kernel_file, settings.n_threads or usable_cores())
-        layouts = {} if device else layouts_of(settings.layout, kernels, variants)
+        policy = "mapped" if settings.is_reproducible else settings.layout
+        layouts = {} if device else layouts_of(policy, kernels, variants)
         first = plan_start(store, variants, settings.variant, options, layouts, settings.memory_bytes)
         with store.lease(reading=True) as lease, contextlib.ExitStack() as on_failure:
             paths = store.ready_paths(lease.hold(first.variant))
             tensors = {n: t.spec for path in paths for n, t in gguf.read_tensors(path).items()}
             model = Model.load(paths, device=device)
             on_failure.callback(model.close)
-            if not (settings.n_cells or settings.memory_bytes):
+            if options.has_shared_cells and not (settings.n_cells or settings.memory_bytes):
                 free = devices.find(device).free_bytes if device else cpu_memory().available_bytes
                 options = own_cells_where_there_is_room(options, settings, model.kv_bytes_per_token, free)
             context = Context(model, options)
@@ -184,8 +188,20 @@ class EngineParts:
         self.live.close()
 
 
+def _check_reproducible(settings: EngineSettings) -> None:
+    if settings.device:
+        raise InvalidRequest(f"--reproducible is for the CPU; leave --device {settings.device} away")
+    if settings.layout == "repacked":
+        raise InvalidRequest("--reproducible reads mapped weights; leave --layout repacked away")
+    if settings.n_cells:
+        raise InvalidRequest(
+            f"--reproducible gives each of {settings.n_sequences} sequences {settings.n_ctx} KV cells of its own; leave "
+            f"--cells {settings.n_cells} away, and lower --context or --sequences where that is too much"
+        )
+
+
 def _context_options(settings: EngineSettings) -> ContextOptions:
-    return ContextOptions(
+    options = ContextOptions(
         n_ctx=settings.n_ctx,
         n_sequences=settings.n_sequences + KEPT_PREFIXES,
         n_cells=settings.cells,
@@ -194,6 +210,9 @@ def _context_options(settings: EngineSettings) -> ContextOptions:
         kv_type=settings.kv_type,
         n_threads=settings.n_threads,
     )
+    if not settings.is_reproducible:
+        return options
+    return dataclasses.replace(_with_own_cells(options, settings), value_type=reproducible.value_type(settings.kv_type))
 
 
 def own_cells_where_there_is_room(
@@ -210,6 +229,10 @@ def own_cells_where_there_is_room(
     needed = bytes_per_token * scale * settings.n_ctx * settings.n_sequences
     if needed > OWN_CELLS_SHARE * available_bytes:
         return options
+    return _with_own_cells(options, settings)
+
+
+def _with_own_cells(options: ContextOptions, settings: EngineSettings) -> ContextOptions:
     return dataclasses.replace(options, n_sequences=settings.n_sequences, n_cells=0, has_shared_cells=False)
 
 

@@ -115,6 +115,14 @@ def serve(
     pooling: Annotated[
         str, typer.Option(help="Embeddings: auto, mean, cls, last, off.", rich_help_panel=ENGINE)
     ] = "auto",
+    reproducible: Annotated[
+        bool,
+        typer.Option(
+            "--reproducible",
+            help="Answers do not depend on what runs beside them, nor on restarts; slower prompts and full batches.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Verify shards before they are used.", rich_help_panel=ENGINE)
     ] = False,
@@ -145,6 +153,7 @@ def serve(
         layout=layout,
         warm=warm,
         pooling=pooling,
+        is_reproducible=reproducible,
         check=check,
     )
     from lamella.serving.settings import FrontSettings, Limits
@@ -204,6 +213,7 @@ def _engine_settings(
     layout: str,
     warm: int,
     pooling: str,
+    is_reproducible: bool,
     check: bool,
 ) -> EngineSettings:
     config = Config.from_environment(os.environ)
@@ -229,6 +239,7 @@ def _engine_settings(
         rpc=rpc,
         device=device,
         memory_bytes=parse_bytes(memory) if memory else 0,
+        is_reproducible=is_reproducible,
         check=check,
         pooling=cast(Pooling, pooling),
         kernel_file=str(config.cache_folder / "kernels.json"),
