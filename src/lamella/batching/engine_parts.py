@@ -33,6 +33,8 @@ from lamella.store.store import Store
 
 OWN_CELLS_SHARE = 1 / 8
 """Most of the available memory that KV cells may take so that each sequence has its own: faster, and not scarce."""
+PROMPT_CACHE_SHARE, MOST_PROMPT_CACHE_BYTES = 1 / 8, 1 << 30
+"""Of the available memory, for sequences that left the KV cache, where it is not said how much."""
 KEPT_PREFIXES = 8
 """Slots beyond those of running requests, for beginnings that may be used again, where slots share their cells."""
 
@@ -195,8 +197,8 @@ def _check_reproducible(settings: EngineSettings) -> None:
         raise InvalidRequest("--reproducible reads mapped weights; leave --layout repacked away")
     if settings.n_cells:
         raise InvalidRequest(
-            f"--reproducible gives each of {settings.n_sequences} sequences {settings.n_ctx} KV cells of its own; leave "
-            f"--cells {settings.n_cells} away, and lower --context or --sequences where that is too much"
+            f"--reproducible gives each of {settings.n_sequences} sequences {settings.n_ctx} KV cells of its own; "
+            f"leave --cells {settings.n_cells} away, and lower --context or --sequences where that is too much"
         )
 
 
@@ -234,6 +236,15 @@ def own_cells_where_there_is_room(
 
 def _with_own_cells(options: ContextOptions, settings: EngineSettings) -> ContextOptions:
     return dataclasses.replace(options, n_sequences=settings.n_sequences, n_cells=0, has_shared_cells=False)
+
+
+def prompt_cache_bytes(settings: EngineSettings) -> int:
+    """Memory for sequences that left the KV cache: as asked; else none under a ceiling, or a share of what is free."""
+    if settings.prompt_cache_bytes is not None:
+        return settings.prompt_cache_bytes
+    if settings.memory_bytes:
+        return 0
+    return min(int(PROMPT_CACHE_SHARE * cpu_memory().available_bytes), MOST_PROMPT_CACHE_BYTES)
 
 
 def _served(store: Store, names: list[str] | None) -> list[Variant]:

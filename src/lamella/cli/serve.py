@@ -115,6 +115,14 @@ def serve(
     pooling: Annotated[
         str, typer.Option(help="Embeddings: auto, mean, cls, last, off.", rich_help_panel=ENGINE)
     ] = "auto",
+    prompt_cache: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory for chats that left the KV cache, as 512MiB or 0.  "
+            "Default: an eighth of what is free, at most 1GiB; none with --memory.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = None,
     reproducible: Annotated[
         bool,
         typer.Option(
@@ -153,6 +161,7 @@ def serve(
         layout=layout,
         warm=warm,
         pooling=pooling,
+        prompt_cache=prompt_cache,
         is_reproducible=reproducible,
         check=check,
     )
@@ -213,6 +222,7 @@ def _engine_settings(
     layout: str,
     warm: int,
     pooling: str,
+    prompt_cache: str | None,
     is_reproducible: bool,
     check: bool,
 ) -> EngineSettings:
@@ -239,8 +249,16 @@ def _engine_settings(
         rpc=rpc,
         device=device,
         memory_bytes=parse_bytes(memory) if memory else 0,
+        prompt_cache_bytes=_bytes_or_none(prompt_cache),
         is_reproducible=is_reproducible,
         check=check,
         pooling=cast(Pooling, pooling),
         kernel_file=str(config.cache_folder / "kernels.json"),
     )
+
+
+def _bytes_or_none(size: str | None) -> int | None:
+    """A size, which may be 0; None where none is said."""
+    if size is None:
+        return None
+    return 0 if size.strip() == "0" else parse_bytes(size)
