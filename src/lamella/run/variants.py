@@ -30,6 +30,7 @@ from lamella.llama.weights import WeightState, locate_weights, read_state, relea
 from lamella.run.ceiling import Ceiling, Pair, opening_peak, plan_exchanges, total_bytes, what_to_drop
 from lamella.run.layouts import Layout
 from lamella.run.prepared import PreparedVariant, Ready, StagedVariant, SwitchReport
+from lamella.run.process_memory import private_bytes
 from lamella.run.shards import ShardPool
 from lamella.run.stepwise import StepwiseChange
 from lamella.store.store import Store
@@ -63,7 +64,7 @@ class LiveVariants:
             ceiling: of the process's memory; None for none.
         """
         self._store, self._tensors, self._n_warm, self._check = store, tensors, n_warm, check
-        self._ceiling = ceiling
+        self._ceiling = self._usual_ceiling = ceiling
         self._weights = locate_weights(model)
         repackable = frozenset(n for n, w in self._weights.items() if w.is_only_multiplied)
         self._pool = ShardPool(layouts, repackable, gives_back=ceiling is not None)
@@ -102,6 +103,21 @@ class LiveVariants:
         with self._lock:
             warm = [n for n, p in self._warm.items() if not p.is_mixed]
             return (*warm, *(p.variant.name for p in self._prepared() if isinstance(p, PreparedVariant)))
+
+    def save_memory(self, *, is_on: bool) -> None:
+        """Take no more than what is taken now, or as much as before again: for when a machine is short of memory.
+
+        What is only warm is closed now, and a change goes shard by shard where both variants have no room.
+        """
+        self._pool.give_back(is_on=is_on or self._usual_ceiling is not None)
+        if is_on:
+            self._close_spare()
+        with self._lock:
+            usual = self._ceiling = self._usual_ceiling
+            measure = usual.measure if usual else private_bytes
+            now = Ceiling(self._pool.mapped_bytes + measure(), planned_bytes=0, measure=measure)
+            if is_on and (usual is None or now.n_bytes < usual.n_bytes):
+                self._ceiling = now
 
     # --- getting ready ---------------------------------------------------------------------------------------------
 
@@ -462,6 +478,17 @@ class LiveVariants:
         drop = what_to_drop((), self._ids_in_use(), spare, self._pool.footprints, room)
         for name in [n for n, _ in spare] if drop is None else drop:
             self._let_go(name)
+
+    def _close_spare(self) -> None:
+        """Close what does not run and is not held."""
+        with self._lock:
+            for name in list(self._spare()):
+                self._let_go(name)
+            if self._pool_use.acquire(blocking=False):  # else somebody opens shards, and closes what is too much before
+                try:
+                    self._close_unused()
+                finally:
+                    self._pool_use.release()
 
     def _close_unused(self) -> None:
         """Close every shard that no variant needs that runs, is held, warm or prepared."""
