@@ -4,7 +4,7 @@
 
 One bursty trace, one promise (p95 time per output token), six ways to serve it, one after the other on this machine:
 the highest variant alone, the lowest alone, the policies ``threshold`` and ``predictive`` of ``lamella serve``, the
-``oracle`` that knows the trace, and ``restart``: llama-server restarted for the changes that ``predictive`` made, behind
+``oracle`` that knows the trace, and ``restart``: llama-server restarted for changes that ``predictive`` made, behind
 a proxy that lets streams end first (one that the next has overtaken is left out).  Reported: requests that met the
 promise, mean KL over tokens, failures; and what the simulator said before, from the profile alone.
 
@@ -46,7 +46,7 @@ from lamella.qos.watching import p95
 from lamella.report.replays import plot_replay
 from lamella.store.store import Store
 
-MIXES = ("F16", "Q8_0", "Q6_K", "Q4_K_M", "Q4_0")
+MIXES = ("Q8_0", "Q6_K", "Q4_K_M", "Q4_0")
 WAYS = ("highest", "lowest", "threshold", "predictive", "oracle", "restart")
 N_CTX, N_SEQUENCES = 1024, 8
 KL_TEXT, KL_WINDOWS = DATA / "wikitext2" / "wiki.test.raw", 4
@@ -130,7 +130,7 @@ def profiled(store: Store, path: Path, cache_folder: Path, *, again: bool) -> Pr
 
 def token_prompts(store: Store, contest: Contest, seed: int) -> list[list[int]]:
     """Pieces of a text as long as the trace says, the same for every way."""
-    with Model.load([store.first_link(contest.lowest)]) as model:
+    with Model.load(store.shard_paths(store.variant(contest.lowest))) as model:
         tokens = model.vocabulary.tokenize(KL_TEXT.read_text()[:2_000_000])
     draws = random.Random(seed)
     starts = [(draws.randrange(len(tokens) - a.n_prompt), a.n_prompt) for a in contest.trace.arrivals]

@@ -4,7 +4,8 @@ Requests get slots by ``steps.admit`` and steps are put together by ``steps.comp
 engine.  While everybody writes and nobody waits for a slot that could become free, steps are all alike and are passed
 over together, up to the next event; this is what makes a replay fast.
 
-Not modelled: prefixes that requests share, a KV cache smaller than its slots, and requests at variants of their own.
+Not modelled: prefixes that requests share, a KV cache smaller than its slots, requests at variants of their own; and
+that llama.cpp reads pieces of several prompts in one step one after the other where each sequence has cells of its own.
 """
 
 from __future__ import annotations
