@@ -16,9 +16,10 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from lamella.batching.steps import prompt_tokens_for
+from lamella.batching.steps import Pace, prompt_tokens_for
 from lamella.qos.policies.sample import ClassSample, Sample
 from lamella.qos.policies.setting import Rung, Setting
+from lamella.qos.profiles.documents import EngineShape
 
 Z95 = 1.645
 """95th percentile of the standard normal distribution."""
@@ -92,7 +93,7 @@ class _Engine:
         self._n_slots = setting.engine.n_sequences
         self._depth = total.prompt + total.generated / 2
         self._write = self._speed.writing(1, self._depth)
-        self._piece = self._piece_tokens(setting.engine.n_batch)
+        self._piece = self._piece_tokens(setting.engine)
         self._piece_work = self._work(self._piece)
         self.share = self._reading_share(total)
         likely = self._likely(self._writers(total))
@@ -135,10 +136,12 @@ class _Engine:
         """A high percentile of a Poisson number around n, nearly."""
         return n + self._caution * math.sqrt(n)
 
-    def _piece_tokens(self, n_batch: int) -> int:
+    def _piece_tokens(self, engine: EngineShape) -> int:
         """Tokens of a prompt in one step while others write, as the engine chooses them."""
-        whole = self._slowdown * self._speed.reading(n_batch)
-        return prompt_tokens_for(n_batch / whole, n_streams=1, n_prompts=1, n_batch=n_batch)
+        n_batch = engine.n_batch
+        read = n_batch / (self._slowdown * self._speed.reading(n_batch))
+        pace = Pace(read, self._slowdown * self._write, engine.longest_step_seconds)
+        return prompt_tokens_for(pace, n_streams=1, n_prompts=1, n_batch=n_batch)
 
     def _work(self, n_tokens: int) -> float:
         return self._slowdown * (self._speed.mixed(1, self._depth, n_tokens) - self._write)

@@ -175,7 +175,9 @@ class VirtualEngine:
 
     def _mixed_step(self) -> None:
         candidates = [r.candidate(self.variant) for r in self.running.values()]
-        plan = steps.compose(candidates, self.variant, self._shape.n_batch, self._speeds.prompt_tokens_per_second)
+        plan = steps.compose(
+            candidates, self.variant, self._shape.n_batch, self._speeds.pace(self._shape.longest_step_seconds)
+        )
         parts = [(self.running[number], n) for number, n in plan.parts]
         writers = [r for r, _ in parts if r.n_written]
         readers = [(r, n) for r, n in parts if not r.n_written]
