@@ -23,6 +23,7 @@ nothing else.
 """
 
 from lamella.api.connecting import connect
+from lamella.api.controlling import Steering, steering
 from lamella.api.documents import read_importance, read_measurement, read_plan, write_artifact, write_importance
 from lamella.api.frontiers import DEFAULT_FIRST_BITS, DEFAULT_STEPS, frontier, ladder
 from lamella.api.losses import kernel_times, measured_prices, predicted_loss
@@ -40,7 +41,7 @@ from lamella.api.plans import (
 from lamella.api.profiles import find_profile, profile, read_profile
 from lamella.api.remotes import HUB_PREFIX, pull, pull_from_hub, push, serving_store
 from lamella.api.serving import Listening, model_name, serve
-from lamella.api.simulations import simulate
+from lamella.api.simulations import plot_outcome, simulate
 from lamella.api.sources import reach, shard_source
 from lamella.api.variants import build, evaluate, export, import_file, open_engine, open_store, repair, restore, trim
 
@@ -52,6 +53,7 @@ __all__ = [
     "Budget",
     "Listening",
     "OnMeasure",
+    "Steering",
     "build",
     "check_plan_arguments",
     "connect",
@@ -76,6 +78,7 @@ __all__ = [
     "open_engine",
     "open_store",
     "plan",
+    "plot_outcome",
     "predicted_loss",
     "profile",
     "pull",
@@ -92,6 +95,7 @@ __all__ = [
     "serving_store",
     "shard_source",
     "simulate",
+    "steering",
     "trim",
     "tune_on",
     "write_artifact",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lamella.api.controlling import Steering, controlled
 from lamella.core.errors import StoreFormatError
 from lamella.resources.catalogue import known_name
 from lamella.store.store import Store
@@ -61,6 +62,7 @@ async def serve(
     engine: EngineSettings,
     front: FrontSettings,
     *,
+    steering: Steering | None = None,
     max_queue: int = 64,
     on_listening: Callable[[Listening], None] = lambda _: None,
     on_line: Callable[[str], None] = lambda _: None,
@@ -68,6 +70,7 @@ async def serve(
     """Answer requests until a signal comes.
 
     Args:
+        steering: what a policy is to keep; None where only hands change the variant.
         max_queue: requests that may wait beside those that run.
         on_listening: told what there is once the model is loaded and connections are accepted.
         on_line: gets what the engine process writes on its error stream.
@@ -83,4 +86,10 @@ async def serve(
     async with SupervisedEngine(engine, SupervisorOptions(max_queue=max_queue), on_line=on_line) as client:
         facts = client.facts
         assert facts is not None  # it has started
-        await server.serve(client, front, on_listening=lambda url: on_listening(Listening.of(url, front.name, facts)))
+        with controlled(client, steering, on_line) as control:
+            await server.serve(
+                client,
+                front,
+                control=control,
+                on_listening=lambda url: on_listening(Listening.of(url, front.name, facts)),
+            )

@@ -12,8 +12,10 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from lamella.core.errors import LamellaError
+from lamella.qos.live.control import VariantControl
 from lamella.serving.admin import admin_routes
 from lamella.serving.auth import KeyGuard
+from lamella.serving.by_hand import by_hand
 from lamella.serving.engine_client import EngineClient
 from lamella.serving.front import Front
 from lamella.serving.gate import Gate
@@ -30,14 +32,17 @@ from lamella.serving.tokens import token_routes
 from lamella.version import __version__
 
 
-def build_app(client: EngineClient, settings: FrontSettings, gate: Gate | None = None) -> FastAPI:
+def build_app(
+    client: EngineClient, settings: FrontSettings, gate: Gate | None = None, control: VariantControl | None = None
+) -> FastAPI:
     """The application over an engine.
 
     Args:
         gate: closed by whoever shuts the server down; None where nobody does.
+        control: of the variant; None where only hands decide and the machine is not looked at.
     """
-    gate = gate or Gate()
-    front = Front(client, settings, Metrics(client), gate)
+    control = control or by_hand(client)
+    front = Front(client, settings, Metrics(client, control), gate or Gate(), control)
     app = FastAPI(
         title="Lamella",
         version=__version__,

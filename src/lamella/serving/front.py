@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from lamella.batching.messages import Hello
-from lamella.core.errors import EngineUnavailable
+import msgspec
+
+from lamella.batching.messages import Generate, Hello
+from lamella.core.errors import EngineUnavailable, InvalidRequest
+from lamella.qos.live.control import VariantControl
 from lamella.serving.engine_client import EngineClient
 from lamella.serving.gate import Gate
 from lamella.serving.metrics import Metrics
+from lamella.serving.openai.errors import api_error
 from lamella.serving.openai.names import ModelNames, Target
 from lamella.serving.settings import FrontSettings
 
@@ -24,6 +28,7 @@ class Front:
     """The parts of one server.
 
     Attributes:
+        control: decides which variant runs, and keeps what was decided.
         started: unix time, for ``created`` of models.
         clock: seconds that never go back.
         new_seed: a seed for requests that have none.
@@ -34,6 +39,7 @@ class Front:
     settings: FrontSettings
     metrics: Metrics
     gate: Gate
+    control: VariantControl
     started: int = field(default_factory=lambda: int(time.time()))
     clock: Callable[[], float] = time.perf_counter
     new_seed: Callable[[], int] = lambda: secrets.randbelow(SEEDS)
@@ -65,3 +71,15 @@ class Front:
             EngineUnavailable: no engine has been up, so that nobody knows.
         """
         return self.names().resolve(name)
+
+    def classified(self, requests: Sequence[Generate], name: str | None, priority: int | None) -> list[Generate]:
+        """Requests with their class, and with its priority unless they ask for one.
+
+        Raises:
+            ApiError: the server's objectives know no such class.
+        """
+        try:
+            found = self.control.request_class(name, priority)
+        except InvalidRequest as error:
+            raise api_error(error, param="class") from None
+        return [msgspec.structs.replace(r, class_name=found.name, priority=found.priority) for r in requests]
