@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from lamella.batching.messages import Hello
+from lamella.batching.messages import Finished, Generate, Hello
 from lamella.core.errors import EngineUnavailable
+from lamella.dashboard.recorder import Recorder
 from lamella.serving.engine_client import EngineClient
 from lamella.serving.gate import Gate
-from lamella.serving.metrics import Metrics
+from lamella.serving.metrics import Metrics, Timing, priority_class
 from lamella.serving.openai.names import ModelNames, Target
 from lamella.serving.settings import FrontSettings
 
@@ -24,6 +25,7 @@ class Front:
     """The parts of one server.
 
     Attributes:
+        recorder: what the dashboard shows of the past.
         started: unix time, for ``created`` of models.
         clock: seconds that never go back.
         new_seed: a seed for requests that have none.
@@ -34,10 +36,16 @@ class Front:
     settings: FrontSettings
     metrics: Metrics
     gate: Gate
+    recorder: Recorder
     started: int = field(default_factory=lambda: int(time.time()))
     clock: Callable[[], float] = time.perf_counter
     new_seed: Callable[[], int] = lambda: secrets.randbelow(SEEDS)
     new_id: Callable[[], str] = lambda: secrets.token_hex(12)
+
+    def finished(self, end: Finished, timing: Timing, request: Generate) -> None:
+        """A generation has ended: count it."""
+        self.metrics.finished(end, timing, request.priority)
+        self.recorder.finished(priority_class(request.priority), timing.ttft_seconds, timing.tpot_seconds)
 
     def facts(self) -> Hello:
         """Of the running model.

@@ -19,9 +19,12 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 from uvicorn.config import LOGGING_CONFIG
 
 from lamella.core.errors import InvalidRequest
+from lamella.dashboard.assets import is_installed
+from lamella.dashboard.recorder import Recorder
 from lamella.serving.app import build_app
 from lamella.serving.engine_client import EngineClient
 from lamella.serving.gate import Gate
@@ -37,6 +40,7 @@ async def serve(
     client: EngineClient,
     settings: FrontSettings,
     *,
+    recorder: Recorder | None = None,
     on_listening: Callable[[str], None] = lambda _: None,
     stop: asyncio.Event | None = None,
 ) -> None:
@@ -45,22 +49,28 @@ async def serve(
     The client is neither started nor closed here.  On the main thread, signals are caught meanwhile.
 
     Args:
+        recorder: of the dashboard; runs for as long as the server does.  None for one that knows neither machine nor
+            profile.
         on_listening: told the URL, with the real port, once connections are accepted.
 
     Raises:
         InvalidRequest: the address is taken or not of this machine, or certificate or key cannot be used.
     """
     gate, stops = Gate(), _Stops(stop or asyncio.Event())
-    config = _config(client, settings, gate)
+    recorder = recorder or Recorder(client)
+    config = _config(build_app(client, settings, gate, recorder), settings)
     with contextlib.closing(_listen(settings.host, settings.port)) as listener:
         server = _Server(config, stops.signalled)
         running = asyncio.create_task(server.serve(sockets=[listener]))
         on_listening(_url(settings, listener))
-        draining = asyncio.create_task(_drain(server, gate, stops, settings.drain_seconds))
+        beside = [asyncio.create_task(_drain(server, gate, stops, settings.drain_seconds))]
+        if settings.dashboard and is_installed():
+            beside.append(asyncio.create_task(recorder.run()))
         try:
             await running
         finally:
-            draining.cancel()
+            for task in beside:
+                task.cancel()
 
 
 async def _drain(server: _Server, gate: Gate, stops: _Stops, seconds: float) -> None:
@@ -103,9 +113,9 @@ class _Server(uvicorn.Server):
         self._signalled()
 
 
-def _config(client: EngineClient, settings: FrontSettings, gate: Gate) -> uvicorn.Config:
+def _config(app: FastAPI, settings: FrontSettings) -> uvicorn.Config:
     config = uvicorn.Config(
-        build_app(client, settings, gate),
+        app,
         http="httptools",
         ws="none",
         lifespan="off",
