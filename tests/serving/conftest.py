@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from lamella.dashboard.recorder import Recorder
 from lamella.serving.app import build_app
 from lamella.serving.server import serve
 from lamella.serving.settings import FrontSettings
@@ -22,7 +23,8 @@ class InProcess:
 
     def __init__(self, engine: FakeEngine, settings: FrontSettings, client: tuple[str, int]) -> None:
         self.engine = engine
-        self._app, self._client = build_app(engine, settings), client
+        self.recorder = Recorder(engine)
+        self._app, self._client = build_app(engine, settings, recorder=self.recorder), client
 
     def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
         """One request; answers with its body read."""

@@ -97,9 +97,16 @@ class Recorder:
     async def run(self) -> None:
         """A point a second, until cancelled."""
         while True:
-            self.machine = await asyncio.to_thread(self._read_machine)
+            self.machine = await asyncio.to_thread(self._read)
             self.tick()
             await asyncio.sleep(TICK_SECONDS)
+
+    def _read(self) -> Machine:
+        """The machine; where a reader fails, the page says so, and the rest is recorded all the same."""
+        try:
+            return self._read_machine()
+        except Exception as error:
+            return Machine(why_no_watts=f"reading it fails: {error}")
 
     def tick(self) -> None:
         """A point of now."""
