@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,7 +12,12 @@ import msgspec
 import pytest
 
 from lamella.batching.messages import LayerFacts, Switched, VariantFacts
+from lamella.qos.live.control import VariantControl
+from lamella.qos.live.hearing import RequestHearing
+from lamella.qos.objectives.stated import ClassObjectives, Objectives
+from lamella.qos.policies.sample import Sample
 from tests.fakes.engine import FACTS, STATUS, FakeEngine
+from tests.qos.profiles import MEBI, profile, variant
 from tests.serving.conftest import front, run_server
 
 if TYPE_CHECKING:
@@ -51,6 +57,30 @@ class PanelEngine(FakeEngine):
         """As if it had been switched, or started anew, at a variant."""
         assert self.facts is not None
         self.facts = msgspec.structs.replace(self.facts, variant=variant)
+
+
+OBJECTIVES = Objectives(
+    {"chat": ClassObjectives(tpot_seconds=1.0, most_kl=0.5), "batch": ClassObjectives()}, memory_bytes=600 * MEBI
+)
+
+
+def steered(engine: PanelEngine, figures: dict[str, Any] | None = None, *, is_steered: bool = True) -> VariantControl:
+    """A control of the panel's engine."""
+
+    async def take() -> Sample:
+        return Sample(asyncio.get_running_loop().time())
+
+    async def seen() -> dict[str, Any]:
+        return figures or {}
+
+    def running() -> str:
+        assert engine.facts is not None
+        return engine.facts.variant
+
+    control = VariantControl(RequestHearing(), running=running, switch=engine.switch, take=take, figures=seen)
+    if is_steered:
+        control.steer(profile(variant("large"), variant("small", 0.5, kl=0.1)), OBJECTIVES, "static:large")
+    return control
 
 
 def find_browser() -> str | None:

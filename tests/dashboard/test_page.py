@@ -9,7 +9,7 @@ import pytest
 
 from lamella.dashboard.assets import is_installed
 from lamella.serving.auth import KeyRing
-from tests.dashboard.conftest import PanelEngine
+from tests.dashboard.conftest import PanelEngine, steered
 from tests.serving.conftest import Running
 
 if TYPE_CHECKING:
@@ -36,13 +36,13 @@ class Watching:
         self.page = page
         self.faults: list[str] = []
         self.urls: list[str] = []
-        page.set_default_timeout(30 * SECONDS)
+        page.set_default_timeout(0)
         page.on("console", lambda said: self.faults.append(said.text) if said.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: self.faults.append(str(error)))
         page.on("request", lambda request: self.urls.append(request.url))
 
     def text(self, selector: str) -> str:
-        return self.page.inner_text(selector)
+        return str(self.page.inner_text(selector))
 
     def wait(self, selector: str, words: str) -> None:
         """Until the words stand there."""
@@ -115,6 +115,23 @@ def test_a_switch_by_hand(run_server: Serve, look: Look) -> None:
     watching.wait("#switch-answer", "runs at small; no step could run for 1.0 ms")
     watching.wait("#variant", "small")
     assert server.engine.calls == [("switch", "small", "keep")]
+    assert watching.faults == []
+
+
+def test_a_policy_and_its_objectives_are_shown_and_can_be_stopped(run_server: Serve, look: Look) -> None:
+    watching = look(run_server(PanelEngine, steered).url)
+    watching.wait("#policy", "Policy static:large chooses the variant")
+    watching.wait_for_charts()
+    assert watching.page.locator("#chart-tpot .annotation-text").all_inner_texts() == ["objective chat"]
+    assert "Objective: chat 1000 ms" in str(watching.page.get_attribute("#chart-tpot", "aria-label"))
+    assert "objective 1000 ms" in watching.text("#note-tpot")
+    watching.page.get_by_role("button", name="Stop the policy").click()
+    watching.wait("#policy", "is stopped")
+    watching.page.get_by_role("button", name="Let the policy decide").click()
+    watching.wait("#policy", "chooses the variant")
+    watching.page.get_by_label("time per token").check()
+    watching.page.wait_for_function("document.querySelectorAll('#chart-ladder .point').length >= 2")
+    assert "1 of 3 variants are not shown" in watching.text("#ladder-note")
     assert watching.faults == []
 
 

@@ -110,7 +110,7 @@ def test_it_runs_until_it_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lamella.dashboard.recorder.TICK_SECONDS", 0.001)
     readings = iter([Machine(available_bytes=1), Machine(available_bytes=2, watts=9.0)])
 
-    def read() -> Machine:
+    async def read() -> Machine:
         return next(readings, Machine(available_bytes=3))
 
     async def run() -> Recorder:
@@ -131,7 +131,7 @@ def test_a_fault_of_a_reader_ends_no_recording(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("lamella.dashboard.recorder.TICK_SECONDS", 0.001)
     n_reads = 0
 
-    def read() -> Machine:
+    async def read() -> Machine:
         nonlocal n_reads
         n_reads += 1
         if n_reads == 1:

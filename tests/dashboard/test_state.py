@@ -54,7 +54,7 @@ def test_the_model_is_called_what_the_server_calls_it() -> None:
 
 
 def test_it_can_be_sent_with_and_without_a_controller() -> None:
-    control = Control("predictive", True, None, (Promise("chat", ttft_seconds=1.0),), memory_bytes=10)
+    control = Control("predictive", True, promises=(Promise("chat", ttft_seconds=1.0),), memory_bytes=10)
     whole = panel_state(1.0, "", seen(), {}, (), (), control, "no counter")
     sent = msgspec.json.decode(msgspec.json.encode(whole))
     assert sent["control"]["promises"] == [

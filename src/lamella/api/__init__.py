@@ -23,6 +23,7 @@ nothing else.
 """
 
 from lamella.api.connecting import connect
+from lamella.api.controlling import Steering, steering
 from lamella.api.documents import read_importance, read_measurement, read_plan, write_artifact, write_importance
 from lamella.api.frontiers import DEFAULT_FIRST_BITS, DEFAULT_STEPS, frontier, ladder
 from lamella.api.losses import kernel_times, measured_prices, predicted_loss
@@ -52,6 +53,7 @@ __all__ = [
     "Budget",
     "Listening",
     "OnMeasure",
+    "Steering",
     "build",
     "check_plan_arguments",
     "connect",
@@ -92,6 +94,7 @@ __all__ = [
     "serving_store",
     "shard_source",
     "simulate",
+    "steering",
     "trim",
     "tune_on",
     "write_artifact",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lamella.api.controlling import Steering, controlled
 from lamella.core.errors import StoreFormatError
 from lamella.resources.catalogue import known_name
 from lamella.store.store import Store
@@ -62,6 +63,7 @@ async def serve(
     engine: EngineSettings,
     front: FrontSettings,
     *,
+    steering: Steering | None = None,
     max_queue: int = 64,
     cache_folder: Path | None = None,
     on_listening: Callable[[Listening], None] = lambda _: None,
@@ -70,6 +72,7 @@ async def serve(
     """Answer requests until a signal comes.
 
     Args:
+        steering: what a policy is to keep; None where only hands change the variant.
         max_queue: requests that may wait beside those that run.
         cache_folder: where profiles are kept, for the dashboard; None: it shows no measured points.
         on_listening: told what there is once the model is loaded and connections are accepted.
@@ -79,8 +82,7 @@ async def serve(
         EngineUnavailable: the engine cannot load the model; says why.
         InvalidRequest: the address, the certificate or a setting cannot be used.
     """
-    from lamella.api.panels import MachineFigures, measured_variants
-    from lamella.dashboard.recorder import Recorder
+    from lamella.api.panels import measured_variants
     from lamella.serving import server
     from lamella.serving.supervision import SupervisorOptions
     from lamella.serving.supervisor import SupervisedEngine
@@ -89,10 +91,11 @@ async def serve(
         facts = client.facts
         assert facts is not None  # it has started
         measured = measured_variants(engine, cache_folder) if cache_folder else {}
-        with MachineFigures() as machine:
+        with controlled(client, steering, on_line) as control:
             await server.serve(
                 client,
                 front,
-                recorder=Recorder(client, measured, read_machine=machine.read),
+                control=control,
+                measured=measured,
                 on_listening=lambda url: on_listening(Listening.of(url, front.name, facts)),
             )

@@ -97,6 +97,7 @@ class Generate(_Message, frozen=True, kw_only=True):
         deadline_seconds: from now; what is not finished then ends with ``deadline``.  None for none.
         generated: tokens that an earlier engine wrote and the front has passed on; they count for ``max_tokens``.
         ignore_end: go on after end-of-text tokens (benchmarks).
+        class_name: the class that its promises are made to; "" for the usual one.  The engine knows priorities only.
     """
 
     id: int
@@ -111,6 +112,7 @@ class Generate(_Message, frozen=True, kw_only=True):
     deadline_seconds: float | None = None
     generated: list[int] = []
     ignore_end: bool = False
+    class_name: str = ""
 
 
 class Embed(_Message, frozen=True, kw_only=True):

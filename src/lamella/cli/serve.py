@@ -6,18 +6,24 @@ import asyncio
 import importlib.util
 import os
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
+import msgspec
 import typer
 
 from lamella import api
 from lamella.batching.settings import EngineSettings, Pooling
+from lamella.cli.objectives import objectives_of_options, usual_class
 from lamella.cli.opening import opening_lines
 from lamella.cli.output import note
 from lamella.config import Config
 from lamella.core.errors import InvalidRequest
 from lamella.core.units import parse_bytes
+from lamella.qos.controller import HOLD_SECONDS
+from lamella.qos.objectives.stated import Objectives
+from lamella.qos.policies.named import DEFAULT_POLICY, KNOWN
 from lamella.run.layouts import check_policy
 from lamella.store.store import Store
 
@@ -27,6 +33,7 @@ if TYPE_CHECKING:
 POOLINGS = get_args(Pooling)
 DEFAULT_PORT = 8080
 SERVER, ENGINE, LIMITS = "Server", "Engine", "Limits"
+OBJECTIVES = "Objectives: a policy changes the variant so that they are kept"
 
 
 def serve(
@@ -110,15 +117,57 @@ def serve(
         int | None, typer.Option(help="Of one answer.  Default: what --context holds.", rich_help_panel=LIMITS)
     ] = None,
     max_body: Annotated[str, typer.Option(help="Size of a request.", rich_help_panel=LIMITS)] = "8MiB",
+    objectives: Annotated[
+        Path | None, typer.Option(help="TOML file of objectives (docs/qos.md).", rich_help_panel=OBJECTIVES)
+    ] = None,
+    class_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class",
+            metavar="NAME:FIELD=NUMBER,...",
+            help="Objectives of a class: ttft_p95_ms, tpot_p95_ms, max_kl, priority; may be repeated.",
+            rich_help_panel=OBJECTIVES,
+        ),
+    ] = None,
+    ttft_p95: Annotated[
+        float | None,
+        typer.Option(help="Milliseconds to the first token, for 95 % of the requests.", rich_help_panel=OBJECTIVES),
+    ] = None,
+    token_p95: Annotated[
+        float | None,
+        typer.Option(help="Milliseconds for each further token, for 95 %.", rich_help_panel=OBJECTIVES),
+    ] = None,
+    quality_floor: Annotated[
+        float | None, typer.Option(help="Largest KL of a variant that runs.", rich_help_panel=OBJECTIVES)
+    ] = None,
+    power: Annotated[float | None, typer.Option(help="Most watts.", rich_help_panel=OBJECTIVES)] = None,
+    policy: Annotated[
+        str, typer.Option(help=f"One of {', '.join(KNOWN)}.", rich_help_panel=OBJECTIVES)
+    ] = DEFAULT_POLICY,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of a profile.  Default: the one that 'lamella profile STORE' keeps.", rich_help_panel=OBJECTIVES
+        ),
+    ] = None,
+    hold: Annotated[
+        float, typer.Option(help="Seconds that a switch by hand holds the policy.", rich_help_panel=OBJECTIVES)
+    ] = HOLD_SECONDS,
 ) -> None:
     """Serve a store's variants behind an OpenAI-compatible API.
 
     The variant changes while requests run: POST /admin/switch {"variant": "small"}, or /switch small in
-    `lamella chat --url URL`.  A request may ask for one by the model name MODEL@VARIANT.
+    `lamella chat --url URL`.  A request may ask for one by the model name MODEL@VARIANT.  With objectives a policy
+    changes it: the best variant that keeps them under the load of the moment.
     """
     engine = _engine_settings(
         target, context, sequences, cells, kv_type, memory, layout=layout, warm=warm, pooling=pooling, check=check
     )
+    promised = [*(class_ or ()), *usual_class(ttft_p95, token_p95, quality_floor)]
+    steering = None
+    if objectives or promised or power:
+        wanted = objectives_of_options(objectives, promised, power=power)
+        engine, steering = _steered(engine, wanted, policy, profile, hold)
     from lamella.dashboard.assets import is_installed
     from lamella.serving.settings import FrontSettings, Limits
 
@@ -142,8 +191,29 @@ def serve(
         for line in opening_lines(listening, len(ring), has_dashboard=dashboard and is_installed()):
             note(line)
 
-    cache_folder = Config.from_environment(os.environ).cache_folder
-    _run(api.serve(engine, front, max_queue=queue, cache_folder=cache_folder, on_listening=say_hello, on_line=note))
+    folder = Config.from_environment(os.environ).cache_folder
+    _run(
+        api.serve(
+            engine,
+            front,
+            steering=steering,
+            max_queue=queue,
+            cache_folder=folder,
+            on_listening=say_hello,
+            on_line=note,
+        )
+    )
+
+
+def _steered(
+    engine: EngineSettings, wanted: Objectives, policy: str, profile: Path | None, hold_seconds: float
+) -> tuple[EngineSettings, api.Steering]:
+    """Engine and policy under one memory ceiling: the lower one of what the engine and the objectives say."""
+    ceilings = [n for n in (engine.memory_bytes, wanted.memory_bytes) if n]
+    wanted = replace(wanted, memory_bytes=min(ceilings, default=None))
+    engine = msgspec.structs.replace(engine, memory_bytes=min(ceilings, default=0))
+    folder = Config.from_environment(os.environ).cache_folder
+    return engine, api.steering(engine, wanted, policy, profile=profile, hold_seconds=hold_seconds, cache_folder=folder)
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:

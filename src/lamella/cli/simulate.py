@@ -10,12 +10,11 @@ import msgspec
 import typer
 
 from lamella import api
+from lamella.cli.objectives import objectives_of_options
 from lamella.cli.output import JsonFlag, print_json, progress, say, stdout, table
 from lamella.cli.profile import engine_settings
 from lamella.config import Config
 from lamella.core.errors import InvalidRequest
-from lamella.qos.objectives.files import read_objectives, stated_objectives
-from lamella.qos.objectives.stated import Objectives
 from lamella.qos.policies.named import DEFAULT_POLICY, KNOWN
 from lamella.qos.profiles.documents import Profile
 from lamella.qos.simulator.outcome import Outcome
@@ -81,7 +80,8 @@ def simulate(
     replayed = _trace(trace, faster, seconds)
     if write:
         _write(replayed, write)
-    wanted = _objectives(objectives, class_, memory, power, replayed)
+    promised = class_ or ([] if objectives else list(replayed.classes()))  # without any, nothing is promised to them
+    wanted = objectives_of_options(objectives, promised, memory=memory, power=power)
     options = ReplayOptions(max_queue=queue, slowdown=slowdown)
     outcomes = []
     names = policy or [DEFAULT_POLICY]
@@ -138,17 +138,6 @@ def _write(trace: Trace, path: Path) -> None:
     data = write_trace(trace)
     with new_file(path, len(data), replace=True) as file:
         file.write(data)
-
-
-def _objectives(
-    path: Path | None, classes: list[str] | None, memory: str | None, power: float | None, trace: Trace
-) -> Objectives:
-    """The file's, or the flags'; without either, the trace's classes are promised nothing."""
-    if path is not None:
-        if classes or memory or power:
-            raise InvalidRequest("--objectives says everything; leave out --class, --memory and --power")
-        return read_objectives(path)
-    return stated_objectives(classes or list(trace.classes()), memory=memory, power=power)
 
 
 def _milliseconds(seconds: float | None) -> str:

@@ -13,7 +13,7 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from lamella.batching.messages import Hello, Status
@@ -31,7 +31,7 @@ EXPLAINED_SECONDS = 2 * TICK_SECONDS
 MOST_ENDED = 4096
 """Requests that are remembered for latencies."""
 
-ReadMachine = Callable[[], Machine]
+ReadMachine = Callable[[], Awaitable[Machine]]
 
 
 class Watched(Protocol):
@@ -53,27 +53,27 @@ class Recorder:
     """Remembers what the engine, the machine and requests did.
 
     Attributes:
-        measured: what is known of each variant on this machine.
+        measured: gives what is known of each variant on this machine.
         machine: the last reading.
     """
 
     def __init__(
         self,
         client: Watched,
-        measured: Mapping[str, Measured] | None = None,
+        measured: Callable[[], Mapping[str, Measured]] = dict,
         *,
         decided: Callable[[], Sequence[Change]] = tuple,
-        read_machine: ReadMachine = Machine,
+        read_machine: ReadMachine | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Nothing has happened yet.
 
         Args:
             decided: changes that somebody else keeps, with better reasons than can be seen from here.
-            read_machine: may take some milliseconds; called in a thread.
+            read_machine: None where nobody looks at the machine.
             clock: Unix time.
         """
-        self.measured = dict(measured or {})
+        self.measured = measured
         self.machine = Machine()
         self.clock = clock
         self._client, self._decided, self._read_machine = client, decided, read_machine
@@ -97,14 +97,16 @@ class Recorder:
     async def run(self) -> None:
         """A point a second, until cancelled."""
         while True:
-            self.machine = await asyncio.to_thread(self._read)
+            self.machine = await self._read()
             self.tick()
             await asyncio.sleep(TICK_SECONDS)
 
-    def _read(self) -> Machine:
+    async def _read(self) -> Machine:
         """The machine; where a reader fails, the page says so, and the rest is recorded all the same."""
+        if self._read_machine is None:
+            return Machine(why_no_watts="nobody looks at the machine")
         try:
-            return self._read_machine()
+            return await self._read_machine()
         except Exception as error:
             return Machine(why_no_watts=f"reading it fails: {error}")
 

@@ -48,7 +48,7 @@ class PanelSources:
             recorder.clock(),
             self.name,
             Seen(client.facts, client.status, client.is_ready, self.is_draining(), client.n_restarts, client.n_open),
-            recorder.measured,
+            recorder.measured(),
             recorder.points(since),
             recorder.changes,
             self.control(),

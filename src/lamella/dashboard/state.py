@@ -111,7 +111,8 @@ class Change:
         at: Unix time.
         before: None for the first that ran.
         reason: in words.
-        by: who decided: ``policy``, ``hand``, or ``engine`` for one that was started anew.
+        by: who decided: ``policy``, ``memory`` for a policy because memory was short, ``hand``, or ``engine`` for one
+            that was started anew.
         failure: why it did not happen; "" if it did.
     """
 
@@ -139,8 +140,9 @@ class Control:
 
     Attributes:
         policy: its name.
-        is_on: whether it decides now.
-        held_until: Unix time until which a choice by hand stands; None where none does, or without an end.
+        is_on: whether it may change anything.
+        held_until: Unix time until which a choice by hand stands; None where none does.
+        reason: of its last decision, be it a change or not.
         promises: by class.
         memory_bytes, power_watts: ceilings, or None.
     """
@@ -148,6 +150,7 @@ class Control:
     policy: str
     is_on: bool
     held_until: float | None = None
+    reason: str = ""
     promises: tuple[Promise, ...] = ()
     memory_bytes: int | None = None
     power_watts: float | None = None

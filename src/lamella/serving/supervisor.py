@@ -41,7 +41,7 @@ from lamella.core.errors import Draining, EngineUnavailable, InvalidRequest, Que
 from lamella.serving.engine_client import EngineStream
 from lamella.serving.keeper import EngineKeeper
 from lamella.serving.questions import Answer, Asked
-from lamella.serving.supervision import EngineEvent, SupervisorOptions
+from lamella.serving.supervision import EngineEvent, SupervisorOptions, TrafficWatcher
 from lamella.serving.traffic import Traffic
 
 _DRAIN_POLL_SECONDS = 0.02
@@ -117,6 +117,10 @@ class SupervisedEngine:
     def listen(self, listener: Callable[[EngineEvent], object]) -> None:
         """Have a function called with every ``EngineEvent`` from now on, soon after it happened."""
         self._traffic.listeners.append(listener)
+
+    def watch(self, watcher: TrafficWatcher) -> None:
+        """Have a watcher told of every request and every message from now on."""
+        self._traffic.watchers.append(watcher)
 
     # --- what can be asked of it -------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@
 // storage.  Who has none sees none of the server's data: the files of this page are the same for everybody.
 
 import { drawCharts, drawLadder } from "./charts.js";
-import { drawAnswer, drawParts } from "./parts.js";
+import { drawAnswer, drawParts, steers } from "./parts.js";
 
 const PERIOD_MS = 1000;
 const SLOWEST_MS = 10000;
@@ -123,24 +123,28 @@ at("forget").addEventListener("click", () => {
 
 // --- what can be chosen ---------------------------------------------------------------------------------------------
 
-at("switch-form").addEventListener("submit", async (event) => {
-  event.preventDefault();
-  const variant = at("target").value;
-  at("switch").disabled = true;
-  drawAnswer(`switching to ${variant} ...`);
+async function tell(path, body, button, words) {
+  button.disabled = true;
   try {
-    const done = await ask("/admin/switch", {
-      method: "POST",
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ variant }),
-    });
-    const stall = done.stall_seconds === undefined ? "" : `; no step could run for ${(done.stall_seconds * 1000).toFixed(1)} ms`;
-    drawAnswer(`runs at ${variant}${stall}`);
+    const headers = { "Content-Type": "application/json" };
+    drawAnswer(words(await ask(path, { method: "POST", headers, body: JSON.stringify(body) })));
   } catch (error) {
     drawAnswer(error instanceof Refused ? error.message : "The server does not answer.", true);
   }
-  at("switch").disabled = false;
+  button.disabled = false;
   look();
+}
+
+at("switch-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const variant = at("target").value;
+  drawAnswer(`switching to ${variant} ...`);
+  const words = (done) => `runs at ${variant}; no step could run for ${(done.stall_seconds * 1000).toFixed(1)} ms`;
+  tell("/admin/switch", { variant }, at("switch"), words);
+});
+at("steer").addEventListener("click", () => {
+  const on = !steers(state.control);
+  tell("/admin/control", { on }, at("steer"), () => (on ? "the policy decides" : "the policy is stopped"));
 });
 for (const choice of document.querySelectorAll("input[name=axis]")) {
   choice.addEventListener("change", () => state && drawLadder(state, choice.value));

@@ -74,7 +74,7 @@ function drawRunning(running, state) {
     at("layers").dataset.drawn = drawn;
     drawLayers(layers);
   }
-  at("policy").textContent = policyWords(state);
+  drawPolicy(state);
 }
 
 function drawLayers(layers) {
@@ -112,12 +112,23 @@ function short(layer) {
   return Number.isInteger(layer.bits) ? `${layer.bits}` : layer.bits.toFixed(1);
 }
 
-function policyWords(state) {
+/** Whether a policy decides now: it is on, and no choice by hand stands. */
+export function steers(control) {
+  return control.is_on && control.held_until === null;
+}
+
+function drawPolicy(state) {
   const control = state.control;
+  at("policy").textContent = policyWords(state, control);
+  at("steer").hidden = !control;
+  if (control) at("steer").textContent = steers(control) ? "Stop the policy" : "Let the policy decide";
+}
+
+function policyWords(state, control) {
   if (!control) return "No policy: the variant changes when somebody asks for it.";
-  if (control.is_on) return `Policy ${control.policy} chooses the variant.`;
-  const until = control.held_until ? ` until ${clock(state, control.held_until)}` : "";
-  return `A choice by hand stands${until}; policy ${control.policy} decides nothing meanwhile.`;
+  if (steers(control)) return `Policy ${control.policy} chooses the variant: ${control.reason}.`;
+  if (!control.is_on) return `Policy ${control.policy} is stopped: the variant changes when somebody asks for it.`;
+  return `A choice by hand stands until ${clock(state, control.held_until)}; then policy ${control.policy} decides again.`;
 }
 
 // --- figures --------------------------------------------------------------------------------------------------------

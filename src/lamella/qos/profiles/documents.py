@@ -123,6 +123,7 @@ class VariantProfile:
         joules_per_token: above idle, a token written; None where energy cannot be measured.
         joules_per_prompt_token: above idle, a token read.
         quality: of its answers.
+        others_share: of the processor, the most that others took while a point was measured that counts.
     """
 
     name: str
@@ -139,6 +140,7 @@ class VariantProfile:
     joules_per_token: float | None = None
     joules_per_prompt_token: float | None = None
     quality: Quality = field(default_factory=Quality)
+    others_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
