@@ -88,9 +88,12 @@ def find_browser() -> str | None:
     return os.environ.get("LAMELLA_BROWSER") or next((path for name in BROWSERS if (path := shutil.which(name))), None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium without a window.  Skips where there is none."""
+    """Chromium without a window.  Skips where there is none.
+
+    Not for longer than a module: playwright's event loop runs in this thread, and others' ``asyncio.run`` would fail.
+    """
     api = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed (pip install 'lamella[browser]')"
     )

@@ -165,12 +165,13 @@ class Recorder:
 
 def all_changes(noticed: Iterable[Change], decided: Sequence[Change]) -> tuple[Change, ...]:
     """Both, oldest first; what was noticed is left out where a decision to the same variant explains it."""
-    unexplained = (
-        change
-        for change in noticed
-        if not any(one.after == change.after and abs(one.at - change.at) < EXPLAINED_SECONDS for one in decided)
-    )
+    unexplained = (change for change in noticed if not any(_explains(one, change) for one in decided))
     return tuple(sorted((*unexplained, *decided), key=lambda change: change.at))
+
+
+def _explains(decision: Change, noticed: Change) -> bool:
+    is_near = abs(decision.at - noticed.at) < EXPLAINED_SECONDS
+    return is_near and decision.after == noticed.after and not decision.failure
 
 
 def _change(now: float, before: str | None, after: str, is_new_engine: bool) -> Change:

@@ -5,6 +5,7 @@ import { bytes, kl, ms } from "./parts.js";
 const SPANS_SECONDS = [60, 180, 300, 900];
 const CONFIG = { displayModeBar: false, responsive: true, showTips: false, scrollZoom: false, doubleClick: false };
 const DASHES = ["solid", "dash", "dot"];
+const LEVEL_DASHES = ["longdash", "longdashdot", "dashdot"];
 const at = (id) => document.getElementById(id);
 
 export function drawCharts(state) {
@@ -27,7 +28,7 @@ export function drawLadder(state, axis) {
     name,
     x: rungs.map(across),
     y: rungs.map((rung) => rung.kl),
-    text: rungs.map((rung) => rung.name),
+    text: rungs.map((rung) => plain(rung.name)),
     mode: "markers+text",
     textposition: "top center",
     cliponaxis: false,
@@ -67,11 +68,8 @@ function drawLatency(id, state, look, measured, promised, words) {
     line(state, name, (point) => inMs(value(point, name)), { color: look.series[place % 3], dash: DASHES[place % 3] }, "%{y:.1f} ms"),
   );
   const promises = (state.control?.promises ?? []).filter((promise) => promise[promised] !== null);
-  const layout = overTime(state, look, "ms, p95 of 30 s");
-  layout.shapes = promises.map((promise) => level(promise[promised] * 1000, look));
-  layout.annotations = promises.map((promise) => levelName(promise[promised] * 1000, `objective ${promise.class_name}`, look));
-  layout.showlegend = names.length > 1;
-  put(id, lines, layout);
+  const levels = promises.map((promise, place) => level(`objective ${promise.class_name}`, promise[promised] * 1000, look, place));
+  put(id, [...lines, ...levels], overTime(state, look, "ms, p95 of 30 s"));
   const last = state.points.at(-1);
   const said = names.map((name) => `${name} ${ms(last && value(last, name))}`).join(", ");
   const asked = promises.map((promise) => `${promise.class_name} ${ms(promise[promised])}`).join(", ");
@@ -96,23 +94,17 @@ function drawQuality(state, look) {
   const promises = (state.control?.promises ?? []).filter((promise) => promise.most_kl !== null);
   const steps = line(state, "KL", (point) => known.get(point.variant), { color: look.series1, shape: "hv" }, "%{text}: %{y:.4f}");
   steps.text = state.points.map((point) => point.variant);
-  const layout = overTime(state, look, "KL, nats a token");
-  layout.shapes = promises.map((promise) => level(promise.most_kl, look));
-  layout.annotations = promises.map((promise) => levelName(promise.most_kl, `most for ${promise.class_name}`, look));
-  layout.showlegend = false;
-  put("chart-kl", [steps], layout);
+  const levels = promises.map((promise, place) => level(`most for ${promise.class_name}`, promise.most_kl, look, place));
+  put("chart-kl", [steps, ...levels], overTime(state, look, "KL, nats a token"));
   const running = state.rungs.find((rung) => rung.is_running);
   at("chart-kl").setAttribute("aria-label", `KL of the variant that ran, last quarter of an hour. Now ${kl(running?.kl)}.`);
 }
 
 function drawMemory(state, look) {
   const ceiling = state.control?.memory_bytes;
-  const layout = overTime(state, look, "MiB");
-  layout.shapes = ceiling ? [level(ceiling / 2 ** 20, look)] : [];
-  layout.annotations = ceiling ? [levelName(ceiling / 2 ** 20, "ceiling", look)] : [];
-  layout.showlegend = false;
+  const levels = ceiling ? [level("ceiling", ceiling / 2 ** 20, look, 0)] : [];
   const inMib = (point) => (point.engine_bytes === null ? null : point.engine_bytes / 2 ** 20);
-  put("chart-memory", [line(state, "engine", inMib, { color: look.series1 }, "%{y:.0f} MiB")], layout);
+  put("chart-memory", [line(state, "engine", inMib, { color: look.series1 }, "%{y:.0f} MiB"), ...levels], overTime(state, look, "MiB"));
   at("chart-memory").setAttribute("aria-label", `Memory of the engine, last quarter of an hour. Now ${bytes(state.points.at(-1)?.engine_bytes)}.`);
 }
 
@@ -125,11 +117,8 @@ function drawPower(state, look) {
     return;
   }
   const ceiling = state.control?.power_watts;
-  const layout = overTime(state, look, "W");
-  layout.shapes = ceiling ? [level(ceiling, look)] : [];
-  layout.annotations = ceiling ? [levelName(ceiling, "ceiling", look)] : [];
-  layout.showlegend = false;
-  put("chart-power", [line(state, "power", (point) => point.watts, { color: look.series1 }, "%{y:.1f} W")], layout);
+  const levels = ceiling ? [level("ceiling", ceiling, look, 0)] : [];
+  put("chart-power", [line(state, "power", (point) => point.watts, { color: look.series1 }, "%{y:.1f} W"), ...levels], overTime(state, look, "W"));
   at("chart-power").setAttribute("aria-label", `Power, last quarter of an hour. Now ${state.points.at(-1)?.watts?.toFixed(1) ?? "not known"} W.`);
 }
 
@@ -137,13 +126,13 @@ function drawPower(state, look) {
 
 function line(state, name, value, look, hover) {
   return {
-    name,
+    name: plain(name),
     x: state.points.map((point) => point.at - state.now),
     y: state.points.map((point) => value(point) ?? null),
     mode: "lines",
     connectgaps: false,
     line: { width: 2, ...look },
-    hovertemplate: `${hover}<extra>${name.replace(/[<>&]/g, "")}</extra>`,
+    hovertemplate: `${hover}<extra>${plain(name)}</extra>`,
   };
 }
 
@@ -205,13 +194,16 @@ function padded(values, share, least) {
   return [low - room, high + room];
 }
 
-function level(y, look) {
-  return { type: "line", xref: "paper", x0: 0, x1: 1, yref: "y", y0: y, y1: y, line: { color: look.objective, width: 2, dash: "dash" } };
+/** What was promised, or the most that may be: a line of its own, so that the axis reaches it. */
+function level(name, y, look, place) {
+  const at = { x: [-SPANS_SECONDS.at(-1), 0], y: [y, y], mode: "lines" };
+  const line = { color: look.objective, width: 2, dash: LEVEL_DASHES[place % 3] };
+  return { ...at, name: plain(name), line, hovertemplate: `%{y}<extra>${plain(name)}</extra>` };
 }
 
-function levelName(y, words, look) {
-  const text = words.replace(/[<>&]/g, "");
-  return { xref: "paper", x: 0, xanchor: "left", yref: "y", y, yanchor: "bottom", text, showarrow: false, font: { color: look.objective, size: 11 } };
+/** plotly.js reads some HTML in names. */
+function plain(name) {
+  return name.replace(/[<>&]/g, "");
 }
 
 function put(id, traces, layout) {
