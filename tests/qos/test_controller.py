@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -20,8 +21,10 @@ from lamella.qos.controller import (
 from lamella.qos.policies.decision import Decision, PolicyState
 from lamella.qos.policies.sample import Sample
 from lamella.qos.readers.machine import MachineReader
+from lamella.qos.readers.memory import Memory
 from lamella.qos.sampling import sample_of
 from lamella.qos.watching import LoadWatch
+from lamella.resources.cgroup import GroupMemory
 from tests.qos.test_readers import LAPTOP, SERVER, no_nvidia
 
 
@@ -48,6 +51,7 @@ class World:
 
     def __init__(self) -> None:
         self.now, self.running, self.fails, self.is_short = 100.0, "large", False, False
+        self.saved_memory = False
         self.told: list[LoggedChange] = []
         self.wish = Wish()
         self.controller = Controller(
@@ -64,9 +68,10 @@ class World:
     async def sample(self) -> Sample:
         return Sample(self.now)
 
-    async def switch(self, variant: str, *, recompute_cache: bool = False) -> Switched:
+    async def switch(self, variant: str, *, recompute_cache: bool = False, saves_memory: bool = False) -> Switched:
         if self.fails:
             raise StoreError("a shard is missing")
+        self.saved_memory = saves_memory
         before, self.running = self.running, variant
         return Switched(id=0, before=before, after=variant, n_weights=1, n_shards=1, stall_seconds=0, prepare_seconds=0)
 
@@ -142,7 +147,7 @@ def test_memory_is_not_held_by_hands(world: World) -> None:
     world.by_hand("tiny")
     world.wish.is_short, world.wish.variant = True, "small"
     world.tick()
-    assert (world.running, world.told[-1].by) == ("small", "memory")
+    assert (world.running, world.told[-1].by, world.saved_memory) == ("small", "memory", True)
 
 
 def test_memory_is_tried_again_soon(world: World) -> None:
@@ -172,7 +177,7 @@ def test_a_choice_by_hand_waits_for_a_change_that_is_being_made(world: World) ->
     async def both() -> None:
         await asyncio.gather(world.controller.tick(), world.controller.change_by_hand("tiny"))
 
-    async def slow_switch(variant: str, *, recompute_cache: bool = False) -> Switched:
+    async def slow_switch(variant: str, *, recompute_cache: bool = False, saves_memory: bool = False) -> Switched:
         await asyncio.sleep(0.01 if variant == "small" else 0)
         return await at_once(variant)
 
@@ -219,3 +224,14 @@ def test_a_sample_is_made_of_what_is_known() -> None:
         full = sample_of(2.0, watch, reader.read(2.0), n_running=3, n_waiting=2, waiting_tokens=70)
     assert (full.n_running, full.n_waiting, full.waiting_tokens) == (3, 2, 70)
     assert (full.available_bytes, full.memory_stall, full.on_battery) == (2_000_000_000, 0.0125, True)
+
+
+def test_mapped_weights_are_not_available_and_no_more_than_the_groups_cache_is_counted() -> None:
+    watch, gib = LoadWatch(), 1 << 30
+    with MachineReader(SERVER, LAPTOP, no_nvidia) as reader:
+        machine = reader.read(2.0)
+    group = GroupMemory("/group", 4 * gib, 3 * gib, gib // 2, Path("none"))
+    for limited_by, expected in (("machine", gib), ("/group", 3 * gib // 2)):
+        memory = Memory(4 * gib, 2 * gib, limited_by, (group,))
+        sample = sample_of(2.0, watch, replace(machine, memory=memory), mapped_bytes=gib)
+        assert sample.available_bytes == expected

@@ -181,7 +181,7 @@ class Server:
             hold_seconds=hold_seconds,
         )
 
-    async def switch(self, variant: str, *, recompute_cache: bool = False) -> Switched:
+    async def switch(self, variant: str, *, recompute_cache: bool = False, saves_memory: bool = False) -> Switched:
         before, self.running = self.running, variant
         return Switched(id=0, before=before, after=variant, n_weights=1, n_shards=1, stall_seconds=0, prepare_seconds=0)
 

@@ -41,7 +41,7 @@ from lamella.api.plans import (
 from lamella.api.profiles import find_profile, profile, read_profile
 from lamella.api.remotes import HUB_PREFIX, pull, pull_from_hub, push, serving_store
 from lamella.api.serving import Listening, model_name, serve
-from lamella.api.simulations import simulate
+from lamella.api.simulations import plot_outcome, simulate
 from lamella.api.sources import reach, shard_source
 from lamella.api.variants import build, evaluate, export, import_file, open_engine, open_store, repair, restore, trim
 
@@ -78,6 +78,7 @@ __all__ = [
     "open_engine",
     "open_store",
     "plan",
+    "plot_outcome",
     "predicted_loss",
     "profile",
     "pull",

@@ -148,11 +148,14 @@ class Switch(_Message, frozen=True, kw_only=True):
 
     Attributes:
         cache: what becomes of the KV cache: ``keep`` it, or ``recompute`` it when the engine is idle.
+        saves_memory: take no more than what is taken now meanwhile, shard by shard if need be, and keep nothing warm
+            after it; until a switch without it.
     """
 
     id: int
     variant: str
     cache: Literal["keep", "recompute"] = "keep"
+    saves_memory: bool = False
 
 
 class Prepare(_Message, frozen=True, kw_only=True):

@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from lamella.batching.steps import LONGEST_STEP_SECONDS
+
 CELLS_FOR_EACH = 1024
 """KV cells for each sequence, where it is not said how many there shall be."""
 
@@ -24,12 +26,16 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
             where there is plenty of memory and no ceiling, else ``cells``.
         n_sequences: requests that run at once.
         n_batch: most tokens in one step.
+        longest_step_seconds: about the longest that a stream waits for its next token while prompts of others are
+            read.  Shorter steps make streams smoother and first tokens later.
         kv_type: ggml type of the KV cache.
         n_threads: 0 for the cores that the process may use.
         layout: ``mapped``, ``repacked`` or ``auto`` (``run.layouts``).
         n_warm: variants whose shards stay open, the running one included.
         memory_bytes: ceiling for mapped shards and private memory together, also during a switch; 0 for none.
             Of this process; the web front beside it takes some 100 MiB of its own.
+        rpc: addresses of llama.cpp's RPC servers on this machine; their devices join those there are.
+        device: ggml device that computes and holds weights and KV cache; None for the CPU.  Without ``memory_bytes``.
         check: verify the hash of every shard before it is used.
         pooling: how embeddings are made of token states; ``auto`` for what the model file says, if anything.
         kernel_file: cache of measured kernel speeds of this machine; "" for none.
@@ -42,11 +48,14 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     n_cells: int = 0
     n_sequences: int = 8
     n_batch: int = 512
+    longest_step_seconds: float = LONGEST_STEP_SECONDS
     kv_type: str = "F16"
     n_threads: int = 0
     layout: Literal["auto", "mapped", "repacked"] = "auto"
     n_warm: int = 2
     memory_bytes: int = 0
+    rpc: list[str] = []
+    device: str | None = None
     check: bool = False
     pooling: Pooling = "auto"
     kernel_file: str = ""

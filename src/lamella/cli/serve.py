@@ -15,6 +15,7 @@ import typer
 
 from lamella import api
 from lamella.batching.settings import EngineSettings, Pooling
+from lamella.batching.steps import LONGEST_STEP_SECONDS
 from lamella.cli.objectives import objectives_of_options, usual_class
 from lamella.cli.opening import opening_lines
 from lamella.cli.output import note
@@ -96,7 +97,30 @@ def serve(
             rich_help_panel=ENGINE,
         ),
     ] = None,
+    longest_step: Annotated[
+        float,
+        typer.Option(
+            help="Seconds that a stream may wait for its next token while prompts are read, about.  "
+            "Less makes streams smoother and first tokens later.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = LONGEST_STEP_SECONDS,
     kv_type: Annotated[str, typer.Option(help="ggml type of the KV cache.", rich_help_panel=ENGINE)] = "F16",
+    rpc: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Address of an rpc-server of llama.cpp on this machine, whose devices may be used; may be repeated.",
+            metavar="HOST:PORT",
+            rich_help_panel=ENGINE,
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Device to run on, as 'lamella devices' names it; default: the CPU. Not with --memory.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = None,
     layout: Annotated[
         str, typer.Option(help="How weights are read: auto, mapped, repacked.", rich_help_panel=ENGINE)
     ] = "auto",
@@ -161,7 +185,19 @@ def serve(
     changes it: the best variant that keeps them under the load of the moment.
     """
     engine = _engine_settings(
-        target, context, sequences, cells, kv_type, memory, layout=layout, warm=warm, pooling=pooling, check=check
+        target,
+        context,
+        sequences,
+        cells,
+        kv_type,
+        memory,
+        rpc=rpc or [],
+        device=device,
+        longest_step=longest_step,
+        layout=layout,
+        warm=warm,
+        pooling=pooling,
+        check=check,
     )
     promised = [*(class_ or ()), *usual_class(ttft_p95, token_p95, quality_floor)]
     steering = None
@@ -243,6 +279,9 @@ def _engine_settings(
     kv_type: str,
     memory: str | None,
     *,
+    rpc: list[str],
+    device: str | None,
+    longest_step: float,
     layout: str,
     warm: int,
     pooling: str,
@@ -253,6 +292,8 @@ def _engine_settings(
     Store.open(Path(store))  # what is wrong with it is said here, and not by a process that dies
     if sequences < 1 or warm < 1:
         raise InvalidRequest(f"--sequences and --warm must be at least 1, not {sequences} and {warm}")
+    if not longest_step > 0:
+        raise InvalidRequest(f"--longest-step must be positive seconds, not {longest_step:g}")
     if pooling not in POOLINGS:
         raise InvalidRequest(f"unknown pooling '{pooling}'; known: {', '.join(POOLINGS)}")
     return EngineSettings(
@@ -261,10 +302,13 @@ def _engine_settings(
         n_ctx=context,
         n_cells=cells,
         n_sequences=sequences,
+        longest_step_seconds=longest_step,
         kv_type=kv_type,
         n_threads=config.n_threads,
         layout=check_policy(layout),
         n_warm=warm,
+        rpc=rpc,
+        device=device,
         memory_bytes=parse_bytes(memory) if memory else 0,
         check=check,
         pooling=cast(Pooling, pooling),

@@ -70,6 +70,9 @@ def simulate(
     slowdown: Annotated[
         float, typer.Option(help="How many times slower than the profile the machine is.", rich_help_panel=ENGINE)
     ] = 1.0,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw load, latency and variants of the last policy: .png, .svg, .pdf.")
+    ] = None,
     changes: Annotated[bool, typer.Option("--changes", help="Show every change with its reason.")] = False,
     json: JsonFlag = False,
 ) -> None:
@@ -89,6 +92,8 @@ def simulate(
         for i, name in enumerate(names):
             update(i, len(names), name)
             outcomes.append(api.simulate(replayed, profile, wanted, name, options))
+    if plot:
+        api.plot_outcome(replayed, profile, wanted, outcomes[-1], plot)
     if json:
         print_json({"trace": _trace_fields(replayed), "outcomes": [_outcome_fields(o) for o in outcomes]})
     else:

@@ -253,6 +253,14 @@ class Context(Handle):
             self.restore_sequence(target, self.save_sequence(source))
             self.keep(n_tokens, target)
 
+    def rebuild_graph(self) -> None:
+        """Have the next ``decode`` plan its graph anew; the KV cache stays.
+
+        CUDA and RPC keep a graph with the addresses of its weights: after a switch they would read the old ones.
+        Changing the control vector, even to none, makes llama.cpp reserve anew; it has no call for this alone.
+        """
+        self._llama.llama_set_adapter_cvec(self.address, None, 0, 0, 0, 0)
+
     def clear(self) -> None:
         """Drop the KV cache of all sequences."""
         self.check_open()

@@ -100,6 +100,24 @@ def supports_rpc() -> bool:
     return bool(load().llama.llama_supports_rpc())
 
 
+@functools.cache
+def load_rpc() -> Any:
+    """libggml-rpc: devices of other processes.
+
+    Raises:
+        LibraryError: llama.cpp was built without it; says how to get it.
+    """
+    if not supports_rpc():
+        raise LibraryError(
+            "llama.cpp was built without its RPC backend: "
+            "CMAKE_ARGS=-DGGML_RPC=ON pip install --force-reinstall --no-binary :all: llama-cpp-python=="
+            + installed_version()
+        )
+    handle = _open(Path(load().llama.__file__).parent / "lib", "ggml-rpc")
+    _declare(handle, api.RPC_FUNCTIONS)
+    return handle
+
+
 def check_tensor_layout(library: Library, layout: type[ct.Structure] = api.Tensor) -> None:
     """Prove that ``layout`` is the loaded library's ``ggml_tensor``.
 

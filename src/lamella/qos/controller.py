@@ -40,7 +40,9 @@ By = Literal["policy", "hand", "memory"]
 class Switch(Protocol):
     """Changes the variant; raises ``LamellaError`` where it cannot, and nothing has changed then."""
 
-    def __call__(self, variant: str, *, recompute_cache: bool = False) -> Awaitable[Switched]: ...
+    def __call__(
+        self, variant: str, *, recompute_cache: bool = False, saves_memory: bool = False
+    ) -> Awaitable[Switched]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +183,7 @@ class Controller:
     async def _change(self, variant: str, reason: str, by: By, *, recompute_cache: bool = False) -> Switched:
         before = self._running()
         try:
-            switched = await self._switch(variant, recompute_cache=recompute_cache)
+            switched = await self._switch(variant, recompute_cache=recompute_cache, saves_memory=by == "memory")
         except LamellaError as error:
             self._failed_at = self._clock()
             self._note(LoggedChange(self._unix_time(), before, variant, reason, by, str(error)))

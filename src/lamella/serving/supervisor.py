@@ -166,10 +166,12 @@ class SupervisedEngine:
         assert isinstance(answer, Detokenized)
         return answer.text
 
-    async def switch(self, variant: str, *, recompute_cache: bool = False) -> Switched:
+    async def switch(self, variant: str, *, recompute_cache: bool = False, saves_memory: bool = False) -> Switched:
         """See ``EngineClient``.  An engine that dies of it is replaced by one at the variant that ran before."""
         cache: Literal["recompute", "keep"] = "recompute" if recompute_cache else "keep"
-        answer = await self._ask(Switch(id=next(self._numbers), variant=variant, cache=cache))
+        answer = await self._ask(
+            Switch(id=next(self._numbers), variant=variant, cache=cache, saves_memory=saves_memory)
+        )
         assert isinstance(answer, Switched)
         return answer
 

@@ -53,7 +53,7 @@ class Telemetry:
                 machine = self._last[1]
             else:
                 machine = await asyncio.to_thread(self._reader.read, now)
-            n_open = self._hearing.n_open
+            n_open, status = self._hearing.n_open, self._status()
             sample = sample_of(
                 self._clock(),
                 self._hearing.watch,
@@ -61,6 +61,7 @@ class Telemetry:
                 n_running=min(n_open, self._n_sequences),
                 n_waiting=max(0, n_open - self._n_sequences),
                 waiting_tokens=self._hearing.waiting_tokens,
+                mapped_bytes=status.mapped_bytes if status else 0,
             )
             self._last = sample, machine
             return sample

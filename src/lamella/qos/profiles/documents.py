@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from lamella.batching.steps import LONGEST_STEP_SECONDS
 from lamella.core.artifacts import Variant, read_document, write_document
 from lamella.core.errors import ArtifactError, UnknownVariant
 from lamella.core.model import ModelIdentity
@@ -43,6 +44,7 @@ class EngineShape:
     n_ctx: int
     kv_type: str
     layout: str
+    longest_step_seconds: float = LONGEST_STEP_SECONDS
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,14 @@ def this_machine(n_threads: int) -> Machine:
 
 def shape_of(settings: EngineSettings) -> EngineShape:
     """The settings of an engine that a profile holds for."""
-    return EngineShape(settings.n_sequences, settings.n_batch, settings.n_ctx, settings.kv_type, settings.layout)
+    return EngineShape(
+        n_sequences=settings.n_sequences,
+        n_batch=settings.n_batch,
+        n_ctx=settings.n_ctx,
+        kv_type=settings.kv_type,
+        layout=settings.layout,
+        longest_step_seconds=settings.longest_step_seconds,
+    )
 
 
 @dataclass(frozen=True, slots=True)
