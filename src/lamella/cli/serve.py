@@ -130,6 +130,22 @@ def serve(
     pooling: Annotated[
         str, typer.Option(help="Embeddings: auto, mean, cls, last, off.", rich_help_panel=ENGINE)
     ] = "auto",
+    prompt_cache: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory for chats that left the KV cache, as 512MiB or 0.  "
+            "Default: an eighth of what is free, at most 1GiB; none with --memory.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = None,
+    reproducible: Annotated[
+        bool,
+        typer.Option(
+            "--reproducible",
+            help="Answers do not depend on what runs beside them, nor on restarts; slower prompts and full batches.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Verify shards before they are used.", rich_help_panel=ENGINE)
     ] = False,
@@ -197,6 +213,8 @@ def serve(
         layout=layout,
         warm=warm,
         pooling=pooling,
+        prompt_cache=prompt_cache,
+        is_reproducible=reproducible,
         check=check,
     )
     promised = [*(class_ or ()), *usual_class(ttft_p95, token_p95, quality_floor)]
@@ -285,6 +303,8 @@ def _engine_settings(
     layout: str,
     warm: int,
     pooling: str,
+    prompt_cache: str | None,
+    is_reproducible: bool,
     check: bool,
 ) -> EngineSettings:
     config = Config.from_environment(os.environ)
@@ -310,7 +330,16 @@ def _engine_settings(
         rpc=rpc,
         device=device,
         memory_bytes=parse_bytes(memory) if memory else 0,
+        prompt_cache_bytes=_bytes_or_none(prompt_cache),
+        is_reproducible=is_reproducible,
         check=check,
         pooling=cast(Pooling, pooling),
         kernel_file=str(config.cache_folder / "kernels.json"),
     )
+
+
+def _bytes_or_none(size: str | None) -> int | None:
+    """A size, which may be 0; None where none is said."""
+    if size is None:
+        return None
+    return 0 if size.strip() == "0" else parse_bytes(size)
