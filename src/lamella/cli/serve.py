@@ -67,6 +67,14 @@ def serve(
         Path | None, typer.Option(help="PEM file for TLS; with --private-key.", rich_help_panel=SERVER)
     ] = None,
     private_key: Annotated[Path | None, typer.Option(help="PEM file.", rich_help_panel=SERVER)] = None,
+    dashboard: Annotated[
+        bool,
+        typer.Option(
+            "--dashboard/--no-dashboard",
+            help="A page at / that shows what runs (extra 'dashboard').",
+            rich_help_panel=SERVER,
+        ),
+    ] = True,
     access_log: Annotated[
         bool, typer.Option("--access-log", help="One line a request.", rich_help_panel=SERVER)
     ] = False,
@@ -214,6 +222,7 @@ def serve(
     if objectives or promised or power:
         wanted = objectives_of_options(objectives, promised, power=power)
         engine, steering = _steered(engine, wanted, policy, profile, hold)
+    from lamella.dashboard.assets import is_installed
     from lamella.serving.settings import FrontSettings, Limits
 
     ring = _key_ring(keys)
@@ -228,14 +237,26 @@ def serve(
         certificate=certificate,
         private_key=private_key,
         drain_seconds=drain_seconds,
+        dashboard=dashboard,
         access_log=access_log,
     )
 
     def say_hello(listening: api.Listening) -> None:
-        for line in opening_lines(listening, len(ring)):
+        for line in opening_lines(listening, len(ring), has_dashboard=dashboard and is_installed()):
             note(line)
 
-    _run(api.serve(engine, front, steering=steering, max_queue=queue, on_listening=say_hello, on_line=note))
+    folder = Config.from_environment(os.environ).cache_folder
+    _run(
+        api.serve(
+            engine,
+            front,
+            steering=steering,
+            max_queue=queue,
+            cache_folder=folder,
+            on_listening=say_hello,
+            on_line=note,
+        )
+    )
 
 
 def _steered(

@@ -34,6 +34,18 @@ class Timing:
     last: float | None
     n_tokens: int
 
+    @property
+    def ttft_seconds(self) -> float | None:
+        """To the first token."""
+        return None if self.first is None else self.first - self.begun
+
+    @property
+    def tpot_seconds(self) -> float | None:
+        """Mean between tokens; None of fewer than two."""
+        if self.first is None or self.last is None or self.n_tokens < 2:
+            return None
+        return (self.last - self.first) / (self.n_tokens - 1)
+
 
 class _Registry(CollectorRegistry):
     """A registry without the times at which each label was first seen: they double the series, and nobody asks."""
@@ -80,11 +92,10 @@ class Metrics:
         self._tokens.labels("prompt").inc(end.prompt_tokens)
         self._tokens.labels("cached").inc(end.cached_tokens)
         self._tokens.labels("generated").inc(end.generated_tokens)
-        if timing.first is None or timing.last is None:
-            return
-        self._first_token.labels(label).observe(timing.first - timing.begun)
-        if timing.n_tokens > 1:
-            self._per_token.labels(label).observe((timing.last - timing.first) / (timing.n_tokens - 1))
+        if timing.ttft_seconds is not None:
+            self._first_token.labels(label).observe(timing.ttft_seconds)
+        if timing.tpot_seconds is not None:
+            self._per_token.labels(label).observe(timing.tpot_seconds)
 
     def text(self) -> bytes:
         """Prometheus' text format."""
