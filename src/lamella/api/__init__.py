@@ -20,11 +20,15 @@ nothing else.
 ``variants``   built, run, evaluated, exported, imported, got back
 ``sources``    where shards can be had from
 ``remotes``    stores and models elsewhere
+``homes``      from a model's name to variants that can be served, in the user's cache
+``checkups``   whether models can run on this machine
 """
 
+from lamella.api.checkups import doctor
 from lamella.api.connecting import connect
 from lamella.api.documents import read_importance, read_measurement, read_plan, write_artifact, write_importance
 from lamella.api.frontiers import DEFAULT_FIRST_BITS, DEFAULT_STEPS, frontier, ladder
+from lamella.api.homes import Ready, find_ready, is_model, prepare, spoken_name
 from lamella.api.losses import kernel_times, measured_prices, predicted_loss
 from lamella.api.measuring import gather_importance, measure, measure_once, tune_on
 from lamella.api.models import OnMeasure, devices, load, load_spec
@@ -52,18 +56,22 @@ __all__ = [
     "Budget",
     "Listening",
     "OnMeasure",
+    "Ready",
     "build",
     "check_plan_arguments",
     "connect",
     "default_name",
     "default_policy",
     "devices",
+    "doctor",
     "evaluate",
     "export",
     "find_profile",
+    "find_ready",
     "frontier",
     "gather_importance",
     "import_file",
+    "is_model",
     "kernel_times",
     "ladder",
     "load",
@@ -77,6 +85,7 @@ __all__ = [
     "open_store",
     "plan",
     "predicted_loss",
+    "prepare",
     "profile",
     "pull",
     "pull_from_hub",
@@ -92,6 +101,7 @@ __all__ = [
     "serving_store",
     "shard_source",
     "simulate",
+    "spoken_name",
     "trim",
     "tune_on",
     "write_artifact",

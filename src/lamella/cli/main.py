@@ -14,6 +14,7 @@ from lamella.cli import (
     build,
     chat,
     devices,
+    doctor,
     eval,
     exchange,
     frontier,
@@ -24,6 +25,7 @@ from lamella.cli import (
     lm_eval,
     measure,
     plan,
+    prepare,
     profile,
     remote,
     run,
@@ -63,6 +65,7 @@ def options(
 
 app.command("inspect")(inspect.inspect)
 app.command("devices")(devices.devices)
+app.command("doctor")(doctor.doctor)
 app.command("measure")(measure.measure)
 app.command("imatrix")(imatrix.imatrix)
 app.command("plan")(plan.plan)
@@ -71,6 +74,7 @@ app.command("ladder")(ladder.ladder)
 app.command("build")(build.build)
 app.command("run")(run.run)
 app.command("chat")(chat.chat)
+app.command("prepare")(prepare.prepare)
 app.command("serve", cls=GroupedCommand)(serve.serve)
 app.command("profile")(profile.profile)
 app.command("simulate")(simulate.simulate)

@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import os
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
@@ -16,6 +17,7 @@ from lamella.batching.settings import EngineSettings, Pooling
 from lamella.batching.steps import LONGEST_STEP_SECONDS
 from lamella.cli.opening import opening_lines
 from lamella.cli.output import note
+from lamella.cli.prepare import ready_for
 from lamella.config import Config
 from lamella.core.errors import InvalidRequest
 from lamella.core.units import parse_bytes
@@ -31,7 +33,13 @@ SERVER, ENGINE, LIMITS = "Server", "Engine", "Limits"
 
 
 def serve(
-    target: Annotated[str, typer.Argument(metavar="STORE[@VARIANT]", help="Store and variant; default: the largest.")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|STORE[@VARIANT]",
+            help="A model: 'smollm2', a GGUF file, hf:OWNER/REPO; or a store, and the variant to begin with.",
+        ),
+    ],
     host: Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=SERVER)] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one.", rich_help_panel=SERVER)] = DEFAULT_PORT,
     keys: Annotated[
@@ -44,7 +52,7 @@ def serve(
     name: Annotated[
         str,
         typer.Option(
-            help="What requests call the model.  Default: 'smollm2' for that, else the name of the store's folder.",
+            help="What requests call the model.  Default: 'smollm2' for that, else the name of file or folder.",
             rich_help_panel=SERVER,
             show_default=False,
         ),
@@ -112,13 +120,16 @@ def serve(
     ] = None,
     max_body: Annotated[str, typer.Option(help="Size of a request.", rich_help_panel=LIMITS)] = "8MiB",
 ) -> None:
-    """Serve a store's variants behind an OpenAI-compatible API.
+    """Serve a model, or a store's variants, behind an OpenAI-compatible API.
+
+    A model is measured and gets a few variants the first time (lamella prepare); afterwards it starts in seconds.
 
     The variant changes while requests run: POST /admin/switch {"variant": "small"}, or /switch small in
     `lamella chat --url URL`.  A request may ask for one by the model name MODEL@VARIANT.
     """
+    served = _served(target, memory)
     engine = _engine_settings(
-        target,
+        served,
         context,
         sequences,
         cells,
@@ -134,7 +145,7 @@ def serve(
 
     ring = _key_ring(keys)
     front = FrontSettings(
-        name=name or api.model_name(Store.open(Path(engine.store))),
+        name=name or served.name or api.model_name(Store.open(Path(engine.store))),
         host=host,
         port=port,
         keys=ring,
@@ -173,8 +184,34 @@ def _key_ring(file: Path | None) -> KeyRing:
     return KeyRing() if said is None else KeyRing.needed(said, "LAMELLA_API_KEYS")
 
 
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """What to serve.
+
+    Attributes:
+        variant: to begin with; None for the largest that fits.
+        variants: names; None for all of the store.
+        name: of the model; "" for what the store says.
+    """
+
+    store: str
+    variant: str | None = None
+    variants: list[str] | None = None
+    name: str = ""
+
+
+def _served(target: str, memory: str | None) -> _Served:
+    """A store as it is, or a model, which is made ready first."""
+    if api.is_model(target):
+        ready = ready_for(target, memory, Config.from_environment(os.environ))
+        return _Served(ready.store, variants=list(ready.variants), name=api.spoken_name(target))
+    store, _, variant = target.partition("@")
+    Store.open(Path(store))  # what is wrong with it is said here, and not by a process that dies
+    return _Served(store, variant or None)
+
+
 def _engine_settings(
-    target: str,
+    served: _Served,
     context: int,
     sequences: int,
     cells: int,
@@ -188,8 +225,6 @@ def _engine_settings(
     check: bool,
 ) -> EngineSettings:
     config = Config.from_environment(os.environ)
-    store, _, variant = target.partition("@")
-    Store.open(Path(store))  # what is wrong with it is said here, and not by a process that dies
     if sequences < 1 or warm < 1:
         raise InvalidRequest(f"--sequences and --warm must be at least 1, not {sequences} and {warm}")
     if not longest_step > 0:
@@ -197,8 +232,9 @@ def _engine_settings(
     if pooling not in POOLINGS:
         raise InvalidRequest(f"unknown pooling '{pooling}'; known: {', '.join(POOLINGS)}")
     return EngineSettings(
-        store=store,
-        variant=variant or None,
+        store=served.store,
+        variant=served.variant,
+        variants=served.variants,
         n_ctx=context,
         n_cells=cells,
         n_sequences=sequences,

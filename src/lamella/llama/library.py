@@ -100,6 +100,13 @@ def supports_rpc() -> bool:
     return bool(load().llama.llama_supports_rpc())
 
 
+def features() -> frozenset[str]:
+    """What the library was built for and this processor has, as llama.cpp names it: ``AVX2``, ``FMA``, ``NEON``."""
+    said = load().llama.llama_print_system_info().decode()
+    pairs = (part.rpartition(":")[2].partition("=") for part in said.split("|"))
+    return frozenset(name.strip() for name, _, value in pairs if value.strip() == "1")
+
+
 def check_tensor_layout(library: Library, layout: type[ct.Structure] = api.Tensor) -> None:
     """Prove that ``layout`` is the loaded library's ``ggml_tensor``.
 
