@@ -35,7 +35,7 @@ from lamella.resources.homes import (
     names_of,
     note_ready,
     spoken_name,
-    store_folder,
+    store_name,
     stores_in,
 )
 from lamella.resources.homes import find_ready as find_noted
@@ -98,11 +98,11 @@ def prepare(
     with stage("planning"):
         plans = _plans(source, measured, Budget(as_bytes(memory), device).now())
     names = names_of([p.bits_per_weight for p in plans], str(memory) if memory else None)
-    store = store_folder(cache_folder, source.spec.identity, source.paths[0])
-    with stage(f"building {len(plans)} variants") as update:
-        _build(model, store, plans, names, n_threads, update)
     files = tuple(SourceFile.of(path) for path in source.paths)
-    ready = Ready(canonical(target), as_bytes(memory) or 0, str(store.resolve()), names, files)
+    home = store_name(source.spec.identity, source.paths[0])
+    ready = Ready(canonical(target), as_bytes(memory) or 0, home, names, files)
+    with stage(f"building {len(plans)} variants") as update:
+        _build(model, ready.folder(cache_folder), plans, names, n_threads, update)
     note_ready(cache_folder, ready)
     return ready
 
@@ -128,6 +128,8 @@ def _plans(source: ModelFile, measured: Measurement, budget_bytes: int) -> list[
     largest = plan(model, "knapsack", memory=budget_bytes, context=context, measurement=measured)
     least = frontier(model, measured, points=2).points[0].bits_per_weight
     steps = first_steps(spec.bits_per_weight, largest.bits_per_weight, least)
+    if steps.n_steps == 1 and steps.first_bits >= largest.bits_per_weight:
+        return [largest]
     if steps.n_steps == 1:
         return [plan(model, "knapsack", bits_per_weight=steps.first_bits, measurement=measured)]
     found = ladder(model, measured, steps=steps.n_steps, first_bits=steps.first_bits, last_bits=steps.last_bits)

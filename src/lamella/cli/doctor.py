@@ -26,9 +26,10 @@ def doctor(
     ] = DEFAULT_MODEL,
     json: JsonFlag = False,
 ) -> int:
-    """Look at compiler, llama.cpp, processor, devices, memory limits, disk and stores, with a cure for what is wrong.
+    """Say whether models can run here, and how to mend what is in the way.
 
-    The exit code is 0 where models can run, warnings or not; else that of the first problem (docs/cli.md).
+    Looked at are compiler, llama.cpp, processor, devices, RPC, memory and its limits, disk and stores.  The exit code
+    is 0 where models can run, warnings or not; else that of the first problem (docs/cli.md).
     """
     config = Config.from_environment(os.environ)
     found = api.doctor(config.cache_folder, model, stores or ())

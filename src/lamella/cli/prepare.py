@@ -28,9 +28,10 @@ MemoryOption = Annotated[
 
 
 def prepare(model: ModelTarget, memory: MemoryOption = None, json: JsonFlag = False) -> None:
-    """Fetch a model, measure it, plan a few variants and build them, into a store of the cache folder.
+    """Make a model ready to serve: fetch, measure, plan a few variants, build them.
 
-    May be interrupted: the same command goes on where it was.  What is ready is found again at once.
+    Into a store in the cache folder (LAMELLA_CACHE), where lamella serve MODEL finds it.  May be interrupted: the same command
+    goes on where it was.  What is ready is found again at once.
     """
     config = Config.from_environment(os.environ)
     ready = api.find_ready(model, config.cache_folder, memory) or api.prepare(
@@ -42,10 +43,11 @@ def prepare(model: ModelTarget, memory: MemoryOption = None, json: JsonFlag = Fa
         n_threads=config.n_threads,
         stage=lambda name: _stage(name, quiet=json),
     )
+    store = ready.folder(config.cache_folder)
     if json:
-        print_json({"store": ready.store, "variants": list(ready.variants)})
+        print_json({"store": str(store), "variants": list(ready.variants)})
         return
-    say(f"{model} is ready: {', '.join(ready.variants)} in {ready.store}")
+    say(f"{model} is ready: {', '.join(ready.variants)} in {store}; serve it with: lamella serve {model}")
 
 
 def ready_for(model: str, memory: str | None, config: Config) -> api.Ready:

@@ -203,8 +203,11 @@ class _Served:
 def _served(target: str, memory: str | None) -> _Served:
     """A store as it is, or a model, which is made ready first."""
     if api.is_model(target):
-        ready = ready_for(target, memory, Config.from_environment(os.environ))
-        return _Served(ready.store, variants=list(ready.variants), name=api.spoken_name(target))
+        config = Config.from_environment(os.environ)
+        ready = ready_for(target, memory, config)
+        return _Served(
+            str(ready.folder(config.cache_folder)), variants=list(ready.variants), name=api.spoken_name(target)
+        )
     store, _, variant = target.partition("@")
     Store.open(Path(store))  # what is wrong with it is said here, and not by a process that dies
     return _Served(store, variant or None)

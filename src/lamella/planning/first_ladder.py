@@ -50,7 +50,7 @@ def first_steps(source_bits: float, most_bits: float, least_bits: float) -> Firs
     Returns:
         One step where the range is too small for several.
     """
-    first = min(source_bits, most_bits, WIDEST_BITS)
+    first = max(least_bits, min(source_bits, most_bits, WIDEST_BITS))
     last = max(least_bits, min(NARROWEST_BITS, first))
     if first - last < LEAST_RANGE_BITS:
         return FirstSteps(1, first, first)

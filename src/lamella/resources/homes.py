@@ -26,6 +26,7 @@ from lamella.store.store import Store
 
 HUB_PREFIX = "hf:"
 READY_FORMAT = "lamella.ready"
+STORES = "stores"
 _UNSPEAKABLE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -36,7 +37,7 @@ class Ready:
     Attributes:
         target: what was asked for: ``smollm2``, an absolute path, or ``hf:OWNER/REPO``.
         memory_bytes: ceiling that its variants were planned for; 0 for what the machine has.
-        store: absolute folder.
+        store: name of its folder under ``CACHE/stores``.
         variants: names, largest first.
         files: the model file as it was.
     """
@@ -47,10 +48,14 @@ class Ready:
     variants: tuple[str, ...]
     files: tuple[SourceFile, ...]
 
-    def is_up_to_date(self) -> bool:
+    def folder(self, cache_folder: Path) -> Path:
+        """Of the store."""
+        return cache_folder / STORES / self.store
+
+    def is_up_to_date(self, cache_folder: Path) -> bool:
         """Whether the store still has the variants, and the model file, if it is still there, is the same."""
         with contextlib.suppress(LamellaError):
-            built = {variant.name for variant in Store.open(Path(self.store)).readable_variants()[0]}
+            built = {variant.name for variant in Store.open(self.folder(cache_folder)).readable_variants()[0]}
             return built.issuperset(self.variants) and not any(_is_another(file) for file in self.files)
         return False
 
@@ -78,10 +83,10 @@ def canonical(target: str) -> str:
     return str(Path(target).resolve()) if Path(target).is_file() and target != DEFAULT_MODEL else target
 
 
-def store_folder(cache_folder: Path, identity: ModelIdentity, file: Path) -> Path:
-    """Where the store of a model is.  Named by its weights: two files of one name are two models."""
+def store_name(identity: ModelIdentity, file: Path) -> str:
+    """Folder of a model's store.  Named by its weights: two files of one name are two models."""
     name = _UNSPEAKABLE.sub("-", known_name(str(file)) or file.stem).strip("-.") or "model"
-    return cache_folder / "stores" / f"{name}-{identity.weights[:8]}"
+    return f"{name}-{identity.weights[:8]}"
 
 
 def fetched_folder(cache_folder: Path, repository: str) -> Path:
@@ -91,7 +96,7 @@ def fetched_folder(cache_folder: Path, repository: str) -> Path:
 
 def stores_in(cache_folder: Path) -> tuple[Path, ...]:
     """All stores of models that were served by name."""
-    return tuple(sorted(path.parent for path in (cache_folder / "stores").glob("*/store.json")))
+    return tuple(sorted(path.parent for path in (cache_folder / STORES).glob("*/store.json")))
 
 
 def find_ready(cache_folder: Path, target: str, memory_bytes: int) -> Ready | None:
@@ -99,7 +104,7 @@ def find_ready(cache_folder: Path, target: str, memory_bytes: int) -> Ready | No
     path = _note(cache_folder, target, memory_bytes)
     with contextlib.suppress(StoreFormatError):
         found = read_note(path, READY_FORMAT, Ready, f"rm {path}")
-        return found if found is not None and found.is_up_to_date() else None
+        return found if found is not None and found.is_up_to_date(cache_folder) else None
     return None
 
 
