@@ -30,8 +30,8 @@ MemoryOption = Annotated[
 def prepare(model: ModelTarget, memory: MemoryOption = None, json: JsonFlag = False) -> None:
     """Make a model ready to serve: fetch, measure, plan a few variants, build them.
 
-    Into a store in the cache folder (LAMELLA_CACHE), where lamella serve MODEL finds it.  May be interrupted: the same command
-    goes on where it was.  What is ready is found again at once.
+    Into a store in the cache folder (LAMELLA_CACHE), where lamella serve MODEL finds it.  May be interrupted: the same
+    command goes on where it was.  What is ready is found again at once.
     """
     config = Config.from_environment(os.environ)
     ready = api.find_ready(model, config.cache_folder, memory) or api.prepare(
