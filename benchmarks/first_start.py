@@ -3,8 +3,8 @@
     .venv/bin/python -m benchmarks.first_start [--model smollm2] [--rounds 5]
 
 ``lamella serve MODEL`` with an empty cache, which measures, plans and builds; then the same command again, some times.
-Timed from the start of the program to the first token of a stream that is asked for as soon as the server listens.  File
-pages are in memory, as they are after the first start.
+Timed from the start of the program to the first token of a stream that is asked for as soon as the server listens.
+File pages are in memory, as they are after the first start.
 """
 
 from __future__ import annotations
