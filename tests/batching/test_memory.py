@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -43,12 +44,12 @@ def open_tight(open_front: OpenFront, served_store: Path, monkeypatch: pytest.Mo
     return opened
 
 
-def _slow_opens(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Shards that are opened from now on wait for the event."""
-    go_on, plain = threading.Event(), ShardPool.open
+def _slow_opens(monkeypatch: pytest.MonkeyPatch, n_free: int = 0) -> threading.Event:
+    """Shards that are opened from now on, but for the first ``n_free``, wait for the event."""
+    go_on, plain, numbers = threading.Event(), ShardPool.open, itertools.count()
 
     def waits(self: ShardPool, *arguments: Any) -> Any:
-        assert go_on.wait(60)
+        assert next(numbers) < n_free or go_on.wait(60)
         return plain(self, *arguments)
 
     monkeypatch.setattr(ShardPool, "open", waits)
@@ -137,15 +138,27 @@ def test_a_pinned_request_waits_for_the_end_of_a_change(
     open_tight: OpenTight, open_front: OpenFront, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a mixture computed is never taken for either variant's work."""
-    with open_front(variant="int4") as pinned:
-        expected = pinned.write(PROMPT)
+    expected = {}
+    for variant in ("int4", "int8"):
+        with open_front(variant=variant) as pinned:
+            expected[variant] = pinned.write(PROMPT)
     with open_tight(spare=ONE_MORE) as front:
-        go_on = _slow_opens(monkeypatch)
+        go_on = _slow_opens(monkeypatch, n_free=2)
         front.tell(Switch(id=900, variant="int4"))
-        front.write(PROMPT)  # by a mixture, and kept
+        mixed = front.write(PROMPT)  # and kept
+        while mixed in expected.values():  # no shard was exchanged yet
+            mixed = front.write(PROMPT)
+        other = "whatever a mixture reads"
+        front.write(other)
         number = front.start(PROMPT, variant="int4")
         go_on.set()
-        assert front.tokens_of(number) == expected
+        assert front.tokens_of(number) == expected["int4"]
+        front.tell(Switch(id=901, variant="int8"))
+        _answer(front, 901)
+        assert front.write(PROMPT, variant="int8") == expected["int8"]
+        n_shared = 2  # with PROMPT, which int8 itself has read: the beginning and a space
+        assert front.end_of(front.start(other, variant="int8")).cached_tokens <= n_shared
+        assert front.end_of(front.start(other)).cached_tokens > n_shared  # who asks for no variant may use it
 
 
 def test_a_switch_that_fails_on_its_way_is_refused_and_the_engine_serves_on(

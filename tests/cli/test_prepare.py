@@ -29,7 +29,7 @@ from tests.fakes.tiny_model import write_tiny_model
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A tiny model and a cache in which it is ready; who changes something takes ``mine``."""
     folder = tmp_path_factory.mktemp("prepared")
-    model = write_tiny_model(folder / "tiny.gguf", n_embd=256, n_ff=512, n_layers=2)
+    model = write_tiny_model(folder / "tiny.gguf", n_embd=256, n_ff=256, n_layers=1)
     api.prepare(str(model), folder / "cache", n_threads=1)
     return model, folder / "cache"
 

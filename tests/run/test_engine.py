@@ -26,7 +26,7 @@ from lamella.llama.model import Model
 from lamella.llama.pages import resident_bytes
 from lamella.llama.sampling import SamplingOptions
 from lamella.llama.weights import WeightState, write_state
-from lamella.run import variants
+from lamella.run import pointers
 from lamella.run.engine import LONG_PROMPT_TOKENS, Engine, EngineOptions
 from lamella.run.kernel_table import KernelTable
 from lamella.run.layouts import Layout, LayoutPolicy
@@ -358,10 +358,10 @@ def test_an_interrupt_during_a_switch_is_mended_by_the_next(store: Store, monkey
                 raise KeyboardInterrupt
             write_state(address, state)
 
-        monkeypatch.setattr(variants, "write_state", interrupted)
+        monkeypatch.setattr(pointers, "write_state", interrupted)
         with pytest.raises(KeyboardInterrupt):
             engine.switch("small")
-        monkeypatch.setattr(variants, "write_state", write_state)
+        monkeypatch.setattr(pointers, "write_state", write_state)
         assert engine.variant == "large"
         assert np.array_equal(engine.logits(tokens), fresh.logits(tokens))
 

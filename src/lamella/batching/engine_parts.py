@@ -17,13 +17,14 @@ from lamella.batching.settings import EngineSettings
 from lamella.core.artifacts import Variant
 from lamella.core.errors import InvalidRequest, UnknownVariant
 from lamella.core.precision import GGML_TYPES
-from lamella.llama import gguf
+from lamella.llama import devices, gguf, reproducible, rpc
 from lamella.llama.context import Context, ContextOptions, usable_cores
 from lamella.llama.embeddings import Embedder
 from lamella.llama.grammar import schema_to_grammar
 from lamella.llama.model import Model
 from lamella.llama.sampling import SamplingOptions
 from lamella.resources.machine import cpu_memory
+from lamella.run.ceiling import NO_CEILING_ON_DEVICES
 from lamella.run.engine import by_size
 from lamella.run.kernel_table import KernelTable, layouts_of
 from lamella.run.starting import plan_start
@@ -64,24 +65,43 @@ class EngineParts:
         Raises:
             LamellaError: as ``run.engine.Engine.open``.
         """
+        if settings.device and settings.memory_bytes:
+            raise InvalidRequest(NO_CEILING_ON_DEVICES)
+        if settings.is_reproducible:
+            _check_reproducible(settings)
+            reproducible.use_plain_products()
         start = time.monotonic()
+        for endpoint in settings.rpc:
+            rpc.connect(endpoint)
+        device = devices.besides_cpu(settings.device)
         store = Store.open(Path(settings.store))
         variants = _served(store, settings.variants)
         options = _context_options(settings)
         kernel_file = Path(settings.kernel_file) if settings.kernel_file else None
-        layouts = layouts_of(settings.layout, KernelTable(kernel_file, settings.n_threads or usable_cores()), variants)
+        kernels = KernelTable(kernel_file, settings.n_threads or usable_cores())
+        policy = "mapped" if settings.is_reproducible else settings.layout
+        layouts = {} if device else layouts_of(policy, kernels, variants)
         first = plan_start(store, variants, settings.variant, options, layouts, settings.memory_bytes)
         with store.lease(reading=True) as lease, contextlib.ExitStack() as on_failure:
             paths = store.ready_paths(lease.hold(first.variant))
             tensors = {n: t.spec for path in paths for n, t in gguf.read_tensors(path).items()}
-            model = Model.load(paths)
+            model = Model.load(paths, device=device)
             on_failure.callback(model.close)
-            if not (settings.n_cells or settings.memory_bytes):
-                options = own_cells_where_there_is_room(options, settings, model.kv_bytes_per_token)
+            if options.has_shared_cells and not (settings.n_cells or settings.memory_bytes):
+                free = devices.find(device).free_bytes if device else cpu_memory().available_bytes
+                options = own_cells_where_there_is_room(options, settings, model.kv_bytes_per_token, free)
             context = Context(model, options)
             on_failure.callback(context.close)
             live = LiveVariants(
-                store, model, tensors, layouts, n_warm=settings.n_warm, check=settings.check, ceiling=first.ceiling
+                store,
+                model,
+                tensors,
+                layouts,
+                n_warm=settings.n_warm,
+                check=settings.check,
+                ceiling=first.ceiling,
+                device=device,
+                on_moved=context.rebuild_graph if device else None,
             )
             on_failure.callback(live.close)
             live.change_to(first.variant)
@@ -168,8 +188,20 @@ class EngineParts:
         self.live.close()
 
 
+def _check_reproducible(settings: EngineSettings) -> None:
+    if settings.device:
+        raise InvalidRequest(f"--reproducible is for the CPU; leave --device {settings.device} away")
+    if settings.layout == "repacked":
+        raise InvalidRequest("--reproducible reads mapped weights; leave --layout repacked away")
+    if settings.n_cells:
+        raise InvalidRequest(
+            f"--reproducible gives each of {settings.n_sequences} sequences {settings.n_ctx} KV cells of its own; leave "
+            f"--cells {settings.n_cells} away, and lower --context or --sequences where that is too much"
+        )
+
+
 def _context_options(settings: EngineSettings) -> ContextOptions:
-    return ContextOptions(
+    options = ContextOptions(
         n_ctx=settings.n_ctx,
         n_sequences=settings.n_sequences + KEPT_PREFIXES,
         n_cells=settings.cells,
@@ -178,23 +210,29 @@ def _context_options(settings: EngineSettings) -> ContextOptions:
         kv_type=settings.kv_type,
         n_threads=settings.n_threads,
     )
+    if not settings.is_reproducible:
+        return options
+    return dataclasses.replace(_with_own_cells(options, settings), value_type=reproducible.value_type(settings.kv_type))
 
 
 def own_cells_where_there_is_room(
-    options: ContextOptions, settings: EngineSettings, bytes_per_token: float, available_bytes: int | None = None
+    options: ContextOptions, settings: EngineSettings, bytes_per_token: float, available_bytes: int
 ) -> ContextOptions:
     """Give each sequence ``n_ctx`` cells of its own, if that takes a small part of the memory that is available.
 
     Args:
         options: with shared cells; returned where there is too little memory.
         bytes_per_token: of an F16 cache.
-        available_bytes: None for what this process may use now.
+        available_bytes: of the device that holds the cache.
     """
     scale = GGML_TYPES[settings.kv_type.upper()].bits_per_weight / GGML_TYPES["F16"].bits_per_weight
     needed = bytes_per_token * scale * settings.n_ctx * settings.n_sequences
-    available = cpu_memory().available_bytes if available_bytes is None else available_bytes
-    if needed > OWN_CELLS_SHARE * available:
+    if needed > OWN_CELLS_SHARE * available_bytes:
         return options
+    return _with_own_cells(options, settings)
+
+
+def _with_own_cells(options: ContextOptions, settings: EngineSettings) -> ContextOptions:
     return dataclasses.replace(options, n_sequences=settings.n_sequences, n_cells=0, has_shared_cells=False)
 
 

@@ -121,7 +121,7 @@ class ServedVariants:
         """
         if variant in self._held:
             return True
-        if self._changing is not None or variant in self._without_room:
+        if variant in self._without_room:
             return False
         future = self._opening.get(variant)
         if future is None:

@@ -34,6 +34,10 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
         n_warm: variants whose shards stay open, the running one included.
         memory_bytes: ceiling for mapped shards and private memory together, also during a switch; 0 for none.
             Of this process; the web front beside it takes some 100 MiB of its own.
+        rpc: addresses of llama.cpp's RPC servers on this machine; their devices join those there are.
+        device: ggml device that computes and holds weights and KV cache; None for the CPU.  Without ``memory_bytes``.
+        is_reproducible: a request's tokens do not depend on what runs beside it, nor on a restart
+            (``llama.reproducible``); on the CPU, with mapped weights and KV cells of its own for each sequence.
         check: verify the hash of every shard before it is used.
         pooling: how embeddings are made of token states; ``auto`` for what the model file says, if anything.
         kernel_file: cache of measured kernel speeds of this machine; "" for none.
@@ -52,6 +56,9 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     layout: Literal["auto", "mapped", "repacked"] = "auto"
     n_warm: int = 2
     memory_bytes: int = 0
+    rpc: list[str] = []
+    device: str | None = None
+    is_reproducible: bool = False
     check: bool = False
     pooling: Pooling = "auto"
     kernel_file: str = ""

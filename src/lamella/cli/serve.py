@@ -99,6 +99,21 @@ def serve(
         ),
     ] = LONGEST_STEP_SECONDS,
     kv_type: Annotated[str, typer.Option(help="ggml type of the KV cache.", rich_help_panel=ENGINE)] = "F16",
+    rpc: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Address of an rpc-server of llama.cpp on this machine, whose devices may be used; may be repeated.",
+            metavar="HOST:PORT",
+            rich_help_panel=ENGINE,
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Device to run on, as 'lamella devices' names it; default: the CPU. Not with --memory.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = None,
     layout: Annotated[
         str, typer.Option(help="How weights are read: auto, mapped, repacked.", rich_help_panel=ENGINE)
     ] = "auto",
@@ -108,6 +123,14 @@ def serve(
     pooling: Annotated[
         str, typer.Option(help="Embeddings: auto, mean, cls, last, off.", rich_help_panel=ENGINE)
     ] = "auto",
+    reproducible: Annotated[
+        bool,
+        typer.Option(
+            "--reproducible",
+            help="Answers do not depend on what runs beside them, nor on restarts; slower prompts and full batches.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Verify shards before they are used.", rich_help_panel=ENGINE)
     ] = False,
@@ -135,10 +158,13 @@ def serve(
         cells,
         kv_type,
         memory,
+        rpc=rpc or [],
+        device=device,
         longest_step=longest_step,
         layout=layout,
         warm=warm,
         pooling=pooling,
+        is_reproducible=reproducible,
         check=check,
     )
     from lamella.serving.settings import FrontSettings, Limits
@@ -221,10 +247,13 @@ def _engine_settings(
     kv_type: str,
     memory: str | None,
     *,
+    rpc: list[str],
+    device: str | None,
     longest_step: float,
     layout: str,
     warm: int,
     pooling: str,
+    is_reproducible: bool,
     check: bool,
 ) -> EngineSettings:
     config = Config.from_environment(os.environ)
@@ -246,7 +275,10 @@ def _engine_settings(
         n_threads=config.n_threads,
         layout=check_policy(layout),
         n_warm=warm,
+        rpc=rpc,
+        device=device,
         memory_bytes=parse_bytes(memory) if memory else 0,
+        is_reproducible=is_reproducible,
         check=check,
         pooling=cast(Pooling, pooling),
         kernel_file=str(config.cache_folder / "kernels.json"),

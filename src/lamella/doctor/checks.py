@@ -14,13 +14,9 @@ from lamella.core.errors import (
 from lamella.core.units import GIB, MIB, format_bytes
 from lamella.doctor.facts import Facts, StoreFacts
 from lamella.doctor.findings import Diagnosis, Finding, Status
+from lamella.llama.library import rebuild_command
 from lamella.resources.machine import MACHINE
 
-LLAMA = "llama-cpp-python==0.3.36"
-REBUILD = (
-    "CMAKE_ARGS='-DGGML_NATIVE=ON -DGGML_RPC=ON{more}' pip install --force-reinstall --no-deps --no-cache-dir "
-    f"--no-binary llama-cpp-python {LLAMA}"
-)
 BACKENDS = {"NVIDIA": ("CUDA", " -DGGML_CUDA=ON"), "AMD": ("ROCm", " -DGGML_HIP=ON")}
 """Graphics processor -> llama.cpp's backend for it, and the option that builds it."""
 FEATURES = {
@@ -70,16 +66,7 @@ def _library(facts: Facts) -> Finding:
     library = facts.library
     if not library.error:
         return Finding("llama.cpp", Status.OK, f"llama-cpp-python {library.version}; it loads, and its layout is known")
-    return _problem("llama.cpp", library.error, f"build it for this machine: {rebuild()}", LibraryError)
-
-
-def rebuild(more: str = "") -> str:
-    """The command that builds llama.cpp for the machine it runs on.
-
-    Args:
-        more: options of CMake, each with a space before it.
-    """
-    return REBUILD.format(more=more)
+    return _problem("llama.cpp", library.error, f"build it for this machine: {rebuild_command()}", LibraryError)
 
 
 def _processor(facts: Facts) -> Finding:
@@ -91,7 +78,7 @@ def _processor(facts: Facts) -> Finding:
     unused = [name for flag, name in FEATURES.items() if flag in processor.flags and name not in facts.library.features]
     if unused:
         found = f"{found}; llama.cpp was built without {', '.join(unused)}, which it has"
-        return Finding("processor", Status.WARNING, found, f"build llama.cpp for this machine: {rebuild()}")
+        return Finding("processor", Status.WARNING, found, f"build llama.cpp for this machine: {rebuild_command()}")
     used = sorted(facts.library.features & set(FEATURES.values()))
     return Finding("processor", Status.OK, f"{found}; llama.cpp uses {', '.join(used) or 'no special instructions'}")
 
@@ -106,7 +93,7 @@ def _devices(facts: Facts) -> Finding:
         backend, option = BACKENDS[maker]
         if backend not in facts.library.backends:
             found = f"{found}; the {maker} GPU of this machine is not used: llama.cpp was built without {backend}"
-            return Finding("devices", Status.WARNING, found, f"build it with {backend}: {rebuild(option)}")
+            return Finding("devices", Status.WARNING, found, f"build it with {backend}: {rebuild_command(option)}")
     return Finding("devices", Status.OK, found)
 
 
@@ -114,7 +101,7 @@ def _rpc(facts: Facts) -> Finding:
     if facts.library.has_rpc:
         return Finding("RPC", Status.OK, "llama.cpp can use devices of other processes and machines")
     found = "llama.cpp was built without RPC; one machine needs none, several do"
-    return Finding("RPC", Status.WARNING, found, f"build it with RPC: {rebuild()}")
+    return Finding("RPC", Status.WARNING, found, f"build it with RPC: {rebuild_command()}")
 
 
 def _memory(facts: Facts) -> Finding:

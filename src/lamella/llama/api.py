@@ -69,6 +69,12 @@ class GgufInitParams(ct.Structure):
     _fields_ = [("no_alloc", ct.c_bool), ("ctx", ct.c_void_p)]
 
 
+class BufferTypeOverride(ct.Structure):
+    """``struct llama_model_tensor_buft_override`` (llama.h): weights whose names match go to buffers of a type."""
+
+    _fields_ = [("pattern", ct.c_char_p), ("buffer_type", ct.c_void_p)]
+
+
 GET_EXTRA_BUFTS = ct.CFUNCTYPE(ct.POINTER(ct.c_void_p), ct.c_void_p)  # ggml_backend_dev_get_extra_bufts_t
 
 # name -> (result, arguments); in libggml-base
@@ -158,7 +164,15 @@ BASE_FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
 
 # in libggml
 GGML_FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
+    "ggml_backend_register": (None, (POINTER,)),
+    "ggml_backend_dev_by_name": (POINTER, (CHARS,)),
     "ggml_backend_dev_count": (SIZE, ()),
     "ggml_backend_dev_get": (POINTER, (SIZE,)),
     "ggml_backend_dev_by_type": (POINTER, (INT,)),
+}
+
+# in libggml-rpc
+RPC_FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
+    "ggml_backend_rpc_add_server": (POINTER, (CHARS,)),
+    "ggml_backend_rpc_start_server": (None, (CHARS, CHARS, SIZE, SIZE, ct.POINTER(POINTER))),
 }

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from lamella.core.errors import EngineFailed
-from lamella.llama import library, log
+from lamella.llama import api, devices, library, log
 from lamella.llama.handle import Handle
 from lamella.llama.vocabulary import Vocabulary
 
 LOAD_WITHOUT_MMAP, LOAD_MMAP = 0, 1  # enum llama_load_mode
+ALL_LAYERS = -1  # llama_model_params.n_gpu_layers: any negative number
 FILE_POOLINGS = ("1", "2", "3")  # enum llama_pooling_type: mean, cls, last; 4 is for ranking
 
 
@@ -30,7 +31,13 @@ class Model(Handle):
 
     @classmethod
     def load(
-        cls, paths: Sequence[Path], *, n_gpu_layers: int = 0, repack: bool = False, without_weights: bool = False
+        cls,
+        paths: Sequence[Path],
+        *,
+        n_gpu_layers: int = 0,
+        repack: bool = False,
+        without_weights: bool = False,
+        device: str | None = None,
     ) -> Model:
         """Load a model from one file or from all parts of a split one, in order (``llama_model_load_from_splits``).
 
@@ -38,16 +45,26 @@ class Model(Handle):
             n_gpu_layers: layers for the GPUs; 0 keeps everything on the CPU, long prompts too.
             repack: let llama.cpp copy weights into CPU-specific layouts (``use_extra_bufts``); such weights cannot
                 be switched to mapped shards.
+            device: name of a ggml device that holds the KV cache and computes what it has the weights of.  All weights
+                are loaded into mapped host memory, to be placed on the device by ``DeviceShard``: what llama.cpp itself
+                uploads sits in one buffer, of which no part can be freed.  In place of ``n_gpu_layers``.
             without_weights: read the header only and simulate allocations, for a dry run (``no_alloc``).
 
         Raises:
+            InvalidRequest: there is no such device.
             EngineFailed: llama.cpp refuses the model; says what it said.
         """
         lib = library.load()
         params = lib.llama.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
         no_devices = (ct.c_void_p * 1)(None)
-        if n_gpu_layers == 0:  # else llama.cpp may still send large batches to a GPU (op_offload)
+        if device is not None:
+            chosen = (ct.c_void_p * 2)(devices.address(device), None)
+            overrides = _all_on_host()
+            params.devices = ct.cast(chosen, ct.c_void_p)
+            params.tensor_buft_overrides = ct.cast(overrides, ct.c_void_p)
+            params.n_gpu_layers = ALL_LAYERS
+        elif n_gpu_layers == 0:  # else llama.cpp may still send large batches to a GPU (op_offload)
             params.devices = ct.cast(no_devices, ct.c_void_p)
         params.use_extra_bufts = repack
         params.no_alloc = without_weights
@@ -111,3 +128,11 @@ class Model(Handle):
         """The Jinja template of the GGUF, or None."""
         template = library.load().llama.llama_model_chat_template(self.address, None)
         return template.decode() if template else None
+
+
+def _all_on_host() -> Any:
+    """Overrides by which llama.cpp keeps every weight in host memory; their memory must outlive the load."""
+    lib = library.load()
+    cpu = lib.ggml.ggml_backend_dev_by_type(library.DEVICE_TYPE_CPU)
+    host = lib.base.ggml_backend_dev_buffer_type(cpu)
+    return (api.BufferTypeOverride * 2)(api.BufferTypeOverride(b".*", host), api.BufferTypeOverride(None, None))

@@ -67,6 +67,11 @@ class LiveWeight:
     operations: frozenset[str]
 
     @property
+    def may_leave_host(self) -> bool:
+        """Whether a device can have it: rows of the embedding are looked up on the host."""
+        return "GET_ROWS" not in self.operations
+
+    @property
     def is_only_multiplied(self) -> bool:
         """Whether a repacked copy can serve it: nothing but matrix products reads those."""
         return self.operations <= {"MUL_MAT", "MUL_MAT_ID"}
@@ -242,8 +247,8 @@ class RepackedShard:
         buffer_type = repack_buffer_type(lib)
         if buffer_type is None or not shapes:
             return
-        shadows = {name: _shadow(name, shard.states[name], shape) for name, shape in shapes.items()}
-        sizes = {name: self._aligned_size(buffer_type, shadow) for name, shadow in shadows.items()}
+        shadows = {name: shadow_of(name, shard.states[name], shape) for name, shape in shapes.items()}
+        sizes = {name: aligned_size(buffer_type, shadow) for name, shadow in shadows.items()}
         self._buffer = self._base.ggml_backend_buft_alloc_buffer(buffer_type, sum(sizes.values()))
         if not self._buffer:
             raise EngineFailed(f"no memory for repacked copies of {sum(sizes.values())} bytes")
@@ -253,11 +258,6 @@ class RepackedShard:
         for name, shadow in shadows.items():
             if self._convert(name, shadow, shard.states[name], start + self.n_bytes):
                 self.n_bytes += sizes[name]
-
-    def _aligned_size(self, buffer_type: int, shadow: Any) -> int:
-        n_bytes: int = self._base.ggml_backend_buft_get_alloc_size(buffer_type, ct.addressof(shadow))
-        alignment: int = self._base.ggml_backend_buft_get_alignment(buffer_type)
-        return -(-n_bytes // alignment) * alignment
 
     def _convert(self, name: str, shadow: Any, source: WeightState, target: int) -> bool:
         address = ct.addressof(shadow)
@@ -275,7 +275,15 @@ class RepackedShard:
             self._buffer = None
 
 
-def _shadow(name: str, state: WeightState, shape: tuple[int, ...]) -> Any:
+def aligned_size(buffer_type: int, shadow: Any) -> int:
+    """Bytes that a tensor takes in a buffer of that type, up to where the next one may begin."""
+    base = library.load().base
+    n_bytes: int = base.ggml_backend_buft_get_alloc_size(buffer_type, ct.addressof(shadow))
+    alignment: int = base.ggml_backend_buft_get_alignment(buffer_type)
+    return -(-n_bytes // alignment) * alignment
+
+
+def shadow_of(name: str, state: WeightState, shape: tuple[int, ...]) -> Any:
     """A tensor of our own with a weight's type and shape and no memory yet."""
     shadow = api.Tensor(type=state.type_code, name=name.encode()[:63])
     shadow.ne[:] = [*shape, 1, 1, 1][: api.MAX_DIMS]

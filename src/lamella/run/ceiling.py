@@ -18,6 +18,8 @@ from lamella.core.errors import ExceedsCeiling
 from lamella.core.units import format_bytes
 from lamella.run.process_memory import private_bytes
 
+NO_CEILING_ON_DEVICES = "a memory ceiling counts host memory; it cannot be kept together with a device"
+
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
@@ -130,6 +132,30 @@ class Pair:
     opening_bytes: int
     added_bytes: int
     freed_bytes: int
+
+
+def pairs_of(
+    before: Sequence[ShardRef],
+    after: Sequence[ShardRef],
+    held: Collection[str],
+    footprints: Mapping[str, Footprint],
+) -> list[Pair]:
+    """The shards that differ between two variants of one model, in the order of its layers.
+
+    Args:
+        held: ids of shards that others use: they are there already, and stay.
+    """
+    return [
+        Pair(
+            old,
+            new,
+            opening_bytes=0 if new.id in held else footprints[new.id].opening_bytes,
+            added_bytes=0 if new.id in held else footprints[new.id].n_bytes,
+            freed_bytes=0 if old.id in held else footprints[old.id].n_bytes,
+        )
+        for old, new in zip(before, after, strict=True)
+        if old.id != new.id
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,11 +26,12 @@ from numpy.typing import NDArray
 from lamella.core.artifacts import Variant
 from lamella.core.closing import Closing
 from lamella.core.errors import EngineFailed, InvalidRequest, StoreError
-from lamella.llama import chat_template, gguf
+from lamella.llama import chat_template, devices, gguf
 from lamella.llama.context import Context, ContextOptions, usable_cores
 from lamella.llama.model import Model
 from lamella.llama.sampling import Sampler, SamplingOptions
 from lamella.llama.weights import WeightState
+from lamella.run.ceiling import NO_CEILING_ON_DEVICES
 from lamella.run.chat import Message, as_template_messages
 from lamella.run.generation import FinishReason, Generation, Progress, Token
 from lamella.run.kernel_table import KernelTable, layouts_of
@@ -56,6 +57,8 @@ class EngineOptions:
         n_warm: variants whose shards stay open, the running one included; the least recently used goes first.
         check: verify the hash of every shard before it is used.
         memory_bytes: ceiling for mapped shards and the private memory of the process, also during a switch; 0 for none.
+        device: ggml device that computes and holds weights and KV cache, as ``lamella devices`` names it; None for the
+            CPU.  Layouts and the ceiling are for the CPU.
     """
 
     context: ContextOptions = field(default_factory=ContextOptions)
@@ -63,11 +66,14 @@ class EngineOptions:
     n_warm: int = 2
     check: bool = False
     memory_bytes: int = 0
+    device: str | None = None
 
     def __post_init__(self) -> None:
         check_policy(self.layout)
         if self.n_warm < 1:
             raise InvalidRequest(f"n_warm must be at least 1, not {self.n_warm}")
+        if self.device and self.memory_bytes:
+            raise InvalidRequest(NO_CEILING_ON_DEVICES)
 
 
 class Engine(Closing):
@@ -105,6 +111,7 @@ class Engine(Closing):
 
         Raises:
             UnknownVariant: no such variant.
+            InvalidRequest: no such device.
             ShardDamaged: a shard is missing and cannot be got back, or with ``check`` does not match its name.
             EngineFailed: llama.cpp cannot load it.
             ExceedsCeiling: it does not fit; says what would.
@@ -114,7 +121,8 @@ class Engine(Closing):
             store.variant(variant)  # an unknown one is refused before speeds are measured
         variants = by_size(store)
         kernels = kernels or KernelTable(None, options.context.n_threads or usable_cores())
-        layouts = layouts_of(options.layout, kernels, variants)
+        device = devices.besides_cpu(options.device)
+        layouts = {} if device else layouts_of(options.layout, kernels, variants)
         start = plan_start(store, variants, variant, options.context, layouts, options.memory_bytes)
         with store.lease(reading=True) as lease, contextlib.ExitStack() as on_failure:
             chosen = lease.hold(start.variant)
@@ -122,12 +130,20 @@ class Engine(Closing):
             if options.check:
                 store.check(chosen)
             tensors = {n: t.spec for path in paths for n, t in gguf.read_tensors(path).items()}
-            model = Model.load(paths)
+            model = Model.load(paths, device=device)
             on_failure.callback(model.close)
             context = Context(model, options.context)
             on_failure.callback(context.close)
             live = LiveVariants(
-                store, model, tensors, layouts, n_warm=options.n_warm, check=options.check, ceiling=start.ceiling
+                store,
+                model,
+                tensors,
+                layouts,
+                n_warm=options.n_warm,
+                check=options.check,
+                ceiling=start.ceiling,
+                device=device,
+                on_moved=context.rebuild_graph if device else None,
             )
             on_failure.callback(live.close)
             engine = cls(store, options, model, context, live)
@@ -149,6 +165,11 @@ class Engine(Closing):
     def repacked_bytes(self) -> int:
         """Private memory of repacked weights; everything else is shared page cache."""
         return self._live.repacked_bytes
+
+    @property
+    def device_bytes(self) -> int:
+        """Memory of the device that weights take; 0 on the CPU."""
+        return self._live.device_bytes
 
     def prepare(self, variant: str) -> Future[Ready]:
         """Get a variant into memory in the background, so that a later ``switch`` need not wait.

@@ -40,6 +40,11 @@ class PreparedVariant:
     seconds: float
     is_mixed: bool = False
 
+    @property
+    def shard_ids(self) -> list[str]:
+        """In order."""
+        return [shard.id for shard in self.variant.shards]
+
 
 @dataclass(frozen=True, slots=True)
 class StagedVariant:
@@ -57,6 +62,11 @@ class StagedVariant:
     paths: tuple[Path, ...]
     lease: Closable
     seconds: float
+
+    @property
+    def shard_ids(self) -> list[str]:
+        """In order."""
+        return [shard.id for shard in self.variant.shards]
 
 
 Ready = PreparedVariant | StagedVariant

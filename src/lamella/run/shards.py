@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lamella.core.model import TensorSpec
 from lamella.llama import gguf
+from lamella.llama.device_shards import DeviceShard
 from lamella.llama.pages import give_back_what_is_freed
 from lamella.llama.weights import MappedShard, RepackedShard, WeightState, type_name
 from lamella.run.ceiling import Footprint
@@ -23,6 +24,14 @@ class ShardStates:
     token: Mapping[str, WeightState]
 
 
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Which weights go to a device, and its name.  The others stay mapped on the host."""
+
+    device: str
+    weights: frozenset[str]
+
+
 class ShardPool:
     """Owns every shard that the engine has open.
 
@@ -30,7 +39,14 @@ class ShardPool:
     engine's otherwise (``LiveVariants`` sees to that).
     """
 
-    def __init__(self, layouts: Mapping[str, Layout], repackable: frozenset[str], *, gives_back: bool = False) -> None:
+    def __init__(
+        self,
+        layouts: Mapping[str, Layout],
+        repackable: frozenset[str],
+        *,
+        gives_back: bool = False,
+        placement: Placement | None = None,
+    ) -> None:
         """Make an empty pool.
 
         Args:
@@ -38,12 +54,14 @@ class ShardPool:
             repackable: names of the weights that only matrix products read.
             gives_back: pages that are no longer used leave the page cache too, unless another process has them mapped,
                 and freed copies the process; else kernel and C library decide how long they keep them.
+            placement: a device that weights are copied to, in place of layouts; None for the CPU.
         """
         self._layouts = layouts
+        self._placement = placement
         self._repackable = repackable
         self._gives_back = gives_back
         self._mapped: dict[str, MappedShard] = {}
-        self._repacked: dict[str, RepackedShard] = {}
+        self._repacked: dict[str, RepackedShard | DeviceShard] = {}
         self._footprints: dict[str, Footprint] = {}
         if gives_back:
             give_back_what_is_freed()
@@ -61,7 +79,8 @@ class ShardPool:
         if found is None:
             stored = gguf.read_tensors(path)
             layouts = {n: self._layout(n, t.spec.type.name, tensors) for n, t in stored.items()}
-            copied = sum(t.n_bytes for n, t in stored.items() if layouts[n].repack)
+            is_on_host = self._placement is None
+            copied = sum(t.n_bytes for n, t in stored.items() if layouts[n].repack and is_on_host)
             unmapped = sum(t.n_bytes for n, t in stored.items() if layouts[n].is_copy_only)
             size = path.stat().st_size
             found = self._footprints[shard_id] = Footprint(size - unmapped, copied, size + copied)
@@ -92,7 +111,9 @@ class ShardPool:
         )
 
     def _repack(self, shard_id: str, mapped: MappedShard, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        if shapes:
+        if shapes and self._placement is not None:
+            self._repacked[shard_id] = DeviceShard(mapped, shapes, self._placement.device)
+        elif shapes:
             self._repacked[shard_id] = RepackedShard(mapped, shapes)
 
     def mapped_states(self, shard_id: str) -> Mapping[str, WeightState]:
@@ -140,6 +161,15 @@ class ShardPool:
     @property
     def repacked_bytes(self) -> int:
         """Private memory of the repacked copies."""
+        return 0 if self._placement else self._copied_bytes
+
+    @property
+    def device_bytes(self) -> int:
+        """Memory of the device that weights take."""
+        return self._copied_bytes if self._placement else 0
+
+    @property
+    def _copied_bytes(self) -> int:
         return sum(s.n_bytes for s in list(self._repacked.values()))
 
     def close(self) -> None:
@@ -152,6 +182,8 @@ class ShardPool:
         self._repacked.clear()
 
     def _layout(self, name: str, type_name: str, tensors: Mapping[str, TensorSpec]) -> Layout:
+        if self._placement is not None:
+            return Layout(repack=name in self._placement.weights)
         if name not in self._repackable or not tensors[name].is_matrix:
             return Layout()
         return self._layouts.get(type_name, Layout())

@@ -22,7 +22,7 @@ from lamella.core.errors import EngineFailed
 from lamella.core.model import TensorSpec
 from lamella.llama.weights import WeightState
 from lamella.run.ceiling import Exchange
-from lamella.run.prepared import PreparedVariant, StagedVariant
+from lamella.run.prepared import PreparedVariant, StagedVariant, SwitchReport
 from lamella.run.shards import ShardPool, ShardStates
 
 
@@ -110,6 +110,22 @@ class StepwiseChange:
         """Do nothing more; waits for the shard that is being opened."""
         with self._lock:
             self._is_given_up = True
+
+    def report(self, before: str) -> SwitchReport:
+        """What a change that is over did and cost."""
+        return SwitchReport(
+            before=before,
+            after=self.staged.variant.name,
+            n_weights=self.n_weights,
+            n_shards=self.n_steps,
+            switch_seconds=self.stall_seconds,
+            prepare_seconds=self.staged.seconds + self.open_seconds,
+            mapped_bytes=self._pool.mapped_bytes,
+            repacked_bytes=self._pool.repacked_bytes,
+            n_steps=self.n_steps,
+            longest_seconds=self.longest_seconds,
+            peak_bytes=self.peak_bytes,
+        )
 
     def _check(self) -> None:
         if self._is_given_up:

@@ -15,8 +15,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -26,11 +25,13 @@ from lamella.core.errors import EngineFailed, StoreError
 from lamella.core.model import TensorSpec
 from lamella.llama import gguf
 from lamella.llama.model import Model
-from lamella.llama.weights import WeightState, locate_weights, read_state, release_pages, write_state
-from lamella.run.ceiling import Ceiling, Pair, opening_peak, plan_exchanges, total_bytes, what_to_drop
+from lamella.llama.weights import WeightState
+from lamella.run.ceiling import Ceiling, opening_peak, pairs_of, plan_exchanges, total_bytes, what_to_drop
 from lamella.run.layouts import Layout
+from lamella.run.open_variants import OpenVariants
+from lamella.run.pointers import WeightPointers
 from lamella.run.prepared import PreparedVariant, Ready, StagedVariant, SwitchReport
-from lamella.run.shards import ShardPool
+from lamella.run.shards import Placement, ShardPool
 from lamella.run.stepwise import StepwiseChange
 from lamella.store.store import Store
 
@@ -52,6 +53,8 @@ class LiveVariants:
         n_warm: int,
         check: bool,
         ceiling: Ceiling | None = None,
+        device: str | None = None,
+        on_moved: Callable[[], None] | None = None,
     ) -> None:
         """Find the weights of a loaded model.
 
@@ -61,25 +64,27 @@ class LiveVariants:
             n_warm: variants whose shards stay open, the running one included; least recently used go first.
             check: verify the hashes of a variant's shards when it is prepared.
             ceiling: of the process's memory; None for none.
+            device: name of the ggml device that the model was loaded for; None for the CPU.
+            on_moved: called after weights were pointed elsewhere; the CPU plans each graph anew and needs no telling.
         """
         self._store, self._tensors, self._n_warm, self._check = store, tensors, n_warm, check
         self._ceiling = ceiling
-        self._weights = locate_weights(model)
-        repackable = frozenset(n for n, w in self._weights.items() if w.is_only_multiplied)
-        self._pool = ShardPool(layouts, repackable, gives_back=ceiling is not None)
+        self._pointers = WeightPointers(model, tensors)
+        self._on_moved = on_moved
+        placement = Placement(device, self._pointers.placeable) if device else None
+        self._pool = ShardPool(layouts, self._pointers.repackable, gives_back=ceiling is not None, placement=placement)
         self._pool_use = threading.Lock()  # held by whoever opens shards: a preparation, or a change shard by shard
-        self._lock = threading.Lock()  # of current, _warm, _held and _pending
-        self._now = {n: read_state(w.addresses[0]) for n, w in self._weights.items()}
-        self._release_loader_pages()
-        self._pointed: Mapping[str, WeightState] = self._now
-        self._warm: OrderedDict[str, PreparedVariant] = OrderedDict()
-        self._held: Counter[str] = Counter()
-        self._pending: dict[str, Future[Ready]] = {}
+        self._lock = threading.Lock()  # of _open
+        self._open = OpenVariants()
         self._background = ThreadPoolExecutor(1, "lamella-prepare")
         self._change: StepwiseChange | None = None
         self._is_closed = False
         self._name = ""
-        self.current: PreparedVariant | None = None
+
+    @property
+    def current(self) -> PreparedVariant | None:
+        """What runs: a variant, or in the middle of a change shard by shard a mixture; None before the first."""
+        return self._open.current
 
     @property
     def name(self) -> str:
@@ -92,6 +97,11 @@ class LiveVariants:
         return self._pool.repacked_bytes
 
     @property
+    def device_bytes(self) -> int:
+        """Memory of the device that weights take."""
+        return self._pool.device_bytes
+
+    @property
     def mapped_bytes(self) -> int:
         """Size of all shards that are mapped now."""
         return self._pool.mapped_bytes
@@ -100,8 +110,8 @@ class LiveVariants:
     def warm(self) -> tuple[str, ...]:
         """Names of the variants that can be switched to at once."""
         with self._lock:
-            warm = [n for n, p in self._warm.items() if not p.is_mixed]
-            return (*warm, *(p.variant.name for p in self._prepared() if isinstance(p, PreparedVariant)))
+            warm = [n for n, p in self._open.warm.items() if not p.is_mixed]
+            return (*warm, *(p.variant.name for p in self._open.prepared if isinstance(p, PreparedVariant)))
 
     # --- getting ready ---------------------------------------------------------------------------------------------
 
@@ -116,20 +126,20 @@ class LiveVariants:
         with self._lock:
             if self._is_closed:
                 raise EngineFailed("the engine was closed")
-            self._forget_failures()
-            warm = self._warm.get(name)
+            self._open.forget_failures()
+            warm = self._open.warm.get(name)
             if warm is not None and warm.version == version:
                 done: Future[Ready] = Future()
                 done.set_result(warm)
                 return done
-            pending = self._pending.get(name)
+            pending = self._open.pending.get(name)
             if pending is not None and pending.done():
                 ready = pending.result()
                 if ready.version != version or isinstance(ready, StagedVariant):  # there may be room for it now
-                    self._let_go(name)
-            if name not in self._pending:
-                self._pending[name] = self._background.submit(self._prepare, name)
-            return self._pending[name]
+                    self._open.let_go(name)
+            if name not in self._open.pending:
+                self._open.pending[name] = self._background.submit(self._prepare, name)
+            return self._open.pending[name]
 
     def _prepare(self, name: str) -> Ready:
         start = time.perf_counter()
@@ -158,7 +168,7 @@ class LiveVariants:
 
     def _check_model(self, variant: Variant, paths: Sequence[Path]) -> None:
         names = {n for path in paths for n in gguf.read_tensors(path)}
-        missing = [n for n in self._weights if n not in names]
+        missing = [n for n in sorted(self._pointers.names) if n not in names]
         if missing:
             raise StoreError(f"variant {variant.name} has no {', '.join(missing[:3])}: it is of another model")
 
@@ -178,10 +188,10 @@ class LiveVariants:
         room = self._ceiling.room_bytes(self._pool.repacked_bytes)
         self._check_alone(variant, wanted, room)
         with self._lock:
-            spare = [(n, _ids(p)) for n, p in self._spare().items()]
-            drop = what_to_drop(wanted, self._ids_in_use(), spare, self._pool.footprints, room)
+            spare = [(n, p.shard_ids) for n, p in self._open.spare().items()]
+            drop = what_to_drop(wanted, self._open.ids_in_use, spare, self._pool.footprints, room)
             for name in drop or ():
-                self._let_go(name)
+                self._open.let_go(name)
             self._close_unused()
         return drop is not None
 
@@ -220,20 +230,22 @@ class LiveVariants:
     def switch_to(self, prepared: PreparedVariant) -> SwitchReport | None:
         """Run at this variant from the next decode on; None where another one pushed it out: prepare it again."""
         name = prepared.variant.name
-        was_warm = self._warm.get(name) is prepared
+        was_warm = self._open.warm.get(name) is prepared
         if not self.hold(prepared):
             return None
         before, peak = self.current, total_bytes(self._pool.open_ids, self._pool.footprints)
-        start = time.perf_counter()
-        n_weights = self.use(prepared.token)
-        seconds = time.perf_counter() - start
-        with self._lock:
-            self.current = prepared
-            report_before, self._name = self._name, name
-            if before is not None and before is not self._warm.get(before.variant.name):
-                before.lease.close()  # a mixture, or one that was replaced in the store while it ran
-        self.release(name)
-        old = set(_ids(before)) if before else set()
+        try:
+            start = time.perf_counter()
+            n_weights = self.use(prepared.token)
+            seconds = time.perf_counter() - start
+            with self._lock:
+                self._open.current = prepared
+                report_before, self._name = self._name, name
+                if before is not None and before is not self._open.warm.get(before.variant.name):
+                    before.lease.close()  # it was replaced in the store while it ran
+        finally:
+            self.release(name)
+        old = set(before.shard_ids) if before else set()
         return SwitchReport(
             before=report_before,
             after=name,
@@ -255,29 +267,23 @@ class LiveVariants:
             False where another one pushed it out: prepare it again.
         """
         with self._lock:
-            if not self._is_ready(prepared):
+            if not self._open.is_ready(prepared):
                 return False
-            name = prepared.variant.name
-            self._let_go_of_others(name, prepared)
-            self._warm[name] = prepared
-            self._warm.move_to_end(name)
-            self._held[name] += 1
+            self._open.admit(prepared)
+            self._open.held[prepared.variant.name] += 1
         self._close_what_is_too_much()
         return True
 
     def release(self, name: str) -> None:
         """Undo one ``hold``."""
         with self._lock:
-            self._held[name] -= 1
-            if self._held[name] <= 0:
-                del self._held[name]
-            gone = self._warm.get(name) if name not in self._held else None
-        if (
-            gone is not None
-            and self.current is not None
-            and (self._pointed is gone.prompt or self._pointed is gone.token)
-        ):
-            self.use(self.current.token)  # what is not held may be closed at any time
+            self._open.held[name] -= 1
+            if self._open.held[name] <= 0:
+                del self._open.held[name]
+            used = self._open.in_use
+        is_safe = any(self._pointers.is_at(states) for p in used for states in (p.prompt, p.token))
+        if self.current is not None and not is_safe:  # what is not in use may be closed at any time
+            self.use(self.current.token)
         self._close_what_is_too_much()
 
     def check_beside(self, staged: StagedVariant) -> None:
@@ -288,7 +294,7 @@ class LiveVariants:
         """
         assert self._ceiling is not None  # or there would be nothing staged
         assert self.current is not None
-        running, wanted = set(_ids(self.current)), _ids(staged)
+        running, wanted = set(self.current.shard_ids), staged.shard_ids
         in_use = total_bytes(running, self._pool.footprints)
         needed = opening_peak(in_use, [i for i in wanted if i not in running], self._pool.footprints)
         room = self._ceiling.room_bytes(self._pool.repacked_bytes)
@@ -310,10 +316,10 @@ class LiveVariants:
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(self._pool_use.release)
             with self._lock:
-                if self._is_closed or not self._is_ready(staged):
+                if self._is_closed or self._open.is_preparing or not self._open.is_ready(staged):
                     return None
                 self._change = self._plan(staged)
-                del self._pending[staged.variant.name]
+                del self._open.pending[staged.variant.name]
             on_failure.pop_all()
         return self._change
 
@@ -321,27 +327,17 @@ class LiveVariants:
         assert self._ceiling is not None  # or there would be nothing staged
         assert self.current is not None  # or it would have been refused
         before, footprints = self.current, self._pool.footprints
-        held = {i for name in self._held for i in _ids(self._warm[name])}
-        pairs = [
-            Pair(
-                old,
-                new,
-                opening_bytes=0 if new.id in held else footprints[new.id].opening_bytes,
-                added_bytes=0 if new.id in held else footprints[new.id].n_bytes,
-                freed_bytes=0 if old.id in held else footprints[old.id].n_bytes,
-            )
-            for old, new in zip(before.variant.shards, staged.variant.shards, strict=True)
-            if old.id != new.id
-        ]
-        in_use = total_bytes(self._ids_in_use(), footprints)
+        held = self._open.held_ids
+        pairs = pairs_of(before.variant.shards, staged.variant.shards, held, footprints)
+        in_use = total_bytes(self._open.ids_in_use, footprints)
         room = self._ceiling.room_bytes(self._pool.repacked_bytes)
         exchanges, peak = plan_exchanges(pairs, in_use, room)
         if exchanges is None:
-            names = ", ".join(f"'{n}'" for n in self._held)
+            names = ", ".join(f"'{n}'" for n in self._open.held)
             what = f"variant '{staged.variant.name}', beside {names or 'what is in use'},"
             raise self._ceiling.refusal(what, peak, room, "switch when their requests have ended")
-        for name in list(self._spare(besides=staged.variant.name)):
-            self._let_go(name)
+        for name in list(self._open.spare(besides=staged.variant.name)):
+            self._open.let_go(name)
         self._close_unused()
         return StepwiseChange(
             self._pool,
@@ -349,7 +345,7 @@ class LiveVariants:
             staged,
             self._mix(before, staged),
             exchanges,
-            replaced=None if before.variant.name in self._held else before,
+            replaced=None if before.variant.name in self._open.held else before,
             peak_bytes=peak,
             kept=held,
             point=self._run_at,
@@ -360,17 +356,17 @@ class LiveVariants:
         leases = contextlib.ExitStack()
         leases.callback(staged.lease.close)
         name = before.variant.name
-        if name not in self._held:
+        if name not in self._open.held:
             leases.callback(before.lease.close)
-            del self._warm[name]
+            del self._open.warm[name]
         mixed_name = f"{name}>{staged.variant.name}"
         mixed = replace(before, variant=replace(before.variant, name=mixed_name), lease=leases, is_mixed=True)
-        self._warm[mixed_name] = self.current = mixed
+        self._open.warm[mixed_name] = self._open.current = mixed
         return mixed
 
     def _run_at(self, mixed: PreparedVariant) -> int:
         with self._lock:
-            self._warm[mixed.variant.name] = self.current = mixed
+            self._open.warm[mixed.variant.name] = self._open.current = mixed
         return self.use(mixed.token)
 
     def end(self, change: StepwiseChange) -> SwitchReport | None:
@@ -384,50 +380,26 @@ class LiveVariants:
                 self._change = None
                 self._pool_use.release()
         self._close_what_is_too_much()
-        if not change.is_over:
-            return None
-        return SwitchReport(
-            before=before,
-            after=self._name,
-            n_weights=change.n_weights,
-            n_shards=change.n_steps,
-            switch_seconds=change.stall_seconds,
-            prepare_seconds=change.staged.seconds + change.open_seconds,
-            mapped_bytes=self._pool.mapped_bytes,
-            repacked_bytes=self._pool.repacked_bytes,
-            n_steps=change.n_steps,
-            longest_seconds=change.longest_seconds,
-            peak_bytes=change.peak_bytes,
-        )
+        return change.report(before) if change.is_over else None
 
     def _finish(self, change: StepwiseChange) -> None:
         """The mixture has become the variant."""
         staged, mixed = change.staged, change.mixed
         if change.replaced is not None:
             change.replaced.lease.close()
-        del self._warm[mixed.variant.name]
+        del self._open.warm[mixed.variant.name]
         name = staged.variant.name
-        self.current = PreparedVariant(
+        self._open.current = PreparedVariant(
             staged.variant, staged.version, mixed.prompt, mixed.token, staged.lease, staged.seconds
         )
-        self._warm[name] = self.current
+        self._open.warm[name] = self._open.current
         self._name = name
 
     def use(self, states: Mapping[str, WeightState]) -> int:
         """Point every weight that is elsewhere at ``states``; returns how many."""
-        if states is self._pointed:
-            return 0
-        moved = 0
-        self._pointed = {}  # an interrupt in the middle leaves no state that passes for complete
-        for name, weight in self._weights.items():
-            state = states[name]
-            if state != self._now.get(name):
-                self._now.pop(name, None)
-                for address in weight.addresses:
-                    write_state(address, state)
-                self._now[name] = state
-                moved += 1
-        self._pointed = states
+        moved = self._pointers.point_at(states)
+        if moved and self._on_moved is not None:
+            self._on_moved()
         return moved
 
     # --- what stays open -------------------------------------------------------------------------------------------
@@ -438,16 +410,9 @@ class LiveVariants:
         Under a ceiling also of the last used, if the process has grown meanwhile.
         """
         with self._lock:
-            self._forget_failures()
-            spare = [n for n in self._warm if not self._is_in_use(n)]
-            for name in spare[: max(0, len(self._warm) - self._n_warm)]:
-                self._let_go(name)
-            for name in [n for n, p in self._warm.items() if p.is_mixed and p is not self.current]:
-                self._let_go(name)
-            for prepared in self._prepared()[:-1]:  # and never switched to: the newest stays ready
-                self._let_go(prepared.variant.name)
-            if not self._pool_use.acquire(blocking=False):
-                return  # somebody is opening shards, and closes what is too much before
+            self._open.drop_beyond(self._n_warm)
+            if self._open.is_preparing or not self._pool_use.acquire(blocking=False):
+                return  # what is being opened belongs to nobody yet
             try:
                 self._keep_below_the_ceiling()
                 self._close_unused()
@@ -457,66 +422,15 @@ class LiveVariants:
     def _keep_below_the_ceiling(self) -> None:
         if self._ceiling is None:
             return
-        spare = [(n, _ids(p)) for n, p in self._spare().items()]
+        spare = [(n, p.shard_ids) for n, p in self._open.spare().items()]
         room = self._ceiling.room_bytes(self._pool.repacked_bytes)
-        drop = what_to_drop((), self._ids_in_use(), spare, self._pool.footprints, room)
+        drop = what_to_drop((), self._open.ids_in_use, spare, self._pool.footprints, room)
         for name in [n for n, _ in spare] if drop is None else drop:
-            self._let_go(name)
+            self._open.let_go(name)
 
     def _close_unused(self) -> None:
         """Close every shard that no variant needs that runs, is held, warm or prepared."""
-        ready = [*self._warm.values(), *(p for p in self._prepared() if isinstance(p, PreparedVariant))]
-        self._pool.keep_only(self._ids_in_use().union(*map(_ids, ready)))
-
-    def _is_in_use(self, name: str) -> bool:
-        return name in self._held or (self.current is not None and self._warm[name] is self.current)
-
-    def _ids_in_use(self) -> set[str]:
-        used = [p for n, p in self._warm.items() if self._is_in_use(n)]
-        return {i for p in (*used, *([self.current] if self.current else ())) for i in _ids(p)}
-
-    def _spare(self, besides: str = "") -> dict[str, Ready]:
-        """What is open or staged and not in use, the first to go first, but for a preparation of that name."""
-        spare: dict[str, Ready] = {n: p for n, p in self._warm.items() if not self._is_in_use(n)}
-        return spare | {p.variant.name: p for p in self._prepared() if p.variant.name != besides}
-
-    def _prepared(self) -> list[Ready]:
-        """What was prepared and not switched to."""
-        done = (f for f in self._pending.values() if f.done() and not f.cancelled() and not f.exception())
-        return [f.result() for f in done]
-
-    def _is_ready(self, ready: Ready) -> bool:
-        """Whether its shards are still open, or its files held: a change in another thread may have pushed it out."""
-        name = ready.variant.name
-        return self._warm.get(name) is ready or any(p is ready for p in self._prepared())
-
-    def _let_go(self, name: str) -> None:
-        """Forget a variant that is not in use; its shards are closed with all that nobody needs."""
-        if name in self._warm and not self._is_in_use(name):
-            self._warm.pop(name).lease.close()
-        pending = self._pending.get(name)
-        if pending is not None and pending.done():
-            self._pending.pop(name).result().lease.close()
-
-    def _let_go_of_others(self, name: str, prepared: PreparedVariant) -> None:
-        """What else is open under this name: the variant before or after it was replaced in the store."""
-        pending = self._pending.get(name)
-        others: list[Ready | None] = [self._warm.pop(name, None)]
-        if pending is not None and pending.done():
-            others.append(self._pending.pop(name).result())
-        for other in others:
-            if other is not None and other is not prepared and other is not self.current:
-                other.lease.close()
-
-    def _forget_failures(self) -> None:
-        for name in [n for n, f in self._pending.items() if f.done() and (f.cancelled() or f.exception())]:
-            del self._pending[name]
-
-    def _release_loader_pages(self) -> None:
-        """llama.cpp mapped the first variant to load it; the weights are about to point into mappings of our own."""
-        release_pages(
-            (state, self._tensors[name].n_bytes) for name, state in self._now.items() if name in self._tensors
-        )
+        self._pool.keep_only(self._open.needed_ids)
 
     def close(self) -> None:
         """Close all shards.  The model must not decode any more."""
@@ -528,10 +442,4 @@ class LiveVariants:
         self._background.shutdown(wait=True, cancel_futures=True)
         self._pool.close()
         with self._lock:
-            self._forget_failures()
-            for ready in (*self._warm.values(), *self._prepared()):
-                ready.lease.close()
-
-
-def _ids(ready: Ready) -> list[str]:
-    return [shard.id for shard in ready.variant.shards]
+            self._open.close()
