@@ -6,10 +6,10 @@ import asyncio
 import importlib.util
 import os
 from collections.abc import Coroutine
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
+import msgspec
 import typer
 
 from lamella import api
@@ -17,7 +17,7 @@ from lamella.batching.settings import EngineSettings, Pooling
 from lamella.batching.steps import LONGEST_STEP_SECONDS
 from lamella.cli.opening import opening_lines
 from lamella.cli.output import note
-from lamella.cli.prepare import ready_for
+from lamella.cli.served import find_served
 from lamella.config import Config
 from lamella.core.errors import InvalidRequest
 from lamella.core.units import parse_bytes
@@ -150,9 +150,7 @@ def serve(
     The variant changes while requests run: POST /admin/switch {"variant": "small"}, or /switch small in
     `lamella chat --url URL`.  A request may ask for one by the model name MODEL@VARIANT.
     """
-    served = _served(target, memory)
     engine = _engine_settings(
-        served,
         context,
         sequences,
         cells,
@@ -170,6 +168,8 @@ def serve(
     from lamella.serving.settings import FrontSettings, Limits
 
     ring = _key_ring(keys)
+    served = find_served(target, memory)
+    engine = msgspec.structs.replace(engine, store=served.store, variant=served.variant, variants=served.variants)
     front = FrontSettings(
         name=name or served.name or api.model_name(Store.open(Path(engine.store))),
         host=host,
@@ -210,37 +210,7 @@ def _key_ring(file: Path | None) -> KeyRing:
     return KeyRing() if said is None else KeyRing.needed(said, "LAMELLA_API_KEYS")
 
 
-@dataclass(frozen=True, slots=True)
-class _Served:
-    """What to serve.
-
-    Attributes:
-        variant: to begin with; None for the largest that fits.
-        variants: names; None for all of the store.
-        name: of the model; "" for what the store says.
-    """
-
-    store: str
-    variant: str | None = None
-    variants: list[str] | None = None
-    name: str = ""
-
-
-def _served(target: str, memory: str | None) -> _Served:
-    """A store as it is, or a model, which is made ready first."""
-    if api.is_model(target):
-        config = Config.from_environment(os.environ)
-        ready = ready_for(target, memory, config)
-        return _Served(
-            str(ready.folder(config.cache_folder)), variants=list(ready.variants), name=api.spoken_name(target)
-        )
-    store, _, variant = target.partition("@")
-    Store.open(Path(store))  # what is wrong with it is said here, and not by a process that dies
-    return _Served(store, variant or None)
-
-
 def _engine_settings(
-    served: _Served,
     context: int,
     sequences: int,
     cells: int,
@@ -256,6 +226,7 @@ def _engine_settings(
     is_reproducible: bool,
     check: bool,
 ) -> EngineSettings:
+    """All but what is served, which may take long to find: what is wrong is said before."""
     config = Config.from_environment(os.environ)
     if sequences < 1 or warm < 1:
         raise InvalidRequest(f"--sequences and --warm must be at least 1, not {sequences} and {warm}")
@@ -264,9 +235,7 @@ def _engine_settings(
     if pooling not in POOLINGS:
         raise InvalidRequest(f"unknown pooling '{pooling}'; known: {', '.join(POOLINGS)}")
     return EngineSettings(
-        store=served.store,
-        variant=served.variant,
-        variants=served.variants,
+        store="",
         n_ctx=context,
         n_cells=cells,
         n_sequences=sequences,
