@@ -93,7 +93,7 @@ def test_limits_and_drivers_are_read_from_the_kernels_files(look: Look, tmp_path
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text)
     facts = look()
-    assert (facts.processor.name, facts.processor.flags) == ("A Chip", {"fpu", "avx2"})
+    assert (facts.processor.name, facts.processor.flags) == ("A Chip", frozenset({"fpu", "avx2"}))
     assert (facts.memory.total_bytes, facts.memory.limited_by) == (64 << 20, "/sys/fs/cgroup/box")
     assert facts.graphics == ("NVIDIA",)
     assert facts.devices[0].free_bytes == 64 << 20
