@@ -124,7 +124,7 @@ def test_memory_bounds_the_largest_variant_and_its_variants_have_their_own_names
     model, cache = mine
     with pytest.raises(DoesNotFit) as refused:
         api.prepare(str(model), cache, memory="1MiB", n_threads=1)
-    memory = refused.value.needed_bytes + (200 << 10)
+    memory = refused.value.needed_bytes + (10 << 10)
     ready = api.prepare(str(model), cache, memory=memory, n_threads=1)
     store = Store.open(ready.folder(cache))
     largest = store.variant(ready.variants[0]).plan

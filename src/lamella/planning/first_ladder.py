@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FULL_TOKENS, LEAST_TOKENS = 512, 128
+FULL_TOKENS, LEAST_TOKENS = 128, 64
 SAMPLES = 2
 """Of text that the model writes: the fewest that have a standard error."""
-EASY_WEIGHTS = 64_000_000
-"""Up to here a full text is read for every probe."""
+EASY_WEIGHTS = 256_000_000
+"""Up to here all of the tokens are read for every probe."""
 
 STEPS = 4
 WIDEST_BITS, NARROWEST_BITS = 8.5, 3.5
