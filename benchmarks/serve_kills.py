@@ -5,8 +5,9 @@
 Sixteen greedy streams write, and the engine process is killed (SIGKILL) whenever they have come a further share of
 their way, so that each kill meets running streams.  Their answers are compared with those of the same requests before,
 undisturbed, and those with a second undisturbed run.  The server runs with ``--reproducible``; ``--as-default`` leaves
-that away, and the second run then shows what rounding alone does (``sameness.py``).  Reported too: whether the front stayed the same process, and how long it took after each kill until some stream had its next
-token and until every stream that was writing had.
+that away, and the second run then shows what rounding alone does (``sameness.py``).  Reported too: whether the front
+stayed the same process, and how long it took after each kill until some stream had its next token and until every
+stream that was writing had.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -14,12 +13,12 @@ import lamella
 from lamella.batching.messages import Generate, Sampling, TokenEvent
 from lamella.batching.settings import EngineSettings
 from lamella.core.errors import EngineUnavailable
-from lamella.serving.supervisor import SupervisedEngine
 from lamella.resources.catalogue import model_path
+from lamella.serving.supervisor import SupervisedEngine
 
 pytestmark = pytest.mark.slow
 N_STREAMS, N_TOKENS = 6, 24
-WORDS = "the old keeper of the lighthouse wrote in her log that the wind had turned and a ship without lights lay near ".split()
+TEXT = "the old keeper wrote in her log that the wind had turned and a ship without lights lay near the rocks "
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +46,7 @@ async def _compare(settings: EngineSettings) -> None:
 
 async def _write(engine: SupervisedEngine, number: int) -> list[int]:
     """Prompts of 20 to 170 words: read in one piece or in several, with and without others."""
-    prompt = f"Day {number}. " + " ".join((WORDS * 8)[number : number + 20 + 30 * number])
+    prompt = f"Day {number}. " + " ".join((TEXT * 10).split()[number : number + 20 + 30 * number])
     greedy = Sampling(temperature=0.0)
     request = Generate(id=0, prompt=prompt, max_tokens=N_TOKENS, ignore_end=True, sampling=greedy)
     return [event.token async for event in engine.generate(request) if isinstance(event, TokenEvent)]

@@ -26,6 +26,7 @@ nothing else.
 
 from lamella.api.checkups import doctor
 from lamella.api.connecting import connect
+from lamella.api.controlling import Steering, steering
 from lamella.api.documents import read_importance, read_measurement, read_plan, write_artifact, write_importance
 from lamella.api.frontiers import DEFAULT_FIRST_BITS, DEFAULT_STEPS, frontier, ladder
 from lamella.api.homes import Ready, find_ready, is_model, prepare, spoken_name
@@ -44,7 +45,7 @@ from lamella.api.plans import (
 from lamella.api.profiles import find_profile, profile, read_profile
 from lamella.api.remotes import HUB_PREFIX, pull, pull_from_hub, push, serving_store
 from lamella.api.serving import Listening, model_name, serve
-from lamella.api.simulations import simulate
+from lamella.api.simulations import plot_outcome, simulate
 from lamella.api.sources import reach, shard_source
 from lamella.api.variants import build, evaluate, export, import_file, open_engine, open_store, repair, restore, trim
 
@@ -57,6 +58,7 @@ __all__ = [
     "Listening",
     "OnMeasure",
     "Ready",
+    "Steering",
     "build",
     "check_plan_arguments",
     "connect",
@@ -84,6 +86,7 @@ __all__ = [
     "open_engine",
     "open_store",
     "plan",
+    "plot_outcome",
     "predicted_loss",
     "prepare",
     "profile",
@@ -102,6 +105,7 @@ __all__ = [
     "shard_source",
     "simulate",
     "spoken_name",
+    "steering",
     "trim",
     "tune_on",
     "write_artifact",

@@ -10,19 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from lamella.batching.messages import PROTOCOL_VERSION, Hello, Sampling, VariantFacts
+from lamella.batching.messages import PROTOCOL_VERSION, Hello, LayerFacts, Sampling, VariantFacts
 from lamella.batching.prompts import Prompt, PromptMaker
 from lamella.batching.running import SCORED_AT_ONCE
 from lamella.batching.settings import EngineSettings
-from lamella.core.artifacts import Variant
+from lamella.core.artifacts import LayerPlan, Plan, Variant
 from lamella.core.errors import InvalidRequest, UnknownVariant
-from lamella.core.precision import GGML_TYPES
+from lamella.core.precision import GGML_TYPES, nominal_bits
 from lamella.llama import devices, gguf, reproducible, rpc
 from lamella.llama.context import Context, ContextOptions, usable_cores
 from lamella.llama.embeddings import Embedder
 from lamella.llama.grammar import schema_to_grammar
 from lamella.llama.model import Model
 from lamella.llama.sampling import SamplingOptions
+from lamella.planning.words import layer_words
 from lamella.resources.machine import cpu_memory
 from lamella.run.ceiling import NO_CEILING_ON_DEVICES
 from lamella.run.engine import by_size
@@ -33,6 +34,8 @@ from lamella.store.store import Store
 
 OWN_CELLS_SHARE = 1 / 8
 """Most of the available memory that KV cells may take so that each sequence has its own: faster, and not scarce."""
+PROMPT_CACHE_SHARE, MOST_PROMPT_CACHE_BYTES = 1 / 8, 1 << 30
+"""Of the available memory, for sequences that left the KV cache, where it is not said how much."""
 KEPT_PREFIXES = 8
 """Slots beyond those of running requests, for beginnings that may be used again, where slots share their cells."""
 
@@ -195,8 +198,8 @@ def _check_reproducible(settings: EngineSettings) -> None:
         raise InvalidRequest("--reproducible reads mapped weights; leave --layout repacked away")
     if settings.n_cells:
         raise InvalidRequest(
-            f"--reproducible gives each of {settings.n_sequences} sequences {settings.n_ctx} KV cells of its own; leave "
-            f"--cells {settings.n_cells} away, and lower --context or --sequences where that is too much"
+            f"--reproducible gives each of {settings.n_sequences} sequences {settings.n_ctx} KV cells of its own; "
+            f"leave --cells {settings.n_cells} away, and lower --context or --sequences where that is too much"
         )
 
 
@@ -236,6 +239,15 @@ def _with_own_cells(options: ContextOptions, settings: EngineSettings) -> Contex
     return dataclasses.replace(options, n_sequences=settings.n_sequences, n_cells=0, has_shared_cells=False)
 
 
+def prompt_cache_bytes(settings: EngineSettings) -> int:
+    """Memory for sequences that left the KV cache: as asked; else none under a ceiling, or a share of what is free."""
+    if settings.prompt_cache_bytes is not None:
+        return settings.prompt_cache_bytes
+    if settings.memory_bytes:
+        return 0
+    return min(int(PROMPT_CACHE_SHARE * cpu_memory().available_bytes), MOST_PROMPT_CACHE_BYTES)
+
+
 def _served(store: Store, names: list[str] | None) -> list[Variant]:
     """The variants to serve, largest first.
 
@@ -256,4 +268,19 @@ def _facts(variant: Variant) -> VariantFacts:
         n_bytes=variant.n_bytes,
         bits_per_weight=variant.plan.bits_per_weight,
         predicted_kl=variant.plan.predicted_loss,
+        layers=[_layer_facts(variant.plan, layer) for layer in sorted(variant.plan.layers, key=lambda x: x.layer)],
     )
+
+
+def _layer_facts(plan: Plan, layer: LayerPlan) -> LayerFacts:
+    return LayerFacts(precision=layer_words(plan, layer), bits=_layer_bits(plan, layer))
+
+
+def _layer_bits(plan: Plan, layer: LayerPlan) -> float:
+    """As stored where the plan says it, else what its precision is called by; the model's where that says nothing."""
+    if layer.bits_per_weight is not None:
+        return layer.bits_per_weight
+    try:
+        return nominal_bits(layer.precision)
+    except InvalidRequest:
+        return plan.bits_per_weight

@@ -36,6 +36,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
             Of this process; the web front beside it takes some 100 MiB of its own.
         rpc: addresses of llama.cpp's RPC servers on this machine; their devices join those there are.
         device: ggml device that computes and holds weights and KV cache; None for the CPU.  Without ``memory_bytes``.
+        prompt_cache_bytes: memory for sequences that left the KV cache, for prompts that begin like them; None for an
+            eighth of what is available, at most 1 GiB, and nothing under a ceiling.
         is_reproducible: a request's tokens do not depend on what runs beside it, nor on a restart
             (``llama.reproducible``); on the CPU, with mapped weights and KV cells of its own for each sequence.
         check: verify the hash of every shard before it is used.
@@ -58,6 +60,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int = 0
     rpc: list[str] = []
     device: str | None = None
+    prompt_cache_bytes: int | None = None
     is_reproducible: bool = False
     check: bool = False
     pooling: Pooling = "auto"

@@ -11,7 +11,6 @@ import typer
 from lamella import api
 from lamella.cli.constraints import AtLeastOption, AvoidOption, FusedFlag, read_constraints
 from lamella.cli.deliver import deliver
-from lamella.cli.layers import layer_words, plan_words
 from lamella.cli.output import JsonFlag, bar, note, print_json, progress, say, stdout, table
 from lamella.config import Config
 from lamella.core.artifacts import Plan, to_plain
@@ -20,6 +19,7 @@ from lamella.core.precision import Scheme
 from lamella.core.units import format_bytes, format_seconds
 from lamella.measuring import MeasureSettings
 from lamella.planning.policies import METRICS, POLICIES
+from lamella.planning.words import layer_words, plan_words
 from lamella.report.plots import plot_plan
 from lamella.resources.waiting import Waiting
 

@@ -31,6 +31,7 @@ from lamella.run.layouts import Layout
 from lamella.run.open_variants import OpenVariants
 from lamella.run.pointers import WeightPointers
 from lamella.run.prepared import PreparedVariant, Ready, StagedVariant, SwitchReport
+from lamella.run.process_memory import private_bytes
 from lamella.run.shards import Placement, ShardPool
 from lamella.run.stepwise import StepwiseChange
 from lamella.store.store import Store
@@ -68,7 +69,7 @@ class LiveVariants:
             on_moved: called after weights were pointed elsewhere; the CPU plans each graph anew and needs no telling.
         """
         self._store, self._tensors, self._n_warm, self._check = store, tensors, n_warm, check
-        self._ceiling = ceiling
+        self._ceiling = self._usual_ceiling = ceiling
         self._pointers = WeightPointers(model, tensors)
         self._on_moved = on_moved
         placement = Placement(device, self._pointers.placeable) if device else None
@@ -112,6 +113,21 @@ class LiveVariants:
         with self._lock:
             warm = [n for n, p in self._open.warm.items() if not p.is_mixed]
             return (*warm, *(p.variant.name for p in self._open.prepared if isinstance(p, PreparedVariant)))
+
+    def save_memory(self, *, is_on: bool) -> None:
+        """Take no more than what is taken now, or as much as before again: for when a machine is short of memory.
+
+        What is only warm is closed now, and a change goes shard by shard where both variants have no room.
+        """
+        self._pool.give_back(is_on=is_on or self._usual_ceiling is not None)
+        if is_on:
+            self._close_spare()
+        with self._lock:
+            usual = self._ceiling = self._usual_ceiling
+            measure = usual.measure if usual else private_bytes
+            now = Ceiling(self._pool.mapped_bytes + measure(), planned_bytes=0, measure=measure)
+            if is_on and (usual is None or now.n_bytes < usual.n_bytes):
+                self._ceiling = now
 
     # --- getting ready ---------------------------------------------------------------------------------------------
 
@@ -427,6 +443,18 @@ class LiveVariants:
         drop = what_to_drop((), self._open.ids_in_use, spare, self._pool.footprints, room)
         for name in [n for n, _ in spare] if drop is None else drop:
             self._open.let_go(name)
+
+    def _close_spare(self) -> None:
+        """Close what does not run and is not held."""
+        with self._lock:
+            for name in self._open.spare():
+                self._open.let_go(name)
+            if self._open.is_preparing or not self._pool_use.acquire(blocking=False):
+                return  # who opens shards closes what is too much before
+            try:
+                self._close_unused()
+            finally:
+                self._pool_use.release()
 
     def _close_unused(self) -> None:
         """Close every shard that no variant needs that runs, is held, warm or prepared."""
