@@ -20,12 +20,16 @@ nothing else.
 ``variants``   built, run, evaluated, exported, imported, got back
 ``sources``    where shards can be had from
 ``remotes``    stores and models elsewhere
+``homes``      from a model's name to variants that can be served, in the user's cache
+``checkups``   whether models can run on this machine
 """
 
+from lamella.api.checkups import doctor
 from lamella.api.connecting import connect
 from lamella.api.controlling import Steering, steering
 from lamella.api.documents import read_importance, read_measurement, read_plan, write_artifact, write_importance
 from lamella.api.frontiers import DEFAULT_FIRST_BITS, DEFAULT_STEPS, frontier, ladder
+from lamella.api.homes import Ready, find_ready, is_model, prepare, spoken_name
 from lamella.api.losses import kernel_times, measured_prices, predicted_loss
 from lamella.api.measuring import gather_importance, measure, measure_once, tune_on
 from lamella.api.models import OnMeasure, devices, load, load_spec
@@ -53,6 +57,7 @@ __all__ = [
     "Budget",
     "Listening",
     "OnMeasure",
+    "Ready",
     "Steering",
     "build",
     "check_plan_arguments",
@@ -60,12 +65,15 @@ __all__ = [
     "default_name",
     "default_policy",
     "devices",
+    "doctor",
     "evaluate",
     "export",
     "find_profile",
+    "find_ready",
     "frontier",
     "gather_importance",
     "import_file",
+    "is_model",
     "kernel_times",
     "ladder",
     "load",
@@ -80,6 +88,7 @@ __all__ = [
     "plan",
     "plot_outcome",
     "predicted_loss",
+    "prepare",
     "profile",
     "pull",
     "pull_from_hub",
@@ -95,6 +104,7 @@ __all__ = [
     "serving_store",
     "shard_source",
     "simulate",
+    "spoken_name",
     "steering",
     "trim",
     "tune_on",
