@@ -12,6 +12,7 @@ from typer.exceptions import TyperException
 
 from lamella.cli import (
     build,
+    cluster_plan,
     devices,
     eval,
     exchange,
@@ -74,6 +75,7 @@ app.command("lm-eval", context_settings=lm_eval.OPTIONS)(lm_eval.lm_eval)
 app.command("pull")(remote.pull)
 app.command("push")(remote.push)
 app.command("serve-store")(remote.serve_store)
+app.add_typer(cluster_plan.app, name="cluster")
 keeping.add_to(store.app)
 app.add_typer(store.app, name="store")
 

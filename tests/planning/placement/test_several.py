@@ -83,8 +83,8 @@ def test_program_finds_the_best_of_all_choices_and_the_heuristic_stays_between_b
     assert found.objective <= best * 1.25
 
 
-def test_twelve_models_on_thirty_nodes_within_all_limits() -> None:
-    problem = random_several(0, 12, 30, 10)
+def test_six_models_on_twenty_nodes_within_all_limits() -> None:
+    problem = random_several(0, 6, 20, 8)
     found = place_several(problem, rounds=1)
     assert not several_violations(problem, found.placements)
     assert 0 < found.bound <= found.objective

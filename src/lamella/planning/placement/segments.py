@@ -21,6 +21,8 @@ from lamella.planning.placement.arrays import NO_BYTES, Arc, Arrays, Floats, Int
 N_PRICES = 64
 """Memory prices tried for each node."""
 _SECONDS_TOLERANCE = 1e-9
+_CACHE_ENTRIES = 2**14
+"""Numbers worked on at once: larger arrays fall out of the processor's cache."""
 ROUNDING = 1e-13
 """Share of the summed numbers that is taken off each bound, so that it holds in floating-point arithmetic too."""
 
@@ -143,11 +145,15 @@ def _range_bounds(charged: Floats, usable: Ints, prices: Floats, capacity: int) 
     runs = np.isfinite(charged).any(axis=1)
     n_layers = len(charged)
     best = np.full((n_layers + 1, n_layers + 1), -np.inf)
-    for price in np.unique(prices):
-        least = np.where(runs, (charged + price * usable).min(axis=1), 0.0)
-        sums = np.concatenate(([0.0], np.cumsum(least)))
-        rounding = ROUNDING * (abs(sums[-1]) + price * abs(capacity))
-        np.maximum(best, sums[None, :] - sums[:, None] - price * capacity - rounding, out=best)
+    different = np.unique(prices)
+    block = max(1, _CACHE_ENTRIES // best.size)
+    for at in range(0, len(different), block):
+        price = different[at : at + block]
+        least = np.where(runs, (charged + price[:, None, None] * usable).min(axis=2), 0.0)
+        sums = np.concatenate((np.zeros((len(price), 1)), np.cumsum(least, axis=1)), axis=1)
+        paid = price * capacity + ROUNDING * (abs(sums[:, -1]) + price * abs(capacity))
+        ranges = sums[:, None, :] - sums[:, :, None] - paid[:, None, None]
+        np.maximum(best, ranges.max(axis=0), out=best)
     fewest = np.concatenate(([0], np.cumsum(usable.min(axis=1))))
     fits = (fewest[None, :] - fewest[:, None] <= capacity) & np.triu(np.ones_like(best, dtype=bool), 1)
     return np.where(fits, best, np.inf)

@@ -30,14 +30,15 @@ from lamella.planning.placement.several.problem import (
     total,
     use,
 )
-from lamella.planning.placement.solver import search
+from lamella.planning.placement.solver import search_few
 
 ROUNDS = 3
-MOST_PAIRS = 40
+MOST_PAIRS = 20
 """Tried in a round."""
 FEW, STARTS = 4, 4
 """So many models are begun with several times, and each outcome is improved."""
-_GAP, _BRANCHES = 0.005, 60
+_NODES, _GAP, _BRANCHES = 8, 0.005, 30
+"""Of one model's placement: nodes looked at, and how well it is searched."""
 _WORTHWHILE = 1e-6
 _SHARES = (1.0, 0.5, 0.0)
 """Of the prices, that models pay while they are placed one after another."""
@@ -96,12 +97,12 @@ def _settle(problem: SeveralProblem, state: _State, rounds: int, draw: random.Ra
 def _first(problem: SeveralProblem, prices: Shared, draw: random.Random) -> list[_State]:
     """The best different outcomes of some orders, each at some share of the prices: one where there are many models."""
     found: list[_State] = []
+    few = len(problem.tenants) <= FEW
     for order in _orders(problem, draw):
         for share in _SHARES:
             paid = Shared(prices.memory * share, prices.time * share)
             state = _one_after_another(problem, order, paid)
             found += [state] if state and state not in found else []
-    few = len(problem.tenants) <= FEW
     return sorted(found, key=lambda state: state.objective)[: STARTS if few else 1]
 
 
@@ -167,7 +168,7 @@ def _place(
     arrays = to_arrays(question)
     if prices is not None:
         arrays = charge(arrays, prices, tenant.weight, tenant.requests_per_second, buffers_of(problem))
-    best = search(arrays, _GAP, _BRANCHES).best
+    best = search_few(arrays, _NODES, _GAP, _BRANCHES)
     if best is None:
         return None
     placement = to_placement(question, best[1], best[2].tolist())
