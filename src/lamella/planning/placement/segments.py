@@ -128,8 +128,8 @@ def _memory_prices(charged: Floats, n_bytes: Ints, n_prices: int) -> Floats:
     slopes = slopes[np.isfinite(slopes) & (slopes > 0)]
     if not slopes.size:
         return np.zeros(n_prices)
-    quantiles = np.quantile(slopes, np.linspace(0.0, 1.0, n_prices - 1))
-    return np.concatenate(([0.0], quantiles))
+    slopes.sort()
+    return np.concatenate(([0.0], slopes[np.linspace(0, slopes.size - 1, n_prices - 1).astype(np.int64)]))
 
 
 def _too_slow(arrays: Arrays, node: int, charged: Floats) -> Mask:

@@ -42,6 +42,8 @@ _BEYOND = (1.2, 1.5, 2.5, 6.0)
 """Times the best price: routes that lose less, for where those at the best price hold no placement."""
 _LEAST_PRICE = 1e-6
 _SAFE = 1 + 1e-9
+_ROUNDING = 1 + 1e-12
+"""So that a gap of 0.01 is not reported as 0.01 and a rounding error."""
 
 
 def place(problem: PlacementProblem, gap: float = GAP, most_branches: int = MOST_BRANCHES) -> Solution:
@@ -186,7 +188,7 @@ class _Search:
 
     def _cutoff(self) -> float:
         """What is worth finding costs less."""
-        return self.best[0] / (1 + self.gap) if self.best else np.inf
+        return self.best[0] / (1 + self.gap) * _ROUNDING if self.best else np.inf
 
     def _alive(self, at: Priced) -> Mask:
         """[N, L + 1, L + 1] segments that a placement below the cutoff may have."""
