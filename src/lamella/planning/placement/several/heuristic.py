@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+import numpy as np
+
 from lamella.core.errors import NoPlacement
 from lamella.planning.placement.arrays import to_arrays, to_placement
 from lamella.planning.placement.result import Placement, account, violations
@@ -35,12 +37,14 @@ from lamella.planning.placement.solver import search_few
 ROUNDS = 3
 MOST_PAIRS = 20
 """Tried in a round."""
-FEW, STARTS = 4, 4
+FEW, STARTS = 4, 6
 """So many models are begun with several times, and each outcome is improved."""
 _NODES, _GAP, _BRANCHES = 8, 0.005, 30
 """Of one model's placement: nodes looked at, and how well it is searched."""
+SHAKEN, _SPREAD = 12, 1.5
+"""Further beginnings for few models, with prices times lognormal factors of this spread."""
 _WORTHWHILE = 1e-6
-_SHARES = (1.0, 0.5, 0.0)
+_SHARES = (3.0, 1.0, 0.5, 0.0)
 """Of the prices, that models pay while they are placed one after another."""
 
 
@@ -98,12 +102,23 @@ def _first(problem: SeveralProblem, prices: Shared, draw: random.Random) -> list
     """The best different outcomes of some orders, each at some share of the prices: one where there are many models."""
     found: list[_State] = []
     few = len(problem.tenants) <= FEW
-    for order in _orders(problem, draw):
-        for share in _SHARES:
-            paid = Shared(prices.memory * share, prices.time * share)
-            state = _one_after_another(problem, order, paid)
-            found += [state] if state and state not in found else []
+    starts = [(order, _scaled(prices, share)) for order in _orders(problem, draw) for share in _SHARES]
+    numbers = range(len(problem.tenants))
+    starts += [(draw.sample(numbers, len(numbers)), _shaken(prices, draw)) for _ in range(SHAKEN if few else 0)]
+    for order, paid in starts:
+        state = _one_after_another(problem, order, paid)
+        found += [state] if state and state not in found else []
     return sorted(found, key=lambda state: state.objective)[: STARTS if few else 1]
+
+
+def _scaled(prices: Shared, share: float) -> Shared:
+    return Shared(prices.memory * share, prices.time * share)
+
+
+def _shaken(prices: Shared, draw: random.Random) -> Shared:
+    """Each node's prices times a random factor: other nodes are spared each time."""
+    factors = np.array([draw.lognormvariate(0, _SPREAD) for _ in prices.memory])
+    return Shared(prices.memory * factors, prices.time * factors)
 
 
 def _orders(problem: SeveralProblem, draw: random.Random) -> Iterator[Sequence[int]]:
@@ -113,7 +128,7 @@ def _orders(problem: SeveralProblem, draw: random.Random) -> Iterator[Sequence[i
     yield sorted(numbers, key=lambda k: -sizes[k])
     yield sorted(numbers, key=lambda k: -problem.tenants[k].weight * sizes[k])
     if len(numbers) <= FEW:
-        yield from (draw.sample(numbers, len(numbers)) for _ in range(4))
+        yield from (draw.sample(numbers, len(numbers)) for _ in range(2))
 
 
 def _least_bytes(tenant: Tenant) -> int:
