@@ -6,6 +6,8 @@
 | ``LAMELLA_THREADS`` | threads for computing; default: the cores that this process may use |
 | ``LAMELLA_CACHE`` | folder for what was measured on this machine; default: ``$XDG_CACHE_HOME/lamella`` |
 | ``LAMELLA_TOKEN`` | token of remote stores, for ``pull``, ``push`` and ``serve-store`` |
+| ``LAMELLA_API_KEYS`` | keys of ``lamella serve``: ``role:key``, by commas or lines; ``--keys`` goes before it |
+| ``LAMELLA_API_KEY`` | one key, for ``lamella chat`` |
 | ``LAMELLA_LLAMA_CPP`` | a checkout of llama.cpp, whose script converts safetensors |
 """
 
@@ -29,6 +31,9 @@ class Config:
         cache_folder: for machine measurements; may be deleted at any time.
         token: for remote stores, or None.
         llama_cpp: checkout of llama.cpp, or None.
+        api_keys: of a server, as its file of keys has them; None where the variable is not set.  Set and without a key
+            is another thing: a server that was meant to have keys must not be open.
+        api_key: that a client sends, or None.
     """
 
     device: str | None
@@ -36,6 +41,8 @@ class Config:
     cache_folder: Path
     token: str | None = field(default=None, repr=False)
     llama_cpp: Path | None = None
+    api_keys: str | None = field(default=None, repr=False)
+    api_key: str | None = field(default=None, repr=False)
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Self:
@@ -52,6 +59,8 @@ class Config:
             cache_folder=folder if environ.get("LAMELLA_CACHE") else folder / "lamella",
             token=environ.get("LAMELLA_TOKEN") or None,
             llama_cpp=Path(environ["LAMELLA_LLAMA_CPP"]) if environ.get("LAMELLA_LLAMA_CPP") else None,
+            api_keys=environ.get("LAMELLA_API_KEYS"),
+            api_key=environ.get("LAMELLA_API_KEY") or None,
         )
 
 

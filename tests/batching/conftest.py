@@ -92,6 +92,17 @@ def served_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "store"
 
 
+@pytest.fixture(scope="session")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the variants int8, int5 and int4."""
+    folder = tmp_path_factory.mktemp("three")
+    model = write_tiny_model(folder / "tiny.gguf", n_layers=3)
+    for name in ("int8", "int5", "int4"):
+        plan = lamella.plan(model, "uniform", precision=name, context=128)
+        lamella.build(model, folder / "store", plan, name)
+    return folder / "store"
+
+
 @pytest.fixture
 def open_front(served_store: Path) -> OpenFront:
     @contextmanager

@@ -22,6 +22,7 @@ from lamella.batching.messages import (
     Switched,
     TokenEvent,
 )
+from lamella.batching.slots import Slot, SlotTable
 from lamella.llama.sampling import SamplingOptions
 from lamella.run.engine import Engine, EngineOptions
 from lamella.store.store import Store
@@ -119,6 +120,28 @@ def test_requests_that_arrive_together_share_their_beginning(open_front: OpenFro
             assert_same_but_for_ties(_events(other, other.start(system + prompt, n_logprobs=2)), events)
 
 
+def test_running_requests_are_brought_together_and_write_on(
+    open_front: OpenFront, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests that end leave gaps; what moves into them writes what an undisturbed request writes."""
+    moves: list[tuple[int, int]] = []
+    exchange = SlotTable.exchange
+
+    def counted(table: SlotTable, one: Slot, other: Slot) -> None:
+        moves.append((one.id, other.id))
+        exchange(table, one, other)
+
+    monkeypatch.setattr(SlotTable, "exchange", counted)
+    with open_front() as front:
+        lengths = [60, 2, 60, 4]
+        numbers = [front.start(p, max_tokens=n, n_logprobs=2) for p, n in zip(PROMPTS, lengths, strict=False)]
+        moved = [_events(front, n) for n in numbers]
+    assert moves
+    for prompt, n, events in zip(PROMPTS, lengths, moved, strict=False):
+        with open_front() as other:
+            assert_same_but_for_ties(_events(other, other.start(prompt, max_tokens=n, n_logprobs=2)), events)
+
+
 def test_a_cache_that_is_too_small_for_all_makes_some_wait(open_front: OpenFront) -> None:
     with open_front(n_cells=128, n_ctx=128) as front:
         numbers = [front.start(p * 2, max_tokens=40, n_logprobs=2) for p in PROMPTS]
@@ -160,6 +183,21 @@ def test_a_stop_string_ends_the_text_before_it(front: FakeFront) -> None:
     number = front.start(PROMPTS[0], max_tokens=30, stop=[stop])
     assert front.end_of(number).reason == "stop"
     assert front.text_of(number) == text[: text.index(stop)]
+
+
+def test_a_grammar_that_leads_nowhere_ends_its_own_request_only(front: FakeFront) -> None:
+    fine = front.start(PROMPTS[0], max_tokens=40)
+    vocabulary = front.loop._parts.model.vocabulary
+    all_but_a = dict.fromkeys(range(vocabulary.n_tokens), -100.0)
+    del all_but_a[vocabulary.tokenize("a", add_special=False)[-1]]
+    sampling = Sampling(temperature=0.0, grammar='root ::= "a" "a" "b"', logit_bias=all_but_a)
+    lost = front.start(PROMPTS[1], sampling=sampling)
+    refused = front.refusal_of(lost)
+    assert refused.why == "invalid"
+    assert "allows no token" in refused.message
+    assert any(t.id == lost for m in front.told if isinstance(m, Step) for t in m.tokens)
+    assert front.end_of(fine).generated_tokens == 40
+    assert front.loop.status().n_running == 0
 
 
 def test_cancelled_requests_end_and_free_their_place(open_front: OpenFront) -> None:
@@ -223,6 +261,20 @@ def assert_same_but_for_ties(expected: list[TokenEvent], found: list[TokenEvent]
             assert {a.token, b.token} == {best.token, second.token}
             return
         assert a.score.chosen.logprob == pytest.approx(b.score.chosen.logprob, abs=0.1)
+
+
+def test_the_end_of_a_scored_prompt_is_a_token_without_text(front: FakeFront) -> None:
+    """lm-evaluation-harness cuts the last entry off, whatever it is."""
+    ends = Sampling(temperature=0.0, logit_bias={2: 100.0})
+    fields = {"sampling": ends, "ignore_end": False, "n_logprobs": 1, "max_tokens": 4}
+    number = front.start("hello", echo=True, **fields)
+    assert front.end_of(number).reason == "stop"
+    assert front.tokens_of(number) == [2]
+    assert front.text_of(number) == ""
+    assert front.end_of(number).generated_tokens == 0
+    assert front.tokens_of(front.start("hello", **fields)) == []
+    again = front.start("hello", echo=True, **fields, generated=[2])  # an engine that died just after telling it
+    assert (front.end_of(again).reason, front.tokens_of(again)) == ("stop", [])
 
 
 def test_logprobs_are_a_distribution(front: FakeFront) -> None:

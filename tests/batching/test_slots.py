@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamella.batching.slots import SlotTable
+from lamella.batching.slots import SlotTable, runs
 
 WORD = st.lists(st.integers(0, 1), min_size=1, max_size=6)
 
@@ -103,3 +103,48 @@ def test_the_least_recently_used_slot_gives_way() -> None:
     place = table.find_place([9, 9])
     assert place is not None
     assert place.slot.id == 1
+
+
+@given(st.sets(st.integers(0, 11), min_size=1, max_size=12))
+def test_running_slots_come_together_in_few_exchanges(owned: set[int]) -> None:
+    table = SlotTable(12, has_shared_cells=False)
+    for slot in table.slots:
+        slot.tokens = [slot.id]
+        slot.owner = slot.id if slot.id in owned else None
+    n_exchanges = 0
+    while pair := table.out_of_place():
+        running, free = pair
+        assert running.owner is not None
+        assert free.owner is None
+        table.exchange(running, free)
+        n_exchanges += 1
+    together = [s.id for s in table.slots if s.owner is not None]
+    assert together == list(range(together[0], together[0] + len(owned)))
+    assert n_exchanges < len(owned)
+    assert [s.id for s in table.slots] == list(range(12))
+
+
+@given(st.sets(st.integers(0, 7), max_size=7))
+def test_a_new_request_goes_beside_those_that_run(owned: set[int]) -> None:
+    table = SlotTable(8, has_shared_cells=False)
+    for number in owned:
+        table.slots[number].owner = number
+    place = table.find_place([1, 2, 3])
+    assert place is not None
+    assert len(runs({*owned, place.slot.id})) <= max(1, len(runs(owned)))
+
+
+def test_slots_with_shared_cells_stay_where_they_are() -> None:
+    table = SlotTable(3)
+    table.slots[0].owner = table.slots[2].owner = 1
+    assert table.out_of_place() is None
+
+
+def test_separate_cells_are_copied_only_where_that_is_sooner_than_computing() -> None:
+    for n_shared, n_kept, is_copied in [(15, 100, False), (16, 100, True), (16, 1024, True), (16, 1025, False)]:
+        table = SlotTable(3, has_shared_cells=False)
+        table.extend(table.slots[0], [1] * n_shared + [2] * (n_kept - n_shared), "v", 1)
+        place = table.find_place([1] * n_shared + [3] * 5)
+        assert place is not None
+        assert (place.source is table.slots[0], place.n_shared) == (is_copied, n_shared if is_copied else 0)
+        assert place.slot is not table.slots[0]

@@ -88,9 +88,27 @@ def test_streams_bound_how_much_of_a_prompt_is_read_at_once() -> None:
     assert compose([reading, writing], "a", 512, 500.0).parts == ((2, 1), (1, 100))
 
 
+def test_prompts_are_not_cut_into_small_pieces() -> None:
+    writing = candidate(1)
+    first, second = (candidate(i, is_writing=False, n_remaining=90) for i in (2, 3))
+    others = [candidate(i) for i in (7, 8)]
+    plan = compose([writing, *others, first, second], "a", 512, 500.0)
+    assert plan.parts == ((1, 1), (7, 1), (8, 1), (2, 90))  # 10 of 100 are left, which is no piece
+    longer = candidate(2, is_writing=False, n_remaining=110)
+    assert compose([writing, longer], "a", 512, 500.0).parts == ((1, 1), (2, 110))  # 10 would be left over
+    long = candidate(2, is_writing=False, n_remaining=150)
+    assert compose([writing, long], "a", 512, 500.0).parts == ((1, 1), (2, 100))
+
+
 def test_slow_machines_still_read_a_useful_piece() -> None:
-    assert prompt_tokens_for(1.0, has_streams=True, n_batch=512) == LEAST_PROMPT_TOKENS
-    assert prompt_tokens_for(0.0, has_streams=True, n_batch=512) == 512
+    assert prompt_tokens_for(1.0, n_streams=1, n_prompts=1, n_batch=512) == LEAST_PROMPT_TOKENS
+    assert prompt_tokens_for(0.0, n_streams=1, n_prompts=1, n_batch=512) == 512
+
+
+def test_the_more_wait_for_their_first_token_the_more_is_read_at_once() -> None:
+    sizes = [prompt_tokens_for(1000.0, n_streams=2, n_prompts=n, n_batch=4096) for n in (1, 2, 4, 8, 100)]
+    assert sizes == [200, 200, 400, 800, 1000]
+    assert prompt_tokens_for(1000.0, n_streams=0, n_prompts=1, n_batch=4096) == 4096
 
 
 @given(candidates(), candidates(), st.integers(1, 8))

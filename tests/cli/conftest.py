@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lamella.cli import main
+from tests.qos.conftest import profiled_store as profiled_store  # a fixture
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -31,7 +31,7 @@ from lamella.batching.messages import (
     TokenScore,
     VariantFacts,
 )
-from lamella.core.errors import RequestRefused
+from lamella.core.errors import InvalidRequest, QueueFull, RequestRefused
 from lamella.serving.engine_client import StreamEvent
 
 WIDTH = 3
@@ -55,6 +55,9 @@ FACTS = Hello(
     has_chat=True,
     has_embeddings=True,
     load_seconds=0.5,
+    bos_token="<s>",
+    eos_token="</s>",
+    chat_template="{{ messages }}",
 )
 STATUS = Status(
     variant="large",
@@ -113,6 +116,8 @@ class FakeEngine:
         requests: all that came.
         streams: of them, in order.
         calls: switches and preparations.
+        n_places: requests that may be open at once.
+        embed_gate: waited for before vectors are given; ``n_embed_cancelled`` counts those who did not wait so long.
     """
 
     script: Script = field(default_factory=Script)
@@ -125,6 +130,16 @@ class FakeEngine:
     requests: list[Generate] = field(default_factory=list)
     streams: list[FakeStream] = field(default_factory=list)
     calls: list[tuple[str, ...]] = field(default_factory=list)
+    n_places: int = 1000
+    embed_gate: asyncio.Event | None = None
+    n_embedding: int = 0
+    n_embed_cancelled: int = 0
+
+    def check_room(self, n_requests: int) -> None:
+        if n_requests > self.n_places:
+            raise InvalidRequest(f"{n_requests} at once, and {self.n_places} places")
+        if self.n_open + n_requests > self.n_places:
+            raise QueueFull("Full.", retry_after_seconds=3)
 
     def generate(self, request: Generate) -> FakeStream:
         script = self.choose(request) if self.choose else self.script
@@ -140,8 +155,27 @@ class FakeEngine:
         if self.facts is None or not self.facts.has_embeddings:
             raise RequestRefused("This model has no embeddings.", why="no_embeddings")
         msgspec.msgpack.encode(inputs)
+        await self._wait_to_embed()
         vectors = [[float(_n_tokens(text)), 0.5, -1.25] for text in inputs]
         return Embedded(id=1, vectors=vectors, prompt_tokens=sum(_n_tokens(text) for text in inputs))
+
+    async def _wait_to_embed(self) -> None:
+        self.n_embedding += 1
+        try:
+            if self.embed_gate:
+                await self.embed_gate.wait()
+        except asyncio.CancelledError:
+            self.n_embed_cancelled += 1
+            raise
+
+    async def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
+        msgspec.msgpack.encode(text)
+        return [1, *map(len, text.split())] if add_special else [*map(len, text.split())]
+
+    async def detokenize(self, tokens: list[int]) -> str:
+        if max(tokens, default=0) >= 1000:
+            raise RequestRefused("tokens outside the vocabulary", why="invalid")
+        return " ".join("x" * token for token in tokens)
 
     async def switch(self, variant: str, *, recompute_cache: bool = False) -> Switched:
         self._check(variant)

@@ -28,6 +28,8 @@ from lamella.batching.messages import (
     PROTOCOL_VERSION,
     Accepted,
     Cancel,
+    Detokenize,
+    Detokenized,
     Embed,
     Embedded,
     Finished,
@@ -45,6 +47,8 @@ from lamella.batching.messages import (
     Switch,
     Switched,
     TokenEvent,
+    Tokenize,
+    Tokenized,
 )
 from lamella.batching.process import Send, main
 from lamella.batching.settings import EngineSettings
@@ -89,6 +93,7 @@ class FakeLoop:
         self._inbox: queue.SimpleQueue[FrontMessage] = queue.SimpleQueue()
         self._requests: dict[int, Generate] = {}
         self._arrived: dict[int, float] = {}
+        self._endless: set[int] = set()
         self._variant = settings.variant or "large"
         self._step_began = 0.0
         self._n_steps = self._n_switches = 0
@@ -134,7 +139,7 @@ class FakeLoop:
             variant=self._variant,
             step_seconds_now=time.monotonic() - began if began else 0.0,
             n_running=len(self._requests),
-            n_waiting=0,
+            n_waiting=len(self._endless),
             n_parked=0,
             cells_used=0,
             n_steps=self._n_steps,
@@ -158,11 +163,19 @@ class FakeLoop:
         elif isinstance(message, Cancel):
             if message.id in self._requests:
                 self._finish(message.id, "cancelled")
+            self._endless.discard(message.id)
         elif isinstance(message, Embed):
             if "abort" in message.inputs:
                 misbehave("abort")
+            if "never" in message.inputs:
+                self._endless.add(message.id)
+                return
             vectors = [[float(len(text))] for text in message.inputs]
             self._send(Embedded(id=message.id, vectors=vectors, prompt_tokens=len(vectors)))
+        elif isinstance(message, Tokenize):
+            self._send(Tokenized(id=message.id, tokens=list(message.text.encode())))
+        elif isinstance(message, Detokenize):
+            self._send(Detokenized(id=message.id, text=bytes(message.tokens).decode()))
         elif isinstance(message, Switch):
             self._switch(message)
         elif isinstance(message, Prepare):

@@ -23,8 +23,9 @@ from lamella.llama import gguf
 from lamella.llama.context import Context, ContextOptions
 from lamella.llama.kernels import KernelTimes
 from lamella.llama.model import Model
+from lamella.llama.pages import resident_bytes
 from lamella.llama.sampling import SamplingOptions
-from lamella.llama.weights import WeightState, resident_bytes, write_state
+from lamella.llama.weights import WeightState, write_state
 from lamella.run import variants
 from lamella.run.engine import LONG_PROMPT_TOKENS, Engine, EngineOptions
 from lamella.run.kernel_table import KernelTable
@@ -71,7 +72,7 @@ def test_logits_after_a_switch_equal_those_of_a_fresh_load(
         tokens = model.vocabulary.tokenize(PROMPT)
         live = LiveVariants(store, model, _tensors(store), layouts, n_warm=2, check=False)
         for name in ("large", "small", "large", "small"):
-            live.switch_to(live.prepare(name).result())
+            live.change_to(name)
             # stock llama.cpp repacks a tied head's second copy, which ours, being one tensor, cannot
             expected = _fresh_logits(paths[name], tokens, repack=repack and folder == "store_folder")
             old.forget()

@@ -28,6 +28,9 @@ USER_CALLS = [
     ("GET", "/v1/models", None),
     ("POST", "/v1/completions", {"prompt": "a"}),
     ("POST", "/v1/embeddings", {"input": "a"}),
+    ("POST", "/tokenize", {"prompt": "a"}),
+    ("POST", "/detokenize", {"tokens": [1]}),
+    ("GET", "/tokenizer_info", None),
     ("GET", "/metrics", None),
     ("GET", "/openapi.json", None),
 ]

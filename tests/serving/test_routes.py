@@ -52,6 +52,14 @@ def test_names_that_mean_the_model(front: Make, name: str, said: str, variant: s
         assert one.get(f"/v1/models/{name}").json()["id"] == said
 
 
+def test_a_server_calls_its_model_what_it_is_told_to(front: Make) -> None:
+    one = front(name="mine", aliases=("gpt-4o",))
+    assert [model["id"] for model in one.get("/v1/models").json()["data"]] == ["mine", "mine@large", "mine@small"]
+    for asked, said in (("tiny", "mine"), ("", "mine"), ("mine", "mine"), ("tiny@small", "mine@small")):
+        assert one.post(COMPLETE, {"prompt": "a", "model": asked}).json()["model"] == said
+    assert "mine@large" in one.post(COMPLETE, {"prompt": "a", "model": "other"}).json()["error"]["message"]
+
+
 @pytest.mark.parametrize("name", ["gpt-4", "tiny@", "tiny@medium", "other@small", "x" * 5000])
 def test_other_names_are_404(front: Make, name: str) -> None:
     one = front()
@@ -183,6 +191,30 @@ def test_limits_of_one_request(front: Make) -> None:
     assert one.engine.requests[-1].max_tokens == 5
 
 
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_batch_is_taken_whole_or_not_at_all(front: Make, streamed: bool) -> None:
+    one = front(FakeEngine(n_places=4, n_open=2))
+    full = one.post(COMPLETE, {"prompt": ["a", "b", "c"], "stream": streamed})
+    assert (full.status_code, full.json()["error"]["code"], full.headers["retry-after"]) == (429, "queue_full", "3")
+    never = one.post(COMPLETE, {"prompt": "a", "n": 5, "stream": streamed})
+    assert (never.status_code, never.json()["error"]["code"]) == (400, "invalid_request")
+    assert one.engine.requests == []
+    assert one.post(COMPLETE, {"prompt": ["a", "b"], "stream": streamed}).status_code == 200
+
+
+def test_tokens_of_texts_as_vllm_gives_them(front: Make) -> None:
+    one = front()
+    said = one.post("/tokenize", {"prompt": "aa b", "model": "tiny"}).json()
+    assert said == {"tokens": [1, 2, 1], "count": 3, "max_model_len": 64}
+    assert one.post("/tokenize", {"prompt": "aa b", "add_special_tokens": False}).json()["tokens"] == [2, 1]
+    assert one.post("/detokenize", {"tokens": [2, 1]}).json() == {"prompt": "xx x"}
+    info = one.get("/tokenizer_info").json()
+    assert (info["bos_token"], info["eos_token"], info["chat_template"]) == ("<s>", "</s>", "{{ messages }}")
+    assert one.post("/detokenize", {"tokens": [1000]}).status_code == 400
+    assert one.post("/detokenize", {"tokens": [-1]}).status_code == 400
+    assert one.post("/tokenize", {"prompt": "a", "model": "other"}).status_code == 404
+
+
 def test_bodies_have_a_largest_size(front: Make) -> None:
     one = front(limits=Limits(body_bytes=100))
     assert one.post(COMPLETE, {"prompt": "a" * 50}).status_code == 200
@@ -238,6 +270,13 @@ def test_metrics_tell_of_requests_and_of_the_engine(front: Make) -> None:
     assert now["lamella_variant_running", (("variant", "large"),)] == 1
 
 
+def test_metrics_do_not_say_when_each_label_was_first_seen(front: Make) -> None:
+    one = front()
+    one.post(COMPLETE, {"prompt": "a b c"})
+    assert "lamella_requests_total" in one.get("/metrics").text
+    assert "_created" not in one.get("/metrics").text
+
+
 def test_two_applications_count_apart(front: Make) -> None:
     one, other = front(), front()
     one.post(COMPLETE, {"prompt": "a"})
@@ -251,7 +290,11 @@ def test_admin_sees_and_switches_variants(front: Make) -> None:
     switched = one.post("/admin/switch", {"variant": "small", "cache": "recompute"}).json()
     assert (switched["after"], switched["stall_seconds"]) == ("small", 0.001)
     one.post("/admin/switch", {"variant": "large"})
-    assert one.post("/admin/prepare", {"variant": "small"}).json() == {"variant": "small", "seconds": 0.1}
+    assert one.post("/admin/prepare", {"variant": "small"}).json() == {
+        "variant": "small",
+        "seconds": 0.1,
+        "is_whole": True,
+    }
     assert one.engine.calls == [("switch", "small", "recompute"), ("switch", "large", "keep"), ("prepare", "small")]
     status = one.get("/admin/status").json()
     assert (status["ready"], status["engine"]["model"], status["status"]["n_steps"]) == (True, "tiny", 7)

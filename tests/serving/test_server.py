@@ -96,6 +96,37 @@ def test_a_client_that_leaves_ends_its_request(run_server: Start, body: dict[str
     assert 'lamella_generations_total{priority="normal",reason="cancelled"}' in metrics
 
 
+@pytest.mark.parametrize(("path", "body"), [("completions", BODY), ("chat/completions", CHAT)])
+def test_a_stream_that_is_silent_for_long_says_that_it_lives(
+    run_server: Start, path: str, body: dict[str, object]
+) -> None:
+    gated = Gated(gate_at=0)
+    server = run_server(gated, keep_alive_seconds=0.02)
+    with httpx.stream("POST", f"{server.url}/v1/{path}", json=body, timeout=30) as response:
+        parts = lines(response)
+        first = next(parts)
+        comments = [first, next(parts)] if path == "completions" else [next(parts), next(parts)]
+        assert comments == [": keep-alive"] * 2
+        server.do(gated.gate.set)
+        rest = [line for line in parts if not line.startswith(":")]
+    assert len(rest) == 5
+    assert rest[-1] == "data: [DONE]"
+
+
+def test_a_stream_that_speaks_has_no_comments(run_server: Start) -> None:
+    server = run_server(lambda: FakeEngine(Script(pieces=["a"] * 50)), keep_alive_seconds=30.0)
+    answer = httpx.post(f"{server.url}/v1/completions", json={**BODY, "max_tokens": 50}, timeout=30)
+    assert ": keep-alive" not in answer.text
+
+
+def test_embeddings_end_when_their_client_leaves(run_server: Start) -> None:
+    server = run_server(lambda: FakeEngine(embed_gate=asyncio.Event()))
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server.url}/v1/embeddings", json={"input": "a"}, timeout=0.2)
+    until(lambda: server.engine.n_embed_cancelled == 1)
+    until(lambda: 'route="/v1/embeddings",status="499"' in httpx.get(f"{server.url}/metrics").text)
+
+
 def test_a_slow_reader_holds_up_nobody_and_gets_all(run_server: Start) -> None:
     pieces = tuple(str(number) * 4000 for number in range(1000))
     server = run_server(lambda: FakeEngine(Script(pieces=pieces)))

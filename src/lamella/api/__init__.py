@@ -23,6 +23,7 @@ nothing else.
 ``remotes``    stores and models elsewhere
 """
 
+from lamella.api.connecting import connect
 from lamella.api.documents import read_importance, read_measurement, read_plan, write_artifact, write_importance
 from lamella.api.frontiers import DEFAULT_FIRST_BITS, DEFAULT_STEPS, frontier, ladder
 from lamella.api.losses import kernel_times, measured_prices, predicted_loss
@@ -38,8 +39,10 @@ from lamella.api.plans import (
     needs_measuring,
     plan,
 )
+from lamella.api.profiles import find_profile, profile, read_profile
 from lamella.api.remotes import HUB_PREFIX, pull, pull_from_hub, push, serving_store
-from lamella.api.serving import serve
+from lamella.api.serving import Listening, model_name, serve
+from lamella.api.simulations import simulate
 from lamella.api.sources import reach, shard_source
 from lamella.api.variants import build, evaluate, export, import_file, open_engine, open_store, repair, restore, trim
 
@@ -49,14 +52,17 @@ __all__ = [
     "DEFAULT_STEPS",
     "HUB_PREFIX",
     "Budget",
+    "Listening",
     "OnMeasure",
     "build",
     "check_plan_arguments",
+    "connect",
     "default_name",
     "default_policy",
     "devices",
     "evaluate",
     "export",
+    "find_profile",
     "frontier",
     "gather_importance",
     "import_file",
@@ -67,6 +73,7 @@ __all__ = [
     "measure",
     "measure_once",
     "measured_prices",
+    "model_name",
     "needs_measuring",
     "open_engine",
     "open_store",
@@ -75,6 +82,7 @@ __all__ = [
     "placement_problem",
     "plan",
     "predicted_loss",
+    "profile",
     "pull",
     "pull_from_hub",
     "push",
@@ -83,11 +91,13 @@ __all__ = [
     "read_importance",
     "read_measurement",
     "read_plan",
+    "read_profile",
     "repair",
     "restore",
     "serve",
     "serving_store",
     "shard_source",
+    "simulate",
     "trim",
     "tune_on",
     "write_artifact",

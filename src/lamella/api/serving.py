@@ -3,11 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lamella.core.errors import StoreFormatError
+from lamella.resources.catalogue import known_name
+from lamella.store.store import Store
+
 if TYPE_CHECKING:  # FastAPI and what it brings take a third of a second to import
+    from lamella.batching.messages import Hello
     from lamella.batching.settings import EngineSettings
     from lamella.serving.settings import FrontSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """A server that takes requests now.
+
+    Attributes:
+        url: where, without a path.
+        model: the name that requests may give.
+        variant: the one that runs.
+        variants: all, largest first.
+        has_chat: whether the model has a chat template.
+    """
+
+    url: str
+    model: str
+    variant: str
+    variants: tuple[str, ...]
+    has_chat: bool
+
+    @classmethod
+    def of(cls, url: str, name: str, facts: Hello) -> Listening:
+        """What a server says of itself: ``name`` is what it was told to call its model, or ""."""
+        names = tuple(variant.name for variant in facts.variants)
+        return cls(url, name or facts.model, facts.variant, names, facts.has_chat)
+
+
+def model_name(store: Store) -> str:
+    """What a server calls a store's model where nobody says: its name in the catalogue, else that of the folder.
+
+    What model files call themselves ("Smollm2 135M 8k Lc100K Mix1 Ep2") nobody can type.
+    """
+    for variant in store.readable_variants()[0]:
+        try:
+            note = store.sources.find(variant.plan.model.weights)
+        except StoreFormatError:
+            continue
+        found = known_name(note.files[0].path) if note else None
+        if found:
+            return found
+    return "-".join(store.path.resolve().name.split())
 
 
 async def serve(
@@ -15,14 +62,14 @@ async def serve(
     front: FrontSettings,
     *,
     max_queue: int = 64,
-    on_listening: Callable[[str], None] = lambda _: None,
+    on_listening: Callable[[Listening], None] = lambda _: None,
     on_line: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Answer requests until a signal comes.
 
     Args:
         max_queue: requests that may wait beside those that run.
-        on_listening: told the URL once the model is loaded and connections are accepted.
+        on_listening: told what there is once the model is loaded and connections are accepted.
         on_line: gets what the engine process writes on its error stream.
 
     Raises:
@@ -34,4 +81,6 @@ async def serve(
     from lamella.serving.supervisor import SupervisedEngine
 
     async with SupervisedEngine(engine, SupervisorOptions(max_queue=max_queue), on_line=on_line) as client:
-        await server.serve(client, front, on_listening=on_listening)
+        facts = client.facts
+        assert facts is not None  # it has started
+        await server.serve(client, front, on_listening=lambda url: on_listening(Listening.of(url, front.name, facts)))

@@ -27,7 +27,8 @@ class SequenceCache:
     """
 
     def __init__(self, context: Context, n_slots: int, n_cells: int, *, can_share_parts: bool) -> None:
-        self.table = SlotTable(n_slots, can_share_parts=can_share_parts)
+        self.has_shared_cells = context.options.has_shared_cells
+        self.table = SlotTable(n_slots, can_share_parts=can_share_parts, has_shared_cells=self.has_shared_cells)
         self.n_cells = n_cells
         self._context = context
 
@@ -68,11 +69,26 @@ class SequenceCache:
 
     def make_room(self, n_tokens: int) -> bool:
         """Drop kept slots, the least recently used first, until so many tokens fit; whether they do."""
+        if not self.has_shared_cells:  # each slot has room for the longest sequence
+            return True
         for slot in self.table.kept:
             if self.free_cells >= n_tokens:
                 return True
             self.clear(slot)
         return self.free_cells >= n_tokens
+
+    def bring_together(self) -> None:
+        """Put running sequences side by side, where one pass through the weights can serve them together."""
+        while self.table.can_share_parts and (found := self.table.out_of_place()):
+            self._exchange(*found)
+
+    def _exchange(self, one: Slot, other: Slot) -> None:
+        saved = [(slot, self._context.save_sequence(slot.id)) for slot in (one, other) if slot.tokens]
+        for slot in (one, other):
+            self._context.forget(slot.id)
+        self.table.exchange(one, other)
+        for slot, data in saved:
+            self._context.restore_sequence(slot.id, data)
 
     def park(self, slot: Slot) -> ParkedState | None:
         """Take a sequence out of the cache, to be restored into any slot of this context; None where there is none."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
-
-import psutil
 
 from lamella.batching.messages import PROTOCOL_VERSION, Hello, Sampling, VariantFacts
 from lamella.batching.prompts import Prompt, PromptMaker
@@ -17,19 +16,24 @@ from lamella.batching.running import SCORED_AT_ONCE
 from lamella.batching.settings import EngineSettings
 from lamella.core.artifacts import Variant
 from lamella.core.errors import InvalidRequest, UnknownVariant
+from lamella.core.precision import GGML_TYPES
 from lamella.llama import gguf
 from lamella.llama.context import Context, ContextOptions, usable_cores
 from lamella.llama.embeddings import Embedder
 from lamella.llama.grammar import schema_to_grammar
 from lamella.llama.model import Model
 from lamella.llama.sampling import SamplingOptions
-from lamella.run.engine import largest_variant
+from lamella.resources.machine import cpu_memory
+from lamella.run.engine import by_size
 from lamella.run.kernel_table import KernelTable, layouts_of
+from lamella.run.starting import plan_start
 from lamella.run.variants import LiveVariants
 from lamella.store.store import Store
 
+OWN_CELLS_SHARE = 1 / 8
+"""Most of the available memory that KV cells may take so that each sequence has its own: faster, and not scarce."""
 KEPT_PREFIXES = 8
-"""Slots beyond those of running requests, for beginnings that may be used again."""
+"""Slots beyond those of running requests, for beginnings that may be used again, where slots share their cells."""
 
 
 @dataclass(slots=True)
@@ -63,22 +67,24 @@ class EngineParts:
         start = time.monotonic()
         store = Store.open(Path(settings.store))
         variants = _served(store, settings.variants)
-        first = settings.variant or largest_variant(store).name
-        n_slots = settings.n_sequences + KEPT_PREFIXES
-        options = _context_options(settings, n_slots)
+        options = _context_options(settings)
+        kernel_file = Path(settings.kernel_file) if settings.kernel_file else None
+        layouts = layouts_of(settings.layout, KernelTable(kernel_file, settings.n_threads or usable_cores()), variants)
+        first = plan_start(store, variants, settings.variant, options, layouts, settings.memory_bytes)
         with store.lease(reading=True) as lease, contextlib.ExitStack() as on_failure:
-            paths = store.ready_paths(lease.hold(first))
+            paths = store.ready_paths(lease.hold(first.variant))
             tensors = {n: t.spec for path in paths for n, t in gguf.read_tensors(path).items()}
             model = Model.load(paths)
             on_failure.callback(model.close)
+            if not (settings.n_cells or settings.memory_bytes):
+                options = own_cells_where_there_is_room(options, settings, model.kv_bytes_per_token)
             context = Context(model, options)
             on_failure.callback(context.close)
-            kernel_file = Path(settings.kernel_file) if settings.kernel_file else None
-            kernels = KernelTable(kernel_file, settings.n_threads or usable_cores())
-            layouts = layouts_of(settings.layout, kernels, variants)
-            live = LiveVariants(store, model, tensors, layouts, n_warm=settings.n_warm, check=settings.check)
+            live = LiveVariants(
+                store, model, tensors, layouts, n_warm=settings.n_warm, check=settings.check, ceiling=first.ceiling
+            )
             on_failure.callback(live.close)
-            live.switch_to(live.prepare(first).result())
+            live.change_to(first.variant)
             on_failure.pop_all()
         return cls(
             settings=settings,
@@ -88,8 +94,8 @@ class EngineParts:
             context=context,
             live=live,
             prompts=PromptMaker(model),
-            n_slots=n_slots,
-            n_cells=options.n_cells,
+            n_slots=options.n_sequences,
+            n_cells=options.cells,
             load_seconds=time.monotonic() - start,
         )
 
@@ -111,7 +117,13 @@ class EngineParts:
             has_embeddings=self.settings.pooling not in ("auto", "off")
             or (self.settings.pooling == "auto" and self.model.has_pooling),
             load_seconds=self.load_seconds,
+            bos_token=self._token_text(self.model.vocabulary.bos),
+            eos_token=self._token_text(self.model.vocabulary.eos),
+            chat_template=self.model.chat_template,
         )
+
+    def _token_text(self, token: int) -> str:
+        return self.model.vocabulary.text([token], special=True) if token >= 0 else ""
 
     def sampling(self, asked: Sampling, prompt: Prompt) -> SamplingOptions:
         """What was asked, as llama.cpp's samplers take it.
@@ -148,11 +160,6 @@ class EngineParts:
             self.embedder = Embedder(self.model, settings.pooling, settings.n_ctx, settings.n_threads)
         return self.embedder
 
-    def private_bytes(self) -> int:
-        """Memory of this process that nobody shares and no file backs."""
-        memory = psutil.Process().memory_info()
-        return int(memory.rss - getattr(memory, "shared", 0))
-
     def close(self) -> None:
         if self.embedder is not None:
             self.embedder.close()
@@ -161,16 +168,34 @@ class EngineParts:
         self.live.close()
 
 
-def _context_options(settings: EngineSettings, n_slots: int) -> ContextOptions:
+def _context_options(settings: EngineSettings) -> ContextOptions:
     return ContextOptions(
         n_ctx=settings.n_ctx,
-        n_sequences=n_slots,
-        n_cells=settings.n_cells or settings.n_ctx * settings.n_sequences,
+        n_sequences=settings.n_sequences + KEPT_PREFIXES,
+        n_cells=settings.cells,
         n_batch=settings.n_batch,
         n_outputs=settings.n_sequences + SCORED_AT_ONCE,
         kv_type=settings.kv_type,
         n_threads=settings.n_threads,
     )
+
+
+def own_cells_where_there_is_room(
+    options: ContextOptions, settings: EngineSettings, bytes_per_token: float, available_bytes: int | None = None
+) -> ContextOptions:
+    """Give each sequence ``n_ctx`` cells of its own, if that takes a small part of the memory that is available.
+
+    Args:
+        options: with shared cells; returned where there is too little memory.
+        bytes_per_token: of an F16 cache.
+        available_bytes: None for what this process may use now.
+    """
+    scale = GGML_TYPES[settings.kv_type.upper()].bits_per_weight / GGML_TYPES["F16"].bits_per_weight
+    needed = bytes_per_token * scale * settings.n_ctx * settings.n_sequences
+    available = cpu_memory().available_bytes if available_bytes is None else available_bytes
+    if needed > OWN_CELLS_SHARE * available:
+        return options
+    return dataclasses.replace(options, n_sequences=settings.n_sequences, n_cells=0, has_shared_cells=False)
 
 
 def _served(store: Store, names: list[str] | None) -> list[Variant]:
@@ -179,12 +204,12 @@ def _served(store: Store, names: list[str] | None) -> list[Variant]:
     Raises:
         UnknownVariant: one of ``names`` is not there.
     """
-    found = {v.name: v for v in store.readable_variants()[0]}
-    missing = [n for n in names or () if n not in found]
+    found = by_size(store)
+    missing = [n for n in names or () if n not in {v.name for v in found}]
     if missing:
-        raise UnknownVariant(f"no variant '{missing[0]}' in {store.path}; there are: {', '.join(sorted(found))}")
-    chosen = [v for n, v in found.items() if names is None or n in names]
-    return sorted(chosen, key=lambda v: (-v.n_bytes, v.name))
+        known = ", ".join(sorted(v.name for v in found))
+        raise UnknownVariant(f"no variant '{missing[0]}' in {store.path}; there are: {known}")
+    return [v for v in found if names is None or v.name in names]
 
 
 def _facts(variant: Variant) -> VariantFacts:

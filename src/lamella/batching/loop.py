@@ -14,12 +14,14 @@ from collections.abc import Callable
 from typing import Self
 
 from lamella.batching.cache import SequenceCache
+from lamella.batching.embedding import EmbedJob, EmbedJobs
 from lamella.batching.engine_parts import EngineParts
 from lamella.batching.messages import (
     Accepted,
     Cancel,
+    Detokenize,
+    Detokenized,
     Embed,
-    Embedded,
     EngineMessage,
     FrontMessage,
     Generate,
@@ -29,16 +31,19 @@ from lamella.batching.messages import (
     Status,
     Stop,
     Switch,
+    Tokenize,
+    Tokenized,
 )
 from lamella.batching.refusals import refusal
 from lamella.batching.running import RunningRequest
 from lamella.batching.scheduler import Scheduler
 from lamella.batching.served import ServedVariants
 from lamella.batching.settings import EngineSettings
-from lamella.core.errors import LamellaError, RequestRefused
+from lamella.core.errors import InvalidRequest, LamellaError, RequestRefused
 from lamella.llama.sampling import Sampler
+from lamella.run.process_memory import private_bytes
 
-Arrival = RunningRequest | Embed | Switch | Prepare | Cancel | Stop
+Arrival = RunningRequest | EmbedJob | Switch | Prepare | Cancel | Stop
 Send = Callable[[EngineMessage], None]
 DEADLINE_CHECK_SECONDS = 0.1
 """How often deadlines of waiting requests are looked at while no step runs."""
@@ -70,6 +75,7 @@ class EngineLoop:
             n_sequences=parts.settings.n_sequences,
             n_batch=parts.settings.n_batch,
         )
+        self._embeddings = EmbedJobs(parts.open_embedder, send)
         self._n_arrived = 0
         self._recomputes = False
         self._is_stopping = False
@@ -86,27 +92,44 @@ class EngineLoop:
     def close(self) -> None:
         """Free everything."""
         self._scheduler.close()
+        self._variants.close()
         self._parts.close()
 
     def hello(self) -> Hello:
         """What this engine is."""
-        return self._parts.hello(self._variants.default)
+        return self._parts.hello(self._variants.name)
 
     # --- from other threads ------------------------------------------------------------------------------------------
 
     def receive(self, message: FrontMessage) -> None:
         """Take a message in; the loop acts on it between two steps."""
-        if isinstance(message, Generate):
-            self._take_request(message)
+        if isinstance(message, Generate | Embed | Tokenize | Detokenize):
+            self._take_texts(message)
         else:
             self._arrivals.append(message)
         self._has_news.set()
 
-    def _take_request(self, message: Generate) -> None:
+    def _take_texts(self, message: Generate | Embed | Tokenize | Detokenize) -> None:
         try:
-            self._arrivals.append(self._understand(message))
+            match message:
+                case Generate():
+                    self._arrivals.append(self._understand(message))
+                case Embed():
+                    inputs = [self._parts.prompts.make(text).tokens for text in message.inputs]
+                    self._arrivals.append(EmbedJob(message.id, inputs))
+                case Tokenize():
+                    tokens = self._parts.model.vocabulary.tokenize(message.text, add_special=message.add_special)
+                    self._send(Tokenized(id=message.id, tokens=tokens))
+                case Detokenize():
+                    self._send(Detokenized(id=message.id, text=self._text(message.tokens)))
         except LamellaError as error:
             self._send(refusal(message.id, error))
+
+    def _text(self, tokens: list[int]) -> str:
+        vocabulary = self._parts.model.vocabulary
+        if tokens and not 0 <= min(tokens) <= max(tokens) < vocabulary.n_tokens:
+            raise InvalidRequest(f"tokens outside the vocabulary of {vocabulary.n_tokens}")
+        return vocabulary.text(tokens, special=True)
 
     def _understand(self, message: Generate) -> RunningRequest:
         """Render and tokenize a prompt, and set up its sampler."""
@@ -142,7 +165,7 @@ class EngineLoop:
         scheduler, began = self._scheduler, self._scheduler.step_began
         counters = scheduler.counters
         return Status(
-            variant=self._variants.default,
+            variant=self._variants.name,
             step_seconds_now=time.monotonic() - began if began else 0.0,
             n_running=scheduler.n_running,
             n_waiting=scheduler.n_waiting,
@@ -156,7 +179,7 @@ class EngineLoop:
             switch_seconds=self._variants.switch_seconds,
             flip_seconds=self._variants.flip_seconds,
             mapped_bytes=self._parts.live.mapped_bytes,
-            private_bytes=self._parts.private_bytes(),
+            private_bytes=private_bytes(),
             warm=list(self._parts.live.warm),
         )
 
@@ -170,7 +193,8 @@ class EngineLoop:
             if self._is_stopping:
                 return
             self._variants.advance()
-            if not self._scheduler.turn() and not self._recompute():
+            has_embedded = self._embed_some()
+            if not self._scheduler.turn() and not has_embedded and not self._recompute():
                 self._has_news.wait(None if self._scheduler.is_idle else DEADLINE_CHECK_SECONDS)
 
     def _take_arrivals(self) -> None:
@@ -181,23 +205,21 @@ class EngineLoop:
                     self._scheduler.add(arrival)
                 case Cancel():
                     self._scheduler.cancel(arrival.id)
+                    self._embeddings.cancel(arrival.id)
                 case Switch() | Prepare():
                     self._variants.ask(arrival)
-                case Embed():
-                    self._embed(arrival)
+                case EmbedJob():
+                    self._embeddings.add(arrival)
                 case Stop():
                     self._is_stopping = True
 
-    def _embed(self, message: Embed) -> None:
-        try:
-            embedder = self._parts.open_embedder()
-            inputs = [self._parts.prompts.make(i).tokens for i in message.inputs]
-            vectors = embedder.embed(inputs)
-        except LamellaError as error:
-            self._send(refusal(message.id, error, otherwise="no_embeddings"))
-            return
-        n_tokens = sum(len(tokens) for tokens in inputs)
-        self._send(Embedded(id=message.id, vectors=vectors.tolist(), prompt_tokens=n_tokens))
+    def _embed_some(self) -> bool:
+        """One pass for embeddings, by the variant that runs; whether there was one to make."""
+        if not self._embeddings:
+            return False
+        self._variants.point_at(self._variants.default, reads_prompt=True)
+        self._embeddings.advance()
+        return True
 
     def _after_switch(self, message: Switch) -> None:
         self._recomputes = message.cache == "recompute"

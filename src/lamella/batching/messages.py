@@ -2,8 +2,9 @@
 
 The front numbers requests; the engine answers each ``Generate`` with one ``Accepted``, any number of ``TokenEvent`` in
 ``Step`` frames (one frame a step of the model, for all requests it served), and one ``Finished``; or with one
-``Refused``.  ``Embed``, ``Switch`` and ``Prepare`` have one answer each, or ``Refused``.  ``Status`` comes
-unasked, at least every ``HEARTBEAT_SECONDS``; an engine that keeps quiet for long hangs.
+``Refused``.  ``Embed``, ``Tokenize``, ``Detokenize``, ``Switch`` and ``Prepare`` have one answer each, or ``Refused``.
+``Cancel`` ends a ``Generate``, which is answered still, or an ``Embed``, which is not.  ``Status`` comes unasked, at
+least every ``HEARTBEAT_SECONDS``; an engine that keeps quiet for long hangs.
 
 An engine knows nothing of earlier engines: what a new one needs to continue a request is in ``Generate.generated``.
 """
@@ -14,12 +15,14 @@ from typing import Any, Literal
 
 import msgspec
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Both sides come from one installation; another number means a process that was left over from an older one."""
 HEARTBEAT_SECONDS = 0.25
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline"]
-Refusal = Literal["invalid", "context_length", "unknown_variant", "no_template", "no_embeddings", "busy", "failed"]
+Refusal = Literal[
+    "invalid", "context_length", "unknown_variant", "no_template", "no_embeddings", "no_memory", "busy", "failed"
+]
 """Why a request cannot be done; the front turns it into an HTTP status."""
 
 
@@ -117,6 +120,21 @@ class Embed(_Message, frozen=True, kw_only=True):
     inputs: list[str | list[int]]
 
 
+class Tokenize(_Message, frozen=True, kw_only=True):
+    """The token ids of a text; ``add_special`` adds what the model wants at its start, such as BOS."""
+
+    id: int
+    text: str
+    add_special: bool = True
+
+
+class Detokenize(_Message, frozen=True, kw_only=True):
+    """The text of tokens."""
+
+    id: int
+    tokens: list[int]
+
+
 class Cancel(_Message, frozen=True, kw_only=True):
     """End a request; it still gets ``Finished``, unless it has had it."""
 
@@ -146,7 +164,7 @@ class Stop(_Message, frozen=True, kw_only=True):
     """End the process; running requests are not waited for (the front drains before)."""
 
 
-FrontMessage = Generate | Embed | Cancel | Switch | Prepare | Stop
+FrontMessage = Generate | Embed | Tokenize | Detokenize | Cancel | Switch | Prepare | Stop
 
 
 # --- engine to front -------------------------------------------------------------------------------------------------
@@ -178,6 +196,8 @@ class Hello(_Message, frozen=True, kw_only=True):
         has_chat: whether the model has a chat template.
         has_embeddings: whether ``Embed`` can be answered.
         load_seconds: from the start of the process.
+        bos_token, eos_token: texts of the tokens that stand before and after a text; "" where the model has none.
+        chat_template: in Jinja, or None.
     """
 
     protocol: int
@@ -194,6 +214,9 @@ class Hello(_Message, frozen=True, kw_only=True):
     has_chat: bool
     has_embeddings: bool
     load_seconds: float
+    bos_token: str = ""
+    eos_token: str = ""
+    chat_template: str | None = None
 
 
 class Logprob(msgspec.Struct, frozen=True, array_like=True):
@@ -293,11 +316,29 @@ class Embedded(_Message, frozen=True, kw_only=True):
     prompt_tokens: int
 
 
+class Tokenized(_Message, frozen=True, kw_only=True):
+    """Answer to ``Tokenize``."""
+
+    id: int
+    tokens: list[int]
+
+
+class Detokenized(_Message, frozen=True, kw_only=True):
+    """Answer to ``Detokenize``; control tokens are in the text."""
+
+    id: int
+    text: str
+
+
 class Switched(_Message, frozen=True, kw_only=True):
     """Answer to ``Switch``.
 
     Attributes:
-        stall_seconds: how long no step could run because of it.
+        stall_seconds: how long no step could run because of it, in all.
+        n_steps: moments in which it was done: 1, or one for each shard, where the memory ceiling has no room for both
+            variants.  Steps of the model in between were computed by a mixture of both.
+        longest_stall_seconds: the longest of these moments.
+        peak_bytes: the most memory that weights took meanwhile.
     """
 
     id: int
@@ -307,14 +348,23 @@ class Switched(_Message, frozen=True, kw_only=True):
     n_shards: int
     stall_seconds: float
     prepare_seconds: float
+    n_steps: int = 1
+    longest_stall_seconds: float = 0.0
+    peak_bytes: int = 0
 
 
 class Prepared(_Message, frozen=True, kw_only=True):
-    """Answer to ``Prepare``."""
+    """Answer to ``Prepare``.
+
+    Attributes:
+        is_whole: whether all of it is in memory now; False where the memory ceiling has no room for it beside what is
+            in use, and a switch will go shard by shard.
+    """
 
     id: int
     variant: str
     seconds: float
+    is_whole: bool = True
 
 
 class Status(_Message, frozen=True, kw_only=True):
@@ -355,4 +405,18 @@ class Failed(_Message, frozen=True, kw_only=True):
     message: str
 
 
-EngineMessage = Hello | Accepted | Scored | Step | Finished | Refused | Embedded | Switched | Prepared | Status | Failed
+EngineMessage = (
+    Hello
+    | Accepted
+    | Scored
+    | Step
+    | Finished
+    | Refused
+    | Embedded
+    | Tokenized
+    | Detokenized
+    | Switched
+    | Prepared
+    | Status
+    | Failed
+)

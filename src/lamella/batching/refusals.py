@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lamella.batching.messages import Refusal, Refused
-from lamella.core.errors import InvalidRequest, LamellaError, RequestRefused, UnknownVariant
+from lamella.core.errors import ExceedsCeiling, InvalidRequest, LamellaError, RequestRefused, UnknownVariant
 
 
 def refusal(request_id: int, error: LamellaError, otherwise: Refusal = "failed") -> Refused:
@@ -17,6 +17,8 @@ def refusal(request_id: int, error: LamellaError, otherwise: Refusal = "failed")
         why = error.why  # type: ignore[assignment]
     elif isinstance(error, UnknownVariant):
         why = "unknown_variant"
+    elif isinstance(error, ExceedsCeiling):
+        why = "no_memory"
     elif isinstance(error, InvalidRequest) and otherwise == "failed":
         why = "invalid"
     return Refused(id=request_id, why=why, message=str(error))

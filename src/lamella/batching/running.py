@@ -73,7 +73,8 @@ class RunningRequest:
         for token in request.generated:
             self._text.feed(vocabulary.piece(token))
         sampler.replay(request.generated)
-        self._end: FinishReason | None = "stop" if self._text.stopped else None
+        has_ended = not request.ignore_end and any(map(vocabulary.ends_generation, request.generated))
+        self._end: FinishReason | None = "stop" if self._text.stopped or has_ended else None
 
     @property
     def n_generated(self) -> int:
@@ -83,6 +84,12 @@ class RunningRequest:
     def n_computed(self) -> int:
         """Tokens that the cache holds."""
         return len(self.slot.tokens) if self.slot else 0
+
+    @property
+    def n_slot(self) -> int:
+        """Sequence id of its slot: llama.cpp takes sequences of a pass in the order of their ids."""
+        assert self.slot is not None  # it runs
+        return self.slot.id
 
     @property
     def scores_prompt(self) -> bool:
@@ -156,19 +163,32 @@ class RunningRequest:
         return self._vocabulary.text(self.tokens[: self.n_prompt])
 
     def draw(self, context: Context, index: int) -> TokenEvent | None:
-        """Draw the next token from the logits at ``index`` of the last batch; None where it ends the text."""
+        """Draw the next token from the logits at ``index`` of the last batch; None where it ends the text.
+
+        With the scores of a prompt the end is told too, as a token without text: evaluation harnesses take the last
+        entry for the token that was written, and would leave out one of the prompt's.
+        """
         token = self._sampler.sample(context, index)
         if not self.n_generated:
             self._began_writing = self._clock()
         if self._vocabulary.ends_generation(token) and not self.request.ignore_end:
             self._end = "stop"
-            return None
-        score = None if self.request.n_logprobs is None else self._score(context.logits(index), token)
+            return (
+                TokenEvent(self.request.id, token, "", self._drawn(context, index, token)) if self._tells_end else None
+            )
+        score = self._drawn(context, index, token)
         self.tokens.append(token)
         text = self._text.feed(self._vocabulary.piece(token))
         if self._text.stopped:
             self._end = "stop"
         return TokenEvent(self.request.id, token, text, score)
+
+    @property
+    def _tells_end(self) -> bool:
+        return self.request.echo and self.request.n_logprobs is not None
+
+    def _drawn(self, context: Context, index: int, token: int) -> TokenScore | None:
+        return None if self.request.n_logprobs is None else self._score(context.logits(index), token)
 
     def _score(self, logits: NDArray[np.float32], token: int) -> TokenScore:
         own, top = top_logprobs(logits, token, self.request.n_logprobs or 0)

@@ -98,6 +98,7 @@ class Scheduler:
         """End what has ended, give out slots, and run a step; returns whether there was one to run."""
         self._end_requests()
         self._admit()
+        self._cache.bring_together()
         plan = self._plan()
         if plan is None:
             return False
@@ -231,7 +232,7 @@ class Scheduler:
 
     def _run(self, plan: StepPlan) -> None:
         """Compute a step, and tell what came of it."""
-        parts = [(self._running[number], n) for number, n in plan.parts]
+        parts = sorted(((self._running[number], n) for number, n in plan.parts), key=lambda part: part[0].n_slot)
         n_prompt = sum(n for r, n in parts if n > 1 or not r.n_generated)
         batch = [self._part(r, n) for r, n in parts]
         self.step_began = self._clock()
@@ -250,7 +251,7 @@ class Scheduler:
         tokens = [e for (r, n), i in zip(parts, first, strict=True) for e in self._outcome(r, n, i)]
         self.counters.n_generated_tokens += len(tokens)
         if tokens:
-            self._send(Step(plan.variant, tokens))
+            self._send(Step(self._variants.name_of(plan.variant), tokens))
         for request, _ in parts:
             if request.request.id not in self._running:  # its grammar led nowhere
                 continue

@@ -7,14 +7,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import CancelledError, Future
+from concurrent import futures
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from lamella.batching.messages import EngineMessage, Prepare, Prepared, Refused, Switch, Switched
 from lamella.batching.refusals import refusal
 from lamella.core.errors import LamellaError, UnknownVariant
-from lamella.run.variants import LiveVariants, PreparedVariant, SwitchReport
+from lamella.run.prepared import PreparedVariant, Ready, StagedVariant, SwitchReport
+from lamella.run.stepwise import StepwiseChange
+from lamella.run.variants import LiveVariants
 
+STALL_SECONDS = 0.01
+"""Between two steps, how long is waited for shards of a change shard by shard.
+
+One takes a few milliseconds to read in, and a step of the model a hundred: without waiting, a change of a model of
+many layers would take as many steps."""
 KEEP_RATE = 0.8
 """Weight of the past in the running mean of a flip's time."""
 
@@ -24,7 +32,16 @@ class Waiting:
     """A change that waits for a variant's pages."""
 
     message: Switch | Prepare
-    future: Future[PreparedVariant]
+    future: Future[Ready]
+
+
+@dataclass(slots=True)
+class Changing:
+    """A change shard by shard that is under way, and the shard that is being opened for it."""
+
+    message: Switch
+    change: StepwiseChange
+    opening: Future[None]
 
 
 class ServedVariants:
@@ -56,7 +73,10 @@ class ServedVariants:
         self._wake = wake
         self._allowed = frozenset(allowed)
         self._waiting: list[Waiting] = []
-        self._opening: dict[str, Future[PreparedVariant]] = {}
+        self._changing: Changing | None = None
+        self._opener = ThreadPoolExecutor(1, "lamella-exchange")
+        self._opening: dict[str, Future[Ready]] = {}
+        self._without_room: set[str] = set()
         self._held: dict[str, PreparedVariant] = {}
         self._users: dict[str, int] = {}
         self.pointed_at = self.default
@@ -65,14 +85,18 @@ class ServedVariants:
 
     @property
     def default(self) -> str:
-        """The variant of requests that ask for none."""
+        """What computes requests that ask for no variant: one, or in the middle of a change a mixture of two."""
         assert self._live.current is not None  # the loop switches to the first variant when it opens
         return self._live.current.variant.name
 
     @property
-    def is_waiting(self) -> bool:
-        """Whether something waits for pages that are being read in."""
-        return bool(self._waiting or self._opening)
+    def name(self) -> str:
+        """The variant that runs; in the middle of a change the one before."""
+        return self._live.name
+
+    def name_of(self, default_or_held: str) -> str:
+        """What the front is told of who computed a step: the name of a variant."""
+        return self.name if default_or_held == self.default else default_or_held
 
     def check(self, variant: str) -> None:
         """Refuse a variant that is not served.
@@ -88,11 +112,17 @@ class ServedVariants:
     def open_for(self, variant: str) -> bool:
         """Get a variant ready for a request; whether it is.
 
+        Where the memory ceiling has no room for it beside those of other requests, it is tried again when one of
+        these is released.
+
         Raises:
+            ExceedsCeiling: there is no room for it beside the variant that runs.
             LamellaError: it cannot be opened.
         """
         if variant in self._held:
             return True
+        if self._changing is not None or variant in self._without_room:
+            return False
         future = self._opening.get(variant)
         if future is None:
             future = self._opening[variant] = self._prepare(variant)
@@ -100,9 +130,12 @@ class ServedVariants:
             return False
         del self._opening[variant]
         prepared = future.result()
-        if not self._live.is_ready(prepared):  # another change pushed it out meanwhile
+        if isinstance(prepared, StagedVariant):
+            self._live.check_beside(prepared)
+            self._without_room.add(variant)
             return False
-        self._live.hold(prepared)
+        if not self._live.hold(prepared):  # another change pushed it out meanwhile
+            return False
         self._held[variant] = prepared
         self._users.setdefault(variant, 0)
         return True
@@ -115,14 +148,17 @@ class ServedVariants:
         """One less."""
         self._users[variant] -= 1
         if self._users[variant] == 0:
-            del self._users[variant], self._held[variant]
-            self._live.release(variant)
+            self._let_go(variant)
 
     def forget_unused(self) -> None:
         """Let go of variants that were opened for requests that have ended before they began."""
         for variant in [v for v, n in self._users.items() if n == 0]:
-            del self._users[variant], self._held[variant]
-            self._live.release(variant)
+            self._let_go(variant)
+
+    def _let_go(self, variant: str) -> None:
+        del self._users[variant], self._held[variant]
+        self._live.release(variant)
+        self._without_room.clear()
 
     def point_at(self, variant: str, *, reads_prompt: bool) -> None:
         """Let the next step be computed by a variant: the default, or one that is held."""
@@ -149,7 +185,8 @@ class ServedVariants:
 
     def advance(self) -> None:
         """Make the changes whose pages are there, in the order they were asked for."""
-        while self._waiting and self._waiting[0].future.done():
+        self._advance_changing()
+        while self._changing is None and self._waiting and self._waiting[0].future.done():
             waiting = self._waiting.pop(0)
             try:
                 self._finish(waiting.message, waiting.future.result())
@@ -158,25 +195,83 @@ class ServedVariants:
             except LamellaError as error:
                 self._refuse(waiting.message, error)
 
-    def _finish(self, message: Switch | Prepare, prepared: PreparedVariant) -> None:
-        if not self._live.is_ready(prepared):  # a change before this one pushed it out
-            self._waiting.insert(0, Waiting(message, self._prepare(message.variant)))
-            return
+    def _finish(self, message: Switch | Prepare, ready: Ready) -> None:
         if isinstance(message, Prepare):
-            self._send(Prepared(id=message.id, variant=message.variant, seconds=prepared.seconds))
-            return
+            is_whole = isinstance(ready, PreparedVariant)
+            self._send(Prepared(id=message.id, variant=message.variant, seconds=ready.seconds, is_whole=is_whole))
+        elif isinstance(ready, StagedVariant):
+            self._begin(message, ready)
+        else:
+            self._switch(message, ready)
+
+    def _switch(self, message: Switch, prepared: PreparedVariant) -> None:
         start = self._clock()
         report = self._live.switch_to(prepared)
-        seconds = self._clock() - start
-        self.pointed_at = message.variant
+        if report is None:  # a change before this one pushed it out
+            self._ask_again(message)
+            return
         if message.variant in self._held:  # it may have been replaced in the store: its requests go on with what is new
             self._held[message.variant] = prepared
-        self.n_switches += 1
-        self.switch_seconds += seconds
-        self._on_switched(message)
-        self._send(_switched(message, report, seconds))
+        self._has_switched(message, report, self._clock() - start)
 
-    def _prepare(self, variant: str) -> Future[PreparedVariant]:
+    def _has_switched(self, message: Switch, report: SwitchReport, stall_seconds: float) -> None:
+        self.pointed_at = message.variant
+        self._without_room.clear()
+        self.n_switches += 1
+        self.switch_seconds += stall_seconds
+        self._on_switched(message)
+        self._send(_switched(message, report, stall_seconds))
+
+    def _ask_again(self, message: Switch) -> None:
+        self._waiting.insert(0, Waiting(message, self._prepare(message.variant)))
+
+    # --- shard by shard, where memory does not hold both variants ---------------------------------------------------
+
+    def _begin(self, message: Switch, staged: StagedVariant) -> None:
+        change = self._live.begin(staged)
+        if change is None:
+            self._ask_again(message)
+        else:
+            self.pointed_at = self.default
+            self._changing = Changing(message, change, self._open_next(change))
+
+    def _open_next(self, change: StepwiseChange) -> Future[None]:
+        """Read the next shard in, in the background."""
+        future = self._opener.submit(change.open_next)
+        future.add_done_callback(lambda _: self._wake())
+        return future
+
+    def _advance_changing(self) -> None:
+        """Exchange the shards that are there, or come within ``STALL_SECONDS``; steps run in between."""
+        end = self._clock() + STALL_SECONDS
+        while (changing := self._changing) is not None:
+            futures.wait([changing.opening], max(0.0, end - self._clock()))
+            if not changing.opening.done():
+                return
+            try:
+                changing.opening.result()
+                changing.change.exchange_next()
+            except LamellaError as error:
+                self._end_change(changing)
+                self._refuse(changing.message, error)
+                return
+            if changing.change.is_over:
+                report = self._end_change(changing)
+                assert report is not None  # it is over
+                self._has_switched(changing.message, report, report.switch_seconds)
+            else:
+                changing.opening = self._open_next(changing.change)
+
+    def _end_change(self, changing: Changing) -> SwitchReport | None:
+        self._changing = None
+        self._without_room.clear()
+        return self._live.end(changing.change)
+
+    def close(self) -> None:
+        """Open nothing more."""
+        self._opener.shutdown(wait=True, cancel_futures=True)
+
+    def _prepare(self, variant: str) -> Future[Ready]:
         future = self._live.prepare(variant)
         future.add_done_callback(lambda _: self._wake())
         return future
@@ -194,4 +289,7 @@ def _switched(message: Switch, report: SwitchReport, stall_seconds: float) -> Sw
         n_shards=report.n_shards,
         stall_seconds=stall_seconds,
         prepare_seconds=report.prepare_seconds,
+        n_steps=report.n_steps,
+        longest_stall_seconds=report.longest_seconds if report.n_steps > 1 else stall_seconds,
+        peak_bytes=report.peak_bytes,
     )

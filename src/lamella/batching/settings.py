@@ -6,6 +6,9 @@ from typing import Literal
 
 import msgspec
 
+CELLS_FOR_EACH = 1024
+"""KV cells for each sequence, where it is not said how many there shall be."""
+
 Pooling = Literal["auto", "mean", "cls", "last", "off"]
 
 
@@ -14,10 +17,11 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         store: folder of the store.
-        variant: the first to run; None takes the largest.
+        variant: the first to run; None takes the largest, under a memory ceiling the largest that fits.
         variants: those that may be served; None for all of the store.
         n_ctx: most tokens of one sequence.
-        n_cells: tokens that the KV cache holds for all sequences together; 0 for ``n_ctx * n_sequences``.
+        n_cells: tokens that the KV cache holds for all sequences, which share them; 0 gives each ``n_ctx`` of its own
+            where there is plenty of memory and no ceiling, else ``cells``.
         n_sequences: requests that run at once.
         n_batch: most tokens in one step.
         kv_type: ggml type of the KV cache.
@@ -25,6 +29,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
         layout: ``mapped``, ``repacked`` or ``auto`` (``run.layouts``).
         n_warm: variants whose shards stay open, the running one included.
         memory_bytes: ceiling for mapped shards and private memory together, also during a switch; 0 for none.
+            Of this process; the web front beside it takes some 100 MiB of its own.
         check: verify the hash of every shard before it is used.
         pooling: how embeddings are made of token states; ``auto`` for what the model file says, if anything.
         kernel_file: cache of measured kernel speeds of this machine; "" for none.
@@ -45,3 +50,14 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     check: bool = False
     pooling: Pooling = "auto"
     kernel_file: str = ""
+
+    @property
+    def cells(self) -> int:
+        """Tokens that the KV cache holds.
+
+        Where it is not said: as many as the longest request, as llama-server's unified cache has them (``-c``), but at
+        least ``CELLS_FOR_EACH`` for each sequence, so that as many requests of usual length as may run at once do.
+        Sequences share the cells: a request may take all, and where there are too few, the least urgent wait.
+        """
+        shared = max(self.n_ctx, CELLS_FOR_EACH * self.n_sequences)
+        return self.n_cells or min(shared, self.n_ctx * self.n_sequences)

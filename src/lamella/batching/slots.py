@@ -2,7 +2,10 @@
 
 A *slot* is one of llama.cpp's sequence ids.  A running request owns one; a slot whose request has ended keeps its
 tokens, so that the next turn of a chat, or another request with the same system prompt, need not compute them again.
-Cells are shared: a prefix that is copied from slot to slot takes no room of its own (the cache is unified).
+
+Cells are shared or separate, as the context was made.  Shared, a prefix that is copied from slot to slot takes no room
+of its own.  Separate, each slot has room for a whole sequence, and llama.cpp computes slots whose numbers follow each
+other in one pass through the weights, slots with gaps between them in several: running requests are kept side by side.
 
 Everything here is bookkeeping in plain Python; ``cache.py`` makes llama.cpp's cache follow it.
 """
@@ -10,13 +13,17 @@ Everything here is bookkeeping in plain Python; ``cache.py`` makes llama.cpp's c
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from lamella.run.prefix import shared_prefix
 
 WORTH_TAKING_OVER = 0.5
 """A kept slot is taken over when at least this share of its tokens is of use; else its beginning is copied."""
+COPIES_FOR_ONE = 64
+"""So many tokens are copied between separate cells, at least, in the time that computing one takes."""
+LEAST_COPIED = 16
+"""Fewer tokens are not worth the copy: many prompts begin with the same few."""
 
 
 @dataclass(slots=True)
@@ -32,7 +39,7 @@ class Slot:
     """One sequence of the KV cache.
 
     Attributes:
-        id: llama.cpp's sequence id.
+        id: llama.cpp's sequence id; changes when slots change places.
         tokens: what the cache holds of it, from position 0 on.
         owner: id of the request that owns it; None for a slot that is kept for reuse.
         variants: names of the variants that computed its cells.
@@ -81,17 +88,20 @@ class SlotTable:
         slots: by sequence id.
         can_share_parts: whether the beginning of a sequence can be used without the rest (False for models with
             recurrent state, which has no positions).
+        has_shared_cells: whether slots share cells.
     """
 
-    def __init__(self, n_slots: int, *, can_share_parts: bool = True) -> None:
+    def __init__(self, n_slots: int, *, can_share_parts: bool = True, has_shared_cells: bool = True) -> None:
         """Make empty slots."""
         self.slots = [Slot(i) for i in range(n_slots)]
-        self.can_share_parts = can_share_parts
+        self.can_share_parts, self.has_shared_cells = can_share_parts, has_shared_cells
         self._runs = itertools.count()
 
     @property
     def cells_used(self) -> int:
         """Cells in use; shared ones count once."""
+        if not self.has_shared_cells:
+            return sum(len(slot.tokens) for slot in self.slots)
         longest: dict[int, int] = {}
         for slot in self.slots:
             for extent in slot.extents:
@@ -113,15 +123,52 @@ class SlotTable:
         if not free:
             return None
         best, n_shared = self._best_source(tokens, variant)
-        empty = next((s for s in free if not s.tokens), None)
         if best is None:
-            return Placement(empty or _oldest(free), None, 0)
+            return Placement(self._least_missed(free), None, 0)
         if best.owner is None and (not self.can_share_parts or n_shared >= WORTH_TAKING_OVER * len(best.tokens)):
             return Placement(best, None, n_shared)
         others = [s for s in free if s is not best]
         if not others:
             return Placement(best, None, n_shared)
-        return Placement(empty or _oldest(others), best, n_shared)
+        if not self._is_worth_copying(best, n_shared):
+            return Placement(self._least_missed(free), None, 0)
+        return Placement(self._least_missed(others), best, n_shared)
+
+    def _is_worth_copying(self, source: Slot, n_tokens: int) -> bool:
+        """Whether a beginning is had sooner by a copy than by computing it; separate cells are copied as a whole."""
+        if self.has_shared_cells:
+            return True
+        return n_tokens >= LEAST_COPIED and n_tokens * COPIES_FOR_ONE >= len(source.tokens)
+
+    def _least_missed(self, free: Sequence[Slot]) -> Slot:
+        """The slot to give away: an empty one, else the least recently used; beside running ones where that counts."""
+        owned = {s.id for s in self.slots if s.owner is not None}
+
+        def cost(slot: Slot) -> tuple[int, bool, int]:
+            n_runs = 0 if self.has_shared_cells else len(runs({*owned, slot.id}))
+            return n_runs, bool(slot.tokens), slot.last_used
+
+        return min(free, key=cost)
+
+    def out_of_place(self) -> tuple[Slot, Slot] | None:
+        """A running slot and a free one that it should change places with, so that running ones come together.
+
+        Asked again after each exchange, it ends with all of them side by side.
+        """
+        if self.has_shared_cells:
+            return None
+        found = runs({s.id for s in self.slots if s.owner is not None})
+        if len(found) < 2:
+            return None
+        largest = max(found, key=len)
+        lonely = min((r for r in found if r is not largest), key=len)
+        place = largest[-1] + 1 if lonely[0] > largest[-1] else largest[0] - 1
+        return self.slots[lonely[-1] if place < lonely[0] else lonely[0]], self.slots[place]
+
+    def exchange(self, one: Slot, other: Slot) -> None:
+        """Two slots have changed their sequence ids, and what the cache holds under them."""
+        one.id, other.id = other.id, one.id
+        self.slots[one.id], self.slots[other.id] = one, other
 
     def shared_with_kept(self, tokens: Sequence[int], variant: str | None) -> int:
         """How many tokens ``find_place`` would not compute."""
@@ -153,7 +200,7 @@ class SlotTable:
             slot.variants = set()
 
     def copy(self, source: Slot, target: Slot, n_tokens: int) -> None:
-        """``target`` holds the beginning of ``source``, in the same cells."""
+        """``target`` holds the beginning of ``source``."""
         target.tokens = source.tokens[:n_tokens]
         target.extents = source.cut_extents(n_tokens)
         target.variants = set(source.variants)
@@ -175,5 +222,12 @@ class SlotTable:
         return [s for s in self.kept if s.variants - {variant}]
 
 
-def _oldest(slots: Sequence[Slot]) -> Slot:
-    return min(slots, key=lambda s: s.last_used)
+def runs(numbers: Iterable[int]) -> list[list[int]]:
+    """Numbers that follow each other, together."""
+    found: list[list[int]] = []
+    for number in sorted(numbers):
+        if found and found[-1][-1] + 1 == number:
+            found[-1].append(number)
+        else:
+            found.append([number])
+    return found

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 STEP_SECONDS = 0.2
-"""Longest step, about, while somebody waits for the next token of a stream."""
+"""Longest step, about, while somebody waits for the next token of a stream..."""
+LONGEST_STEP_SECONDS = 1.0
+"""...and while more wait for their first token than for their next."""
 LEAST_PROMPT_TOKENS = 64
 """Fewer tokens of a prompt at a time cost more by reading the weights than they save in waiting."""
 FLIP_SHARE = 0.04
@@ -101,15 +103,21 @@ def quantum(flip_seconds: float, step_seconds: float) -> int:
     return max(1, math.ceil(flip_seconds * (1 - FLIP_SHARE) / (FLIP_SHARE * step_seconds)))
 
 
-def prompt_tokens_for(tokens_per_second: float, *, has_streams: bool, n_batch: int) -> int:
+def prompt_tokens_for(tokens_per_second: float, *, n_streams: int, n_prompts: int, n_batch: int) -> int:
     """Most prompt tokens of a step: all that fit, or while streams run so many that the step stays short.
+
+    A step makes all streams wait, and shortens the wait of all prompts: the more prompts for each stream, the longer
+    it may be.
 
     Args:
         tokens_per_second: measured speed of reading prompts; 0 while nothing is known.
+        n_streams: requests that write.
+        n_prompts: requests whose prompts are to be read.
     """
-    if not has_streams or tokens_per_second <= 0:
+    if not n_streams or tokens_per_second <= 0:
         return n_batch
-    return max(LEAST_PROMPT_TOKENS, min(n_batch, int(tokens_per_second * STEP_SECONDS)))
+    seconds = min(STEP_SECONDS * max(1.0, n_prompts / n_streams), LONGEST_STEP_SECONDS)
+    return max(LEAST_PROMPT_TOKENS, min(n_batch, int(tokens_per_second * seconds)))
 
 
 def compose(candidates: Sequence[Candidate], variant: str, n_batch: int, tokens_per_second: float) -> StepPlan:
@@ -123,14 +131,34 @@ def compose(candidates: Sequence[Candidate], variant: str, n_batch: int, tokens_
     mine = sorted((c for c in candidates if c.variant == variant), key=lambda c: c.urgency)
     writing = [c for c in mine if c.is_writing][:n_batch]
     parts = [(c.id, 1) for c in writing]
-    budget = prompt_tokens_for(tokens_per_second, has_streams=bool(writing), n_batch=n_batch)
-    budget = min(budget, n_batch - len(parts))
+    n_prompts = sum(not c.is_writing for c in mine)
+    budget = prompt_tokens_for(tokens_per_second, n_streams=len(writing), n_prompts=n_prompts, n_batch=n_batch)
+    room = n_batch - len(parts)
+    budget = min(budget, room)
     has_scored = False
     for candidate in mine:
-        if candidate.is_writing or budget <= 0 or (candidate.most_scored and has_scored):
+        if candidate.is_writing or (candidate.most_scored and has_scored):
             continue
-        n = min(candidate.n_remaining, budget, candidate.most_scored or budget)
+        n = min(
+            _piece(candidate.n_remaining, budget, room, is_first=len(parts) == len(writing)),
+            candidate.most_scored or n_batch,
+        )
+        if n <= 0:
+            continue
         has_scored = has_scored or bool(candidate.most_scored)
         parts.append((candidate.id, n))
-        budget -= n
+        budget, room = budget - n, room - n
     return StepPlan(variant, tuple(parts))
+
+
+def _piece(n_remaining: int, budget: int, room: int, *, is_first: bool) -> int:
+    """How much of a prompt is read in a step that has ``budget`` tokens left for prompts, and space for ``room``.
+
+    Small pieces cost a pass through the weights of their own: none is cut off at a prompt's end, and none is begun of
+    another prompt.
+    """
+    if n_remaining <= budget:
+        return n_remaining
+    if budget < LEAST_PROMPT_TOKENS and not is_first:
+        return 0
+    return min(room, n_remaining if n_remaining < budget + LEAST_PROMPT_TOKENS // 2 else budget)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import sys
 import threading
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
+from typing import Any, Protocol
 
-from lamella.cli.describe import describe_stats, describe_switch
 from lamella.cli.output import note, stderr
 from lamella.core.errors import LamellaError
-from lamella.llama.sampling import SamplingOptions
 from lamella.run.chat import Message
-from lamella.run.engine import Engine
-from lamella.run.variants import PreparedVariant
 
 HELP = """/switch NAME   run at another variant from the next token on, also while an answer is being written
 /variants      what can be switched to
@@ -23,27 +22,50 @@ HELP = """/switch NAME   run at another variant from the next token on, also whi
 /exit          leave (also Ctrl-D); Ctrl-C stops an answer"""
 
 
-class ChatLoop:
-    """One conversation with an engine."""
+class Pieces(Protocol):
+    """An answer as it is written; closing it before its end stops it."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        opening: Sequence[Message],
-        sampling: SamplingOptions,
-        max_tokens: int,
-        stop: Sequence[str],
-    ) -> None:
-        self._engine, self._opening = engine, list(opening)
-        self._sampling, self._max_tokens, self._stop = sampling, max_tokens, stop
+    def __iter__(self) -> Any: ...
+
+    def close(self) -> None: ...
+
+
+class Partner(Protocol):
+    """Who answers: an engine in this process, or a server.  All methods may raise ``LamellaError``."""
+
+    def greeting(self) -> str:
+        """Who it is, for the first line."""
+
+    def answer(self, messages: Sequence[Message]) -> Pieces:
+        """Begin an answer; pieces may be empty."""
+
+    def last_answer(self) -> str:
+        """One line about an answer that was read to its end."""
+
+    def variants(self) -> str:
+        """What can be switched to, in one line."""
+
+    def prepare(self, variant: str) -> Future[Any]:
+        """Begin to get ready for a switch."""
+
+    def switch(self, variant: str, prepared: Future[Any]) -> str:
+        """Do it, after waiting for ``prepared``; one line about it."""
+
+
+class ChatLoop:
+    """One conversation."""
+
+    def __init__(self, partner: Partner, opening: Sequence[Message]) -> None:
+        """Begin with messages that are always there, such as a system message."""
+        self._partner, self._opening = partner, list(opening)
         self._messages = list(opening)
-        self._wanted: tuple[str, Future[PreparedVariant]] | None = None
+        self._wanted: deque[tuple[str, Future[Any]]] = deque()
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._held: list[str] = []
 
     def run(self) -> None:
         """Until the input ends or /exit."""
-        note(f"variant {self._engine.variant}; /help lists the commands")
+        note(f"{self._partner.greeting()}; /help lists the commands")
         threading.Thread(target=self._read_lines, daemon=True).start()
         while (line := self._next_line()) is not None:
             text = line.strip()
@@ -75,17 +97,10 @@ class ChatLoop:
         messages.append(Message("user", text))
         answer: list[str] = []
         try:
-            generation = self._engine.chat(
-                messages, max_tokens=self._max_tokens, sampling=self._sampling, stop=self._stop
-            )
-            for token in generation:
-                answer.append(token.text)
-                sys.stdout.write(token.text)
-                sys.stdout.flush()
-                self._obey_what_came_in()
-                self._switch_if_wanted(wait=False)
+            with contextlib.closing(self._partner.answer(messages)) as pieces:
+                self._show(pieces, answer)
             sys.stdout.write("\n")
-            note(describe_stats(generation.stats, self._engine.variant))
+            note(self._partner.last_answer())
         except KeyboardInterrupt:
             note("\n[stopped]")
         except LamellaError as error:
@@ -94,6 +109,16 @@ class ChatLoop:
             messages.append(Message("assistant", "".join(answer)))
         else:
             messages.pop()  # nothing was answered: the question may be asked again
+
+    def _show(self, pieces: Iterable[str], answer: list[str]) -> None:
+        """Write pieces as they come, and keep them; commands and switches in between."""
+        for piece in pieces:
+            if piece:
+                answer.append(piece)
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+            self._obey_what_came_in()
+            self._switch_if_wanted(wait=False)
 
     def _obey_what_came_in(self) -> None:
         """Commands typed while an answer is written act at once; other lines wait for their turn."""
@@ -109,28 +134,22 @@ class ChatLoop:
 
     def _obey(self, command: str) -> None:
         name, _, argument = command.partition(" ")
-        if name == "/switch":
-            self._want(argument.strip())
-        elif name == "/variants":
-            note(", ".join(f"{v} (running)" if v == self._engine.variant else v for v in self._engine.variants))
-        elif name == "/clear":
-            self._messages = list(self._opening)
-        else:
-            note(HELP)
-
-    def _want(self, variant: str) -> None:
         try:
-            self._wanted = (variant, self._engine.prepare(variant))
+            if name == "/switch":
+                self._wanted.append((argument.strip(), self._partner.prepare(argument.strip())))
+            elif name == "/variants":
+                note(self._partner.variants())
+            elif name == "/clear":
+                self._messages = list(self._opening)
+            else:
+                note(HELP)
         except LamellaError as error:
             note(f"\n[{error}]")
 
     def _switch_if_wanted(self, *, wait: bool) -> None:
         """Switch as soon as the wanted variant is in memory; while answering, go on at the old one until then."""
-        if self._wanted is None or not (wait or self._wanted[1].done()):
-            return
-        (variant, preparing), self._wanted = self._wanted, None
-        try:
-            preparing.result()
-            note(f"\n[{describe_switch(self._engine.switch(variant))}]")
-        except LamellaError as error:
-            note(f"\n[{error}; still at {self._engine.variant}]")
+        while self._wanted and (wait or self._wanted[0][1].done()):
+            try:
+                note(f"\n[{self._partner.switch(*self._wanted.popleft())}]")
+            except LamellaError as error:
+                note(f"\n[{error}; no switch]")

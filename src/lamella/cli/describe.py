@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from lamella.core.units import format_bytes, format_seconds
 from lamella.run.generation import GenerationStats
-from lamella.run.variants import SwitchReport
+from lamella.run.prepared import SwitchReport
 
 
 def describe_switch(report: SwitchReport) -> str:

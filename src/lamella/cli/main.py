@@ -12,6 +12,7 @@ from typer.exceptions import TyperException
 
 from lamella.cli import (
     build,
+    chat,
     cluster_plan,
     devices,
     eval,
@@ -24,12 +25,15 @@ from lamella.cli import (
     lm_eval,
     measure,
     plan,
+    profile,
     remote,
     run,
     serve,
+    simulate,
     store,
 )
 from lamella.cli.output import print_json, stderr
+from lamella.cli.panels import GroupedCommand
 from lamella.core.errors import INTERRUPTED_EXIT_CODE, InvalidRequest, LamellaError
 from lamella.version import __version__
 
@@ -67,7 +71,10 @@ app.command("frontier")(frontier.frontier)
 app.command("ladder")(ladder.ladder)
 app.command("build")(build.build)
 app.command("run")(run.run)
-app.command("serve")(serve.serve)
+app.command("chat")(chat.chat)
+app.command("serve", cls=GroupedCommand)(serve.serve)
+app.command("profile")(profile.profile)
+app.command("simulate")(simulate.simulate)
 app.command("eval")(eval.evaluate)
 app.command("export")(exchange.export_variant)
 app.command("import")(exchange.import_file)

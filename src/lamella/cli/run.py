@@ -11,6 +11,7 @@ import typer
 
 from lamella import api
 from lamella.cli.chat_loop import ChatLoop
+from lamella.cli.chat_partners import EnginePartner
 from lamella.cli.describe import describe_stats, describe_switch, describe_times
 from lamella.cli.output import JsonFlag, note, print_json
 from lamella.config import Config
@@ -21,7 +22,7 @@ from lamella.run.chat import Message
 from lamella.run.engine import Engine, EngineOptions
 from lamella.run.generation import Generation
 from lamella.run.layouts import check_policy
-from lamella.run.variants import SwitchReport
+from lamella.run.prepared import SwitchReport
 
 
 def run(
@@ -66,7 +67,7 @@ def run(
     opening = [Message("system", system)] if system else []
     with api.open_engine(folder, variant, options, cache_folder=config.cache_folder) as engine:
         if prompt is None:
-            ChatLoop(engine, opening, sampling, max_tokens, stop or ()).run()
+            ChatLoop(EnginePartner(engine, sampling, max_tokens, stop or ()), opening).run()
             return
         if switch_to is not None:
             engine.prepare(switch_to)

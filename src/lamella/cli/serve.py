@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
 from lamella import api
 from lamella.batching.settings import EngineSettings, Pooling
+from lamella.cli.opening import opening_lines
 from lamella.cli.output import note
 from lamella.config import Config
 from lamella.core.errors import InvalidRequest
 from lamella.core.units import parse_bytes
 from lamella.run.layouts import check_policy
 from lamella.store.store import Store
+
+if TYPE_CHECKING:
+    from lamella.serving.auth import KeyRing
 
 POOLINGS = get_args(Pooling)
 DEFAULT_PORT = 8080
@@ -29,8 +35,19 @@ def serve(
     port: Annotated[int, typer.Option(help="0 takes a free one.", rich_help_panel=SERVER)] = DEFAULT_PORT,
     keys: Annotated[
         Path | None,
-        typer.Option(help="File of API keys, one 'user:KEY' or 'admin:KEY' a line.", rich_help_panel=SERVER),
+        typer.Option(
+            help="File of API keys, one 'user:KEY' or 'admin:KEY' a line.  Default: the variable LAMELLA_API_KEYS.",
+            rich_help_panel=SERVER,
+        ),
     ] = None,
+    name: Annotated[
+        str,
+        typer.Option(
+            help="What requests call the model.  Default: 'smollm2' for that, else the name of the store's folder.",
+            rich_help_panel=SERVER,
+            show_default=False,
+        ),
+    ] = "",
     alias: Annotated[
         list[str] | None, typer.Option(help="A further name of the model; may be repeated.", rich_help_panel=SERVER)
     ] = None,
@@ -46,14 +63,24 @@ def serve(
         bool, typer.Option("--access-log", help="One line a request.", rich_help_panel=SERVER)
     ] = False,
     drain_seconds: Annotated[
-        float, typer.Option(help="How long answers may go on at shutdown.", rich_help_panel=SERVER)
+        float, typer.Option(help="How long answers may go on after SIGTERM.", rich_help_panel=SERVER)
     ] = 30.0,
     context: Annotated[int, typer.Option(help="Most tokens of one request.", rich_help_panel=ENGINE)] = 4096,
     sequences: Annotated[int, typer.Option(help="Requests that run at once.", rich_help_panel=ENGINE)] = 8,
     cells: Annotated[
         int,
-        typer.Option(help="Tokens in the KV cache; 0: --context times --sequences.", rich_help_panel=ENGINE),
+        typer.Option(
+            help="Tokens in a KV cache that all requests share; 0: --context for each, if memory is plenty.",
+            rich_help_panel=ENGINE,
+        ),
     ] = 0,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Most memory of the engine process, as 600MiB: weights, KV cache, buffers and all; default: no limit.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = None,
     kv_type: Annotated[str, typer.Option(help="ggml type of the KV cache.", rich_help_panel=ENGINE)] = "F16",
     layout: Annotated[
         str, typer.Option(help="How weights are read: auto, mapped, repacked.", rich_help_panel=ENGINE)
@@ -68,25 +95,30 @@ def serve(
         bool, typer.Option("--check", help="Verify shards before they are used.", rich_help_panel=ENGINE)
     ] = False,
     queue: Annotated[int, typer.Option(help="Requests that may wait; more get 429.", rich_help_panel=LIMITS)] = 64,
-    max_prompt_tokens: Annotated[int | None, typer.Option(rich_help_panel=LIMITS)] = None,
-    max_output_tokens: Annotated[int | None, typer.Option(rich_help_panel=LIMITS)] = None,
+    max_prompt_tokens: Annotated[
+        int | None, typer.Option(help="Of one prompt.  Default: what --context holds.", rich_help_panel=LIMITS)
+    ] = None,
+    max_output_tokens: Annotated[
+        int | None, typer.Option(help="Of one answer.  Default: what --context holds.", rich_help_panel=LIMITS)
+    ] = None,
     max_body: Annotated[str, typer.Option(help="Size of a request.", rich_help_panel=LIMITS)] = "8MiB",
 ) -> None:
     """Serve a store's variants behind an OpenAI-compatible API.
 
-    The variant changes while requests run: POST /admin/switch {"variant": "small"}.  A request may ask for one by
-    the model name MODEL@VARIANT.
+    The variant changes while requests run: POST /admin/switch {"variant": "small"}, or /switch small in
+    `lamella chat --url URL`.  A request may ask for one by the model name MODEL@VARIANT.
     """
     engine = _engine_settings(
-        target, context, sequences, cells, kv_type, layout=layout, warm=warm, pooling=pooling, check=check
+        target, context, sequences, cells, kv_type, memory, layout=layout, warm=warm, pooling=pooling, check=check
     )
-    from lamella.serving.auth import KeyRing
     from lamella.serving.settings import FrontSettings, Limits
 
+    ring = _key_ring(keys)
     front = FrontSettings(
+        name=name or api.model_name(Store.open(Path(engine.store))),
         host=host,
         port=port,
-        keys=KeyRing.read(keys) if keys else KeyRing(),
+        keys=ring,
         aliases=tuple(alias or ()),
         limits=Limits(parse_bytes(max_body), max_prompt_tokens, max_output_tokens),
         cors_origins=tuple(cors or ()),
@@ -95,15 +127,31 @@ def serve(
         drain_seconds=drain_seconds,
         access_log=access_log,
     )
-    asyncio.run(
-        api.serve(
-            engine,
-            front,
-            max_queue=queue,
-            on_listening=lambda url: note(f"listening on {url}/v1; Ctrl-C ends"),
-            on_line=note,
-        )
-    )
+
+    def say_hello(listening: api.Listening) -> None:
+        for line in opening_lines(listening, len(ring)):
+            note(line)
+
+    _run(api.serve(engine, front, max_queue=queue, on_listening=say_hello, on_line=note))
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """In uvloop's event loop where there is one: the front shares the processor with the model."""
+    if importlib.util.find_spec("uvloop") is None:
+        asyncio.run(work)
+        return
+    import uvloop
+
+    uvloop.run(work)
+
+
+def _key_ring(file: Path | None) -> KeyRing:
+    from lamella.serving.auth import KeyRing
+
+    if file is not None:
+        return KeyRing.read(file)
+    said = Config.from_environment(os.environ).api_keys
+    return KeyRing() if said is None else KeyRing.needed(said, "LAMELLA_API_KEYS")
 
 
 def _engine_settings(
@@ -112,6 +160,7 @@ def _engine_settings(
     sequences: int,
     cells: int,
     kv_type: str,
+    memory: str | None,
     *,
     layout: str,
     warm: int,
@@ -135,6 +184,7 @@ def _engine_settings(
         n_threads=config.n_threads,
         layout=check_policy(layout),
         n_warm=warm,
+        memory_bytes=parse_bytes(memory) if memory else 0,
         check=check,
         pooling=cast(Pooling, pooling),
         kernel_file=str(config.cache_folder / "kernels.json"),

@@ -222,16 +222,22 @@ class Variant:
 Artifact = Measurement | Plan | Variant
 _FORMATS: dict[type, str] = {Measurement: "lamella.measurement", Plan: "lamella.plan", Variant: "lamella.variant"}
 A = TypeVar("A", Measurement, Plan, Variant)
+T = TypeVar("T")
 
 
 def to_json(artifact: Artifact) -> bytes:
     """Canonical JSON: sorted keys, two spaces, a final newline; equal artifacts give equal bytes."""
-    document = {
-        "format": _FORMATS[type(artifact)],
-        "format_version": FORMAT_VERSION,
-        "tool_version": __version__,
-        **to_plain(artifact),
-    }
+    return write_document(_FORMATS[type(artifact)], to_plain(artifact))
+
+
+def write_document(kind: str, fields: Mapping[str, Any]) -> bytes:
+    """A document of format ``kind`` in canonical JSON.
+
+    Raises:
+        ArtifactError: a number is NaN or infinite, which JSON cannot hold.
+    """
+    _refuse_non_finite(fields, "")
+    document = {"format": kind, "format_version": FORMAT_VERSION, "tool_version": __version__, **fields}
     return msgspec.json.format(msgspec.json.encode(document, order="sorted"), indent=2) + b"\n"
 
 
@@ -260,7 +266,15 @@ def from_json(kind: type[A], data: bytes, source: str) -> A:
     Raises:
         ArtifactError: no such document, of another kind, or of a newer format than this version reads.
     """
-    expected = _FORMATS[kind]
+    return read_document(kind, _FORMATS[kind], data, source)
+
+
+def read_document(kind: type[T], expected: str, data: bytes, source: str) -> T:
+    """Read a document of format ``expected`` into the dataclass of its fields.
+
+    Raises:
+        ArtifactError: as ``from_json``.
+    """
     try:
         document = msgspec.json.decode(data)
     except (msgspec.DecodeError, RecursionError) as error:

@@ -9,6 +9,7 @@
     |   +-- UnsupportedTensor
     |   +-- InvalidWeights
     +-- DoesNotFit               4   no plan fits the memory; says by how much and what would fit
+    +-- ExceedsCeiling           4   a running engine would pass its memory ceiling; says by how much and what would fit
     +-- NoPlacement              4   no way to place the layers on the nodes; says what they need and what is there
     +-- ArtifactError            5   a measurement or plan file cannot be read, or belongs to another model
     +-- StoreError               6   the store cannot do it
@@ -97,6 +98,22 @@ class DoesNotFit(LamellaError):
         self.needed_bytes = needed_bytes
         self.budget_bytes = budget_bytes
         self.smallest_plan = smallest_plan
+
+
+class ExceedsCeiling(LamellaError):
+    """An engine may take so much memory and no more, and what was asked needs more.
+
+    Attributes:
+        needed_bytes: what the engine would take.
+        ceiling_bytes: what it may take.
+    """
+
+    exit_code = 4
+
+    def __init__(self, message: str, *, needed_bytes: int, ceiling_bytes: int) -> None:
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
+        self.ceiling_bytes = ceiling_bytes
 
 
 class NoPlacement(LamellaError):

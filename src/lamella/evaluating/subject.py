@@ -131,7 +131,7 @@ class Subject(Closing):
         """
         if variant == self._name:
             return
-        self._live.switch_to(self._live.prepare(variant).result())
+        self._live.change_to(variant)
         self._name = variant
         self._drop_cache_after(0)
 
@@ -154,7 +154,7 @@ class Subject(Closing):
         self._drop_cache_after(0)
         self._working.decode(tokens[:first], 0, n_outputs=0)
         if after != before:
-            self._live.switch_to(self._live.prepare(after).result())
+            self._live.change_to(after)
         self._name, self._cached = "", ()  # what the cache holds is of two variants: for nobody else
         self._working.decode(tokens[first:], first, n_outputs=n_outputs)
         return self._working.last_logits(n_outputs)

@@ -21,6 +21,8 @@ from lamella.llama.model import Model
 
 Pooling = Literal["auto", "mean", "cls", "last"]
 MOST_TOGETHER = 16
+PASS_TOKENS = 512
+"""Texts go through together up to so many tokens: a pass cannot be interrupted."""
 
 _POOLINGS = {"auto": -1, "mean": 1, "cls": 2, "last": 3}  # enum llama_pooling_type
 
@@ -76,12 +78,20 @@ class Embedder(Handle):
             InvalidRequest: an input is empty, too long, or has a token that the vocabulary has not.
             EngineFailed: the computation failed.
         """
+        return np.concatenate([np.empty((0, self._model.n_embd), np.float32), *self.passes(inputs)])
+
+    def passes(self, inputs: Sequence[Sequence[int]]) -> Iterator[NDArray[np.float32]]:
+        """The same, of as many inputs at a time as go through the model together.
+
+        Raises:
+            InvalidRequest, EngineFailed: as ``embed``; the first before anything is computed.
+        """
         for i, tokens in enumerate(inputs):
             self._check(i, tokens)
-        vectors = np.empty((len(inputs), self._model.n_embd), np.float32)
-        for first, end in _together([len(tokens) for tokens in inputs], self._n_ctx):
-            self._embed_together(inputs[first:end], vectors[first:end])
-        return vectors
+        for first, end in _together([len(tokens) for tokens in inputs], min(self._n_ctx, PASS_TOKENS)):
+            vectors = np.empty((end - first, self._model.n_embd), np.float32)
+            self._embed_together(inputs[first:end], vectors)
+            yield vectors
 
     def _check(self, i: int, tokens: Sequence[int]) -> None:
         n_vocabulary = self._model.vocabulary.n_tokens

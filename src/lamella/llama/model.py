@@ -84,6 +84,13 @@ class Model(Handle):
         return int(library.load().llama.llama_model_n_ctx_train(self.address))
 
     @property
+    def kv_bytes_per_token(self) -> int:
+        """What an F16 KV cache takes for a token, at most: layers without one and windows count too."""
+        llama = library.load().llama
+        head_size = llama.llama_model_n_embd(self.address) // max(1, llama.llama_model_n_head(self.address))
+        return int(2 * 2 * head_size * llama.llama_model_n_head_kv(self.address) * self.n_layers)
+
+    @property
     def n_embd(self) -> int:
         """Length of a token's state, and of an embedding."""
         return int(library.load().llama.llama_model_n_embd_out(self.address))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes as ct
 import mmap
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 
 from lamella.core.errors import EngineFailed
 from lamella.core.precision import GGML_TYPES, GgmlType
-from lamella.llama import api, gguf, library
+from lamella.llama import api, gguf, library, pages
 from lamella.llama.api import tensor_at
 from lamella.llama.context import ContextOptions
 from lamella.llama.model import Model
@@ -27,9 +26,7 @@ from lamella.llama.model import Model
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_MADV_POPULATE_READ = 22  # Linux 5.14: fault pages in, without touching them one by one
 _ALIGNMENT = 64  # at least ggml's TENSOR_ALIGNMENT
-_MADV_HUGEPAGE = 14  # Linux: fewer entries in the translation cache for weights that are read for every token
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +127,7 @@ class MappedShard:
         """
         lib = library.load()
         self._base = lib.base
+        self._path = path
         tensors = gguf.read_tensors(path).values()
         with path.open("rb") as file:
             self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -148,22 +146,40 @@ class MappedShard:
             )
             for t in tensors
         }
+        self._sizes = {t.spec.name: t.n_bytes for t in tensors}
 
     def prefault(self) -> None:
         """Read all pages in, so that the first token after a switch does not wait for the disk.
 
         Releases the interpreter lock; meant for a background thread.
         """
-        if not _advise(self._start, self.n_bytes, _MADV_POPULATE_READ):
+        if not pages.advise(self._start, self.n_bytes, pages.POPULATE_READ):
             int(self._bytes[:: mmap.PAGESIZE].sum())  # older kernels and other systems: touch each page
 
-    def close(self) -> None:
-        """Free buffer and mapping.  No weight may point here any more."""
+    def unmap(self, names: Iterable[str], *, from_cache: bool) -> None:
+        """Let go of the pages of some weights, which stay readable: reading them brings them back, slowly.
+
+        Args:
+            from_cache: give them back to the kernel, but for those that some other process has mapped.
+        """
+        for start, n_bytes in _joined((self.states[n].data, self._sizes[n]) for n in names):
+            pages.unmap(start, n_bytes)
+            if from_cache:
+                pages.drop_from_cache(self._path, start - self._start, n_bytes)
+
+    def close(self, *, from_cache: bool = False) -> None:
+        """Free buffer and mapping.  No weight may point here any more.
+
+        Args:
+            from_cache: as in ``unmap``, of the whole file.
+        """
         if self._buffer:
             self._base.ggml_backend_buffer_free(self._buffer)
             self._buffer = None
             self._bytes = None
             self._mapping.close()
+            if from_cache:
+                pages.drop_from_cache(self._path)
 
 
 class OwnWeight:
@@ -233,7 +249,7 @@ class RepackedShard:
             raise EngineFailed(f"no memory for repacked copies of {sum(sizes.values())} bytes")
         self._base.ggml_backend_buffer_set_usage(self._buffer, api.BUFFER_USAGE_WEIGHTS)
         start = int(self._base.ggml_backend_buffer_get_base(self._buffer))
-        _advise(start, sum(sizes.values()), _MADV_HUGEPAGE)
+        pages.advise(start, sum(sizes.values()), pages.HUGE_PAGES)
         for name, shadow in shadows.items():
             if self._convert(name, shadow, shard.states[name], start + self.n_bytes):
                 self.n_bytes += sizes[name]
@@ -267,13 +283,6 @@ def _shadow(name: str, state: WeightState, shape: tuple[int, ...]) -> Any:
     return shadow
 
 
-def _advise(start: int, n_bytes: int, advice: int) -> bool:
-    """``madvise`` on the whole pages inside a range; whether the kernel took the advice."""
-    page = mmap.PAGESIZE
-    first, last = -(-start // page) * page, (start + n_bytes) // page * page
-    return last <= first or ct.CDLL(None).madvise(ct.c_void_p(first), ct.c_size_t(last - first), advice) == 0
-
-
 def repack_buffer_type(lib: library.Library) -> int | None:
     """ggml's buffer type for CPU-specific weight layouts, or None where there is none."""
     device = lib.ggml.ggml_backend_dev_by_type(library.DEVICE_TYPE_CPU)
@@ -298,8 +307,20 @@ def release_pages(states: Iterable[tuple[WeightState, int]]) -> None:
     Args:
         states: (where the weight was, its size in bytes).
     """
-    for state, n_bytes in states:
-        _advise(state.data, n_bytes, mmap.MADV_DONTNEED)
+    for start, n_bytes in _joined((state.data, n_bytes) for state, n_bytes in states):
+        pages.unmap(start, n_bytes)
+
+
+def _joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges (start, length) in order, those that nearly touch as one: a page that two weights share goes with both."""
+    joined: list[tuple[int, int]] = []
+    for start, n_bytes in sorted(ranges):
+        if joined and start - sum(joined[-1]) < mmap.PAGESIZE:
+            first = joined[-1][0]
+            joined[-1] = (first, max(sum(joined[-1]), start + n_bytes) - first)
+        else:
+            joined.append((start, n_bytes))
+    return joined
 
 
 def strides(ggml_type: GgmlType, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
@@ -312,19 +333,3 @@ def strides(ggml_type: GgmlType, shape: tuple[int, ...]) -> tuple[int, int, int,
 def type_name(state: WeightState) -> str:
     """ggml type of a state, by name."""
     return next(t.name for t in GGML_TYPES.values() if t.code == state.type_code)
-
-
-def resident_bytes(path: Path) -> int:
-    """How much of a file the page cache holds (``mincore``); for reports and tests."""
-    size = path.stat().st_size
-    if size == 0:
-        return 0
-    pages = -(-size // mmap.PAGESIZE)
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
-        view = np.frombuffer(mapping, np.uint8)
-        vector = (ct.c_ubyte * pages)()
-        code = ct.CDLL(None).mincore(ct.c_void_p(view.ctypes.data), ct.c_size_t(size), vector)
-        del view
-    if code != 0:
-        raise OSError(ct.get_errno(), os.strerror(ct.get_errno()))
-    return sum(flag & 1 for flag in vector) * mmap.PAGESIZE

@@ -27,6 +27,11 @@ def model_path(name: str) -> Path:
     return path
 
 
+def known_name(path: str) -> str | None:
+    """The short name of a model file, wherever it stands; None if it has none."""
+    return DEFAULT_MODEL if Path(path).name == _FILE else None
+
+
 def _embedded_model() -> Path:
     package = importlib.util.find_spec(_PACKAGE)  # looks, does not import
     for folder in (package.submodule_search_locations or ()) if package else ():

@@ -32,6 +32,25 @@ class MemoryLimit:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupMemory:
+    """One group on the way from this process to the root.
+
+    Attributes:
+        group: its folder.
+        limit_bytes: what it may use; None without a limit.
+        used_bytes: what it uses, page cache included.
+        cache_bytes: of that, page cache, which the kernel gives back under pressure.
+        pressure_file: where version 2 tells how long its processes waited for memory; may not exist.
+    """
+
+    group: str
+    limit_bytes: int | None
+    used_bytes: int
+    cache_bytes: int
+    pressure_file: Path
+
+
+@dataclass(frozen=True, slots=True)
 class _Files:
     """File names of a version of control groups."""
 
@@ -57,11 +76,28 @@ def memory_limit(root: Path = Path("/")) -> MemoryLimit | None:
     Args:
         root: the file system to look in, so that tests can use recorded trees.
     """
-    limits = [limit for files, group in _memberships(root) for limit in _limits(root, files, group)]
+    limits = [
+        MemoryLimit(found.group, found.limit_bytes, _available(found, found.limit_bytes))
+        for found in memory_groups(root)
+        if found.limit_bytes is not None
+    ]
     if not limits:
         return None
     tightest = min(limits, key=lambda limit: limit.available_bytes)
     return MemoryLimit(tightest.group, min(limit.limit_bytes for limit in limits), tightest.available_bytes)
+
+
+def memory_groups(root: Path = Path("/")) -> tuple[GroupMemory, ...]:
+    """The groups of this process whose memory is counted, from its own up to the root.
+
+    Inside a container the path may name a folder that only the host sees; the folders that exist are used.
+    """
+    return tuple(
+        found
+        for files, group in _memberships(root)
+        for ancestor in (group, *group.parents)
+        if (found := _group(root, files, ancestor)) is not None
+    )
 
 
 def _memberships(root: Path) -> Iterator[tuple[_Files, PurePosixPath]]:
@@ -76,20 +112,23 @@ def _memberships(root: Path) -> Iterator[tuple[_Files, PurePosixPath]]:
             yield _V2_HYBRID, PurePosixPath(path)
 
 
-def _limits(root: Path, files: _Files, group: PurePosixPath) -> Iterator[MemoryLimit]:
-    """Limits of the group and of those above it.
+def _group(root: Path, files: _Files, group: PurePosixPath) -> GroupMemory | None:
+    """One group, if its folder is there and counts memory."""
+    folder = root / files.mount / str(group).lstrip("/")
+    limit, usage = _number(folder / files.limit), _number(folder / files.usage)
+    if usage is None:
+        return None
+    return GroupMemory(
+        group="/" + str(folder.relative_to(root)),
+        limit_bytes=None if limit is None or limit >= _UNLIMITED else limit,
+        used_bytes=usage,
+        cache_bytes=_page_cache(folder, files),
+        pressure_file=folder / "memory.pressure",
+    )
 
-    Inside a container the path may name a folder that only the host sees; the folders that exist are used.
-    """
-    mount = root / files.mount
-    for ancestor in (group, *group.parents):
-        folder = mount / str(ancestor).lstrip("/")
-        limit = _number(folder / files.limit)
-        usage = _number(folder / files.usage)
-        if limit is None or usage is None or limit >= _UNLIMITED:
-            continue
-        free = limit - usage + _page_cache(folder, files)
-        yield MemoryLimit("/" + str(folder.relative_to(root)), limit, min(limit, max(0, free)))
+
+def _available(group: GroupMemory, limit_bytes: int) -> int:
+    return min(limit_bytes, max(0, limit_bytes - group.used_bytes + group.cache_bytes))
 
 
 def _page_cache(folder: Path, files: _Files) -> int:

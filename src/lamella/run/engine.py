@@ -36,8 +36,10 @@ from lamella.run.generation import FinishReason, Generation, Progress, Token
 from lamella.run.kernel_table import KernelTable, layouts_of
 from lamella.run.layouts import LayoutPolicy, check_policy
 from lamella.run.prefix import shared_prefix
+from lamella.run.prepared import PreparedVariant, Ready, StagedVariant, SwitchReport
+from lamella.run.starting import plan_start
 from lamella.run.text import TextStream
-from lamella.run.variants import LiveVariants, PreparedVariant, SwitchReport
+from lamella.run.variants import LiveVariants
 from lamella.store.store import Store
 
 LONG_PROMPT_TOKENS = 32
@@ -53,12 +55,14 @@ class EngineOptions:
         layout: ``mapped`` (zero-copy), ``repacked``, or ``auto``: whichever was measured faster, by type and phase.
         n_warm: variants whose shards stay open, the running one included; the least recently used goes first.
         check: verify the hash of every shard before it is used.
+        memory_bytes: ceiling for mapped shards and the private memory of the process, also during a switch; 0 for none.
     """
 
     context: ContextOptions = field(default_factory=ContextOptions)
     layout: LayoutPolicy = "auto"
     n_warm: int = 2
     check: bool = False
+    memory_bytes: int = 0
 
     def __post_init__(self) -> None:
         check_policy(self.layout)
@@ -96,28 +100,35 @@ class Engine(Closing):
         """Load a variant and get ready to generate.
 
         Args:
-            variant: its name; None takes the largest.
+            variant: its name; None takes the largest, under a memory ceiling the largest that fits.
             kernels: measured speeds of this machine; None measures what layout ``auto`` needs, for this engine only.
 
         Raises:
             UnknownVariant: no such variant.
             ShardDamaged: a shard is missing and cannot be got back, or with ``check`` does not match its name.
             EngineFailed: llama.cpp cannot load it.
+            ExceedsCeiling: it does not fit; says what would.
         """
         options = options or EngineOptions()
+        if variant is not None:
+            store.variant(variant)  # an unknown one is refused before speeds are measured
+        variants = by_size(store)
+        kernels = kernels or KernelTable(None, options.context.n_threads or usable_cores())
+        layouts = layouts_of(options.layout, kernels, variants)
+        start = plan_start(store, variants, variant, options.context, layouts, options.memory_bytes)
         with store.lease(reading=True) as lease, contextlib.ExitStack() as on_failure:
-            chosen = lease.hold(variant or largest_variant(store).name)
+            chosen = lease.hold(start.variant)
             paths = store.ready_paths(chosen)
             if options.check:
                 store.check(chosen)
             tensors = {n: t.spec for path in paths for n, t in gguf.read_tensors(path).items()}
             model = Model.load(paths)
             on_failure.callback(model.close)
-            kernels = kernels or KernelTable(None, options.context.n_threads or usable_cores())
-            layouts = layouts_of(options.layout, kernels, store.readable_variants()[0])
             context = Context(model, options.context)
             on_failure.callback(context.close)
-            live = LiveVariants(store, model, tensors, layouts, n_warm=options.n_warm, check=options.check)
+            live = LiveVariants(
+                store, model, tensors, layouts, n_warm=options.n_warm, check=options.check, ceiling=start.ceiling
+            )
             on_failure.callback(live.close)
             engine = cls(store, options, model, context, live)
             engine.switch(chosen.name)
@@ -126,8 +137,8 @@ class Engine(Closing):
 
     @property
     def variant(self) -> str:
-        """Name of the variant that computes the next token."""
-        return self._running.variant.name
+        """Name of the variant that computes the next token; during a change shard by shard that of the one before."""
+        return self._live.name
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -139,7 +150,7 @@ class Engine(Closing):
         """Private memory of repacked weights; everything else is shared page cache."""
         return self._live.repacked_bytes
 
-    def prepare(self, variant: str) -> Future[PreparedVariant]:
+    def prepare(self, variant: str) -> Future[Ready]:
         """Get a variant into memory in the background, so that a later ``switch`` need not wait.
 
         Raises:
@@ -154,19 +165,43 @@ class Engine(Closing):
         Waits until the variant is prepared (``prepare`` it earlier to make this a millisecond) and for the token, or
         the prompt, that another thread is computing.
 
+        Under a memory ceiling that does not hold both variants it is done shard by shard, between tokens.
+
         Raises:
-            UnknownVariant, ShardDamaged: nothing has changed.
+            UnknownVariant, ShardDamaged, ExceedsCeiling: nothing has changed; or shard by shard, the change stopped
+                on its way, and the model runs on at a mixture of both.
             EngineFailed: the engine was closed.
         """
         while True:
             try:
-                prepared = self.prepare(variant).result()
+                ready = self.prepare(variant).result()
             except CancelledError:
                 raise EngineFailed("the engine was closed") from None
+            if isinstance(ready, StagedVariant):
+                report = self._switch_stepwise(ready)
+            else:
+                with self._between_tokens:
+                    self._check_open()
+                    report = self._live.switch_to(ready)
+            if report is not None:
+                return report
+
+    def _switch_stepwise(self, staged: StagedVariant) -> SwitchReport | None:
+        """Exchange shard after shard, each between two tokens; None where it has to be prepared anew."""
+        with self._between_tokens:
+            self._check_open()
+            change = self._live.begin(staged)
+        if change is None:
+            return None
+        try:
+            while not change.is_over:
+                change.open_next()
+                with self._between_tokens:
+                    change.exchange_next()
+        finally:
             with self._between_tokens:
-                self._check_open()
-                if self._live.is_ready(prepared):
-                    return self._live.switch_to(prepared)
+                report = self._live.end(change)
+        return report
 
     def generate(
         self,
@@ -328,8 +363,8 @@ class Engine(Closing):
         return n_kept
 
 
-def largest_variant(store: Store) -> Variant:
-    """The variant with the most bytes.
+def by_size(store: Store) -> list[Variant]:
+    """The readable variants of a store, the one with the most bytes first.
 
     Raises:
         StoreError: the store has none.
@@ -337,4 +372,13 @@ def largest_variant(store: Store) -> Variant:
     variants, _ = store.readable_variants()
     if not variants:
         raise StoreError(f"{store.path} holds no variant yet; build one with: lamella build MODEL {store.path}")
-    return max(variants, key=lambda v: v.n_bytes)
+    return sorted(variants, key=lambda v: (-v.n_bytes, v.name))
+
+
+def largest_variant(store: Store) -> Variant:
+    """The variant with the most bytes.
+
+    Raises:
+        StoreError: the store has none.
+    """
+    return by_size(store)[0]

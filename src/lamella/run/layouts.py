@@ -36,6 +36,11 @@ class Layout:
     repack: bool = False
     prompt_from_mapped: bool = False
 
+    @property
+    def is_copy_only(self) -> bool:
+        """Whether nothing reads the mapped weights."""
+        return self.repack and not self.prompt_from_mapped
+
 
 def check_policy(policy: str) -> LayoutPolicy:
     """The policy of that name.

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lamella.core.model import TensorSpec
-from lamella.core.precision import GGML_TYPES_BY_CODE
-from lamella.llama.weights import MappedShard, RepackedShard, WeightState
+from lamella.llama import gguf
+from lamella.llama.pages import give_back_what_is_freed
+from lamella.llama.weights import MappedShard, RepackedShard, WeightState, type_name
+from lamella.run.ceiling import Footprint
 from lamella.run.layouts import Layout
 
 
@@ -28,47 +30,107 @@ class ShardPool:
     engine's otherwise (``LiveVariants`` sees to that).
     """
 
-    def __init__(self, layouts: Mapping[str, Layout], repackable: frozenset[str]) -> None:
+    def __init__(self, layouts: Mapping[str, Layout], repackable: frozenset[str], *, gives_back: bool = False) -> None:
         """Make an empty pool.
 
         Args:
             layouts: by ggml type name.
             repackable: names of the weights that only matrix products read.
+            gives_back: pages that are no longer used leave the page cache too, unless another process has them mapped,
+                and freed copies the process; else kernel and C library decide how long they keep them.
         """
         self._layouts = layouts
         self._repackable = repackable
+        self._gives_back = gives_back
         self._mapped: dict[str, MappedShard] = {}
         self._repacked: dict[str, RepackedShard] = {}
+        self._footprints: dict[str, Footprint] = {}
+        if gives_back:
+            give_back_what_is_freed()
+
+    def footprint(self, shard_id: str, path: Path, tensors: Mapping[str, TensorSpec]) -> Footprint:
+        """What a shard takes, or would take, by the header of its file.
+
+        Args:
+            tensors: the model's tensors by name, for their shapes.
+
+        Raises:
+            ModelError: no readable GGUF file.
+        """
+        found = self._footprints.get(shard_id)
+        if found is None:
+            stored = gguf.read_tensors(path)
+            layouts = {n: self._layout(n, t.spec.type.name, tensors) for n, t in stored.items()}
+            copied = sum(t.n_bytes for n, t in stored.items() if layouts[n].repack)
+            unmapped = sum(t.n_bytes for n, t in stored.items() if layouts[n].is_copy_only)
+            size = path.stat().st_size
+            found = self._footprints[shard_id] = Footprint(size - unmapped, copied, size + copied)
+        return found
 
     def open(self, shard_id: str, path: Path, tensors: Mapping[str, TensorSpec]) -> ShardStates:
         """Map a shard, read its pages in, and make the repacked copies that its types call for.
 
+        Pages of weights that only their copies are read of are let go again.
+
         Args:
             tensors: the model's tensors by name, for their shapes.
         """
+        self.footprint(shard_id, path, tensors)
         mapped = self._mapped.get(shard_id)
         if mapped is None:
             mapped = self._mapped[shard_id] = MappedShard(path)
-        to_repack = [n for n, s in mapped.states.items() if self._layout(n, s, tensors).repack]
-        if to_repack and shard_id not in self._repacked:
-            shapes = {n: tensors[n].shape for n in to_repack}
-            self._repacked[shard_id] = RepackedShard(mapped, shapes)
-        copies = self._repacked[shard_id].states if shard_id in self._repacked else {}
-        stay = {n for n in copies if self._layout(n, mapped.states[n], tensors).prompt_from_mapped}
-        if len(copies) < len(mapped.states) or stay:
+        layouts = {n: self._layout(n, type_name(s), tensors) for n, s in mapped.states.items()}
+        if shard_id not in self._repacked:
             mapped.prefault()
+            self._repack(shard_id, mapped, {n: tensors[n].shape for n, layout in layouts.items() if layout.repack})
+        copies = self._repacked[shard_id].states if shard_id in self._repacked else {}
+        if idle := [n for n in copies if layouts[n].is_copy_only]:
+            mapped.unmap(idle, from_cache=self._gives_back)
         return ShardStates(
-            prompt={n: s if n in stay else copies.get(n, s) for n, s in mapped.states.items()},
+            prompt={n: s if layouts[n].prompt_from_mapped else copies.get(n, s) for n, s in mapped.states.items()},
             token={n: copies.get(n, s) for n, s in mapped.states.items()},
         )
+
+    def _repack(self, shard_id: str, mapped: MappedShard, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        if shapes:
+            self._repacked[shard_id] = RepackedShard(mapped, shapes)
+
+    def mapped_states(self, shard_id: str) -> Mapping[str, WeightState]:
+        """Where the weights of an open shard are without copies."""
+        return self._mapped[shard_id].states
+
+    def empty(self, shard_id: str) -> None:
+        """Give back the memory of an open shard, copies included.
+
+        Its mapping stays, so that weights that point there can be read still, slowly.  None may point at a copy.
+        """
+        if shard_id in self._repacked:
+            self._repacked.pop(shard_id).close()
+        mapped = self._mapped[shard_id]
+        mapped.unmap(mapped.states, from_cache=self._gives_back)
+
+    def close_shard(self, shard_id: str) -> None:
+        """Close a shard.  No weight may point into it."""
+        if shard_id in self._repacked:
+            self._repacked.pop(shard_id).close()
+        if shard_id in self._mapped:
+            self._mapped.pop(shard_id).close(from_cache=self._gives_back)
 
     def keep_only(self, shard_ids: Iterable[str]) -> None:
         """Close every other shard.  No weight may point into one of them."""
         kept = set(shard_ids)
-        for shard_id in [i for i in self._repacked if i not in kept]:
-            self._repacked.pop(shard_id).close()
         for shard_id in [i for i in self._mapped if i not in kept]:
-            self._mapped.pop(shard_id).close()
+            self.close_shard(shard_id)
+
+    @property
+    def footprints(self) -> Mapping[str, Footprint]:
+        """Of all shards that are open or were asked for."""
+        return self._footprints
+
+    @property
+    def open_ids(self) -> frozenset[str]:
+        """Ids of the shards that are open."""
+        return frozenset(self._mapped)
 
     @property
     def mapped_bytes(self) -> int:
@@ -89,7 +151,7 @@ class ShardPool:
         self._mapped.clear()
         self._repacked.clear()
 
-    def _layout(self, name: str, state: WeightState, tensors: Mapping[str, TensorSpec]) -> Layout:
+    def _layout(self, name: str, type_name: str, tensors: Mapping[str, TensorSpec]) -> Layout:
         if name not in self._repackable or not tensors[name].is_matrix:
             return Layout()
-        return self._layouts.get(GGML_TYPES_BY_CODE[state.type_code].name, Layout())
+        return self._layouts.get(type_name, Layout())

@@ -26,6 +26,7 @@ from lamella.serving.openai.embeddings import embedding_routes
 from lamella.serving.openai.errors import handle_error, handle_http, handle_validation
 from lamella.serving.openai.models import model_routes
 from lamella.serving.settings import FrontSettings
+from lamella.serving.tokens import token_routes
 from lamella.version import __version__
 
 
@@ -51,7 +52,15 @@ def build_app(client: EngineClient, settings: FrontSettings, gate: Gate | None =
             RequestValidationError: handle_validation,
         },
     )
-    for routes in (chat_routes, completion_routes, embedding_routes, model_routes, health_routes, admin_routes):
+    for routes in (
+        chat_routes,
+        completion_routes,
+        embedding_routes,
+        model_routes,
+        token_routes,
+        health_routes,
+        admin_routes,
+    ):
         app.include_router(routes(front))
     return app
 

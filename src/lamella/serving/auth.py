@@ -56,11 +56,21 @@ class KeyRing:
             InvalidRequest: as ``parse``, the file cannot be read, or it has no key (which would open the server).
         """
         try:
-            ring = cls.parse(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidRequest(f"cannot read keys from {path}: {type(error).__name__}") from None
+        return cls.needed(text, str(path))
+
+    @classmethod
+    def needed(cls, text: str, where: str) -> KeyRing:
+        """As ``parse``, of a text that must have a key.
+
+        Raises:
+            InvalidRequest: as ``parse``, or it has none, which would open the server; ``where`` it stands is named.
+        """
+        ring = cls.parse(text)
         if not ring:
-            raise InvalidRequest(f"{path} has no key; a line is 'admin:KEY', 'user:KEY' or 'KEY'")
+            raise InvalidRequest(f"{where} has no key; a line is 'admin:KEY', 'user:KEY' or 'KEY'")
         return ring
 
     def __len__(self) -> int:

@@ -57,6 +57,15 @@ class EngineClient(Protocol):
     def is_ready(self) -> bool:
         """Whether an engine answers now."""
 
+    def check_room(self, n_requests: int) -> None:
+        """Whether so many requests may be submitted now, before anything else happens in this event loop.
+
+        Raises:
+            InvalidRequest: they would not fit even if nothing else were open.
+            QueueFull: they would, but not beside what is open.
+            Unavailable: nothing is taken now.
+        """
+
     def generate(self, request: Generate) -> EngineStream:
         """Submit a request; its ``id`` is replaced by the client's own number.
 
@@ -66,7 +75,18 @@ class EngineClient(Protocol):
         """
 
     async def embed(self, inputs: list[str | list[int]]) -> Embedded:
-        """One vector for each input.  Raises ``RequestRefused`` where the model has none."""
+        """One vector for each input; cancelled, the engine stops too.
+
+        Raises:
+            RequestRefused: the model has none.
+            QueueFull, Draining: as ``generate``.
+        """
+
+    async def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
+        """The token ids of a text."""
+
+    async def detokenize(self, tokens: list[int]) -> str:
+        """The text of tokens.  Raises ``RequestRefused`` for one that the vocabulary has not."""
 
     async def switch(self, variant: str, *, recompute_cache: bool = False) -> Switched:
         """Run at another variant.  Raises ``RequestRefused``; nothing has changed then."""

@@ -12,7 +12,7 @@ from lamella.core.errors import EngineUnavailable
 from lamella.serving.engine_client import EngineClient
 from lamella.serving.gate import Gate
 from lamella.serving.metrics import Metrics
-from lamella.serving.openai.names import Target, resolve
+from lamella.serving.openai.names import ModelNames, Target
 from lamella.serving.settings import FrontSettings
 
 SEEDS = 2**32 - 1
@@ -49,6 +49,14 @@ class Front:
             raise EngineUnavailable("No engine is up yet.")
         return self.client.facts
 
+    def names(self) -> ModelNames:
+        """What the model is called.
+
+        Raises:
+            EngineUnavailable: no engine has been up.
+        """
+        return ModelNames.of(self.facts(), self.settings)
+
     def target(self, name: str) -> Target:
         """What a model name means.
 
@@ -56,4 +64,4 @@ class Front:
             ApiError: no such model.
             EngineUnavailable: no engine has been up, so that nobody knows.
         """
-        return resolve(name, self.facts(), self.settings.aliases)
+        return self.names().resolve(name)

@@ -32,6 +32,9 @@ class EngineOwner(Protocol):
     def came_up(self, hello: Hello) -> None:
         """An engine is ready; it can be sent to from now on."""
 
+    def went_silent(self) -> None:
+        """That engine has closed its connection, and is about to end; nothing more can be sent to it."""
+
     def died(self, died: EngineDied) -> bool:
         """That engine has ended; returns whether it did any work before."""
 
@@ -147,6 +150,7 @@ class EngineKeeper:
         while True:
             await child.has_closed()
             self.is_up = False
+            self._owner.went_silent()
             died = await self._end_of(child)
             is_settled = self._clock() - self._up_since >= self._options.restarts.settled_seconds
             was_fruitful = self._owner.died(died) or is_settled

@@ -1,18 +1,30 @@
-"""What has one answer: embeddings, switches, and reading variants in."""
+"""What has one answer: embeddings, tokens of texts, switches, and reading variants in."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
 
-from lamella.batching.messages import Embed, Embedded, Prepare, Prepared, Refused, Switch, Switched
+from lamella.batching.messages import (
+    Detokenize,
+    Detokenized,
+    Embed,
+    Embedded,
+    Prepare,
+    Prepared,
+    Refused,
+    Switch,
+    Switched,
+    Tokenize,
+    Tokenized,
+)
 from lamella.core.errors import LamellaError, RequestRefused
 
-Asked = Embed | Switch | Prepare
-Answer = Embedded | Switched | Prepared
+Asked = Embed | Tokenize | Detokenize | Switch | Prepare
+Answer = Embedded | Tokenized | Detokenized | Switched | Prepared
 
-N_EMBED_TRIES = 2
-"""Engines that are given the same texts to embed: the first may have died of something else."""
+N_TRIES = 2
+"""Engines that are given the same texts: the first may have died of something else."""
 
 
 class Question:
@@ -54,9 +66,10 @@ class Questions:
         question = self._open[message.id] = Question(message)
         return question
 
-    def forget(self, number: int) -> None:
-        """Nobody waits for the answer any more."""
-        self._open.pop(number, None)
+    def forget(self, number: int) -> bool:
+        """Nobody waits for the answer any more; whether the engine works on it and should stop."""
+        question = self._open.pop(number, None)
+        return question is not None and question.is_with_engine and isinstance(question.message, Embed)
 
     def to_send(self) -> Iterator[Asked]:
         """What the engine has not been given; each counts as sent when it is taken from here."""
@@ -76,12 +89,12 @@ class Questions:
         self.fail(message.id, RequestRefused(message.message, why=message.why))
 
     def engine_died(self, why: str) -> None:
-        """What is to be embedded is sent again, unless that was done already; a switch has failed."""
+        """What is to be embedded or tokenized is sent again, unless that was done already; a switch has failed."""
         for number, question in list(self._open.items()):
             if not question.is_with_engine:
                 continue
             question.is_with_engine = False
-            if not isinstance(question.message, Embed) or question.n_tries >= N_EMBED_TRIES:
+            if isinstance(question.message, Switch | Prepare) or question.n_tries >= N_TRIES:
                 what = type(question.message).__name__.lower()
                 self.fail(number, RequestRefused(f"the engine died during this {what}: {why}", why="failed"))
 

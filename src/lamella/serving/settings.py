@@ -35,6 +35,7 @@ class FrontSettings:
     """How the server meets the world.
 
     Attributes:
+        name: of the model, in lists and answers; "" for what its file calls itself.
         host, port: where it listens; port 0 takes a free one.
         keys: who may ask; without any, everybody.
         aliases: further names of the model (clients often have one built in).
@@ -42,12 +43,15 @@ class FrontSettings:
         cors_origins: web pages whose scripts may ask; ``*`` for all.
         certificate, private_key: PEM files for TLS; both or none.
         drain_seconds: how long running requests may take at shutdown before they are cut off.
+        keep_alive_seconds: a stream that was silent for so long (its request waits, or its prompt is long) says that it
+            lives, at the latest after twice that time: proxies cut what seems dead, many after 60 seconds.
         access_log: one line a request, on the error stream.  It costs time that the model could use.
 
     Raises:
         InvalidRequest: values that have no meaning.
     """
 
+    name: str = ""
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
     keys: KeyRing = field(default_factory=KeyRing)
@@ -57,11 +61,14 @@ class FrontSettings:
     certificate: Path | None = None
     private_key: Path | None = None
     drain_seconds: float = 30.0
+    keep_alive_seconds: float = 10.0
     access_log: bool = False
 
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.private_key is None):
             raise InvalidRequest("TLS needs both a certificate and its private key")
+        if not all(name.isprintable() for name in (self.name, *self.aliases)):
+            raise InvalidRequest("names of the model are made of printable characters")
         if self.drain_seconds < 0:
             raise InvalidRequest(f"running requests may take 0 seconds or more at shutdown, not {self.drain_seconds:g}")
 

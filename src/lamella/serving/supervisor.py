@@ -21,9 +21,23 @@ from typing import Literal, Self
 
 import msgspec
 
-from lamella.batching.messages import Embed, Embedded, Generate, Hello, Prepare, Prepared, Status, Switch, Switched
+from lamella.batching.messages import (
+    Detokenize,
+    Detokenized,
+    Embed,
+    Embedded,
+    Generate,
+    Hello,
+    Prepare,
+    Prepared,
+    Status,
+    Switch,
+    Switched,
+    Tokenize,
+    Tokenized,
+)
 from lamella.batching.settings import EngineSettings
-from lamella.core.errors import Draining, EngineUnavailable, QueueFull
+from lamella.core.errors import Draining, EngineUnavailable, InvalidRequest, QueueFull
 from lamella.serving.engine_client import EngineStream
 from lamella.serving.keeper import EngineKeeper
 from lamella.serving.questions import Answer, Asked
@@ -106,17 +120,47 @@ class SupervisedEngine:
 
     # --- what can be asked of it -------------------------------------------------------------------------------------
 
+    def check_room(self, n_requests: int) -> None:
+        """See ``EngineClient``: all of a batch or nothing, so that no half of one is computed for nobody."""
+        self._check_open()
+        assert self.facts is not None  # or it would be closed
+        n_sequences, max_queue = self.facts.n_sequences, self._options.max_queue
+        n_places = n_sequences + max_queue
+        if n_requests > n_places:
+            raise InvalidRequest(
+                f"{n_requests} choices at once; this server takes at most {n_places}: "
+                f"{n_sequences} run and {max_queue} wait (--sequences, --queue)"
+            )
+        if self.n_open + n_requests > n_places:
+            n_ahead = max(1, self.n_open + n_requests - n_places)
+            raise QueueFull(
+                f"{self.n_open} requests are open: {n_sequences} run at once and {max_queue} may wait",
+                retry_after_seconds=max(1.0, self._traffic.mean_seconds * n_ahead / n_sequences),
+            )
+
     def generate(self, request: Generate) -> EngineStream:
         """See ``EngineClient``; raises ``EngineUnavailable`` where no engine will come up again."""
-        self._check_place()
+        self.check_room(1)
         return self._traffic.submit(msgspec.structs.replace(request, id=next(self._numbers)))
 
     async def embed(self, inputs: list[str | list[int]]) -> Embedded:
         """See ``EngineClient``; raises what ``generate`` raises besides."""
-        self._check_place()
+        self.check_room(1)
         answer = await self._ask(Embed(id=next(self._numbers), inputs=inputs))
         assert isinstance(answer, Embedded)
         return answer
+
+    async def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
+        """See ``EngineClient``."""
+        answer = await self._ask(Tokenize(id=next(self._numbers), text=text, add_special=add_special))
+        assert isinstance(answer, Tokenized)
+        return answer.tokens
+
+    async def detokenize(self, tokens: list[int]) -> str:
+        """See ``EngineClient``."""
+        answer = await self._ask(Detokenize(id=next(self._numbers), tokens=tokens))
+        assert isinstance(answer, Detokenized)
+        return answer.text
 
     async def switch(self, variant: str, *, recompute_cache: bool = False) -> Switched:
         """See ``EngineClient``.  An engine that dies of it is replaced by one at the variant that ran before."""
@@ -142,17 +186,6 @@ class SupervisedEngine:
     def _check_open(self) -> None:
         if self._traffic.closed_for is not None:
             raise self._traffic.closed_for()
-
-    def _check_place(self) -> None:
-        self._check_open()
-        assert self.facts is not None  # or it would be closed
-        n_sequences, max_queue = self.facts.n_sequences, self._options.max_queue
-        if self.n_open >= n_sequences + max_queue:
-            n_waiting = max(0, self.n_open - n_sequences)
-            raise QueueFull(
-                f"{self.n_open} requests are open: {n_sequences} run at once and {max_queue} may wait",
-                retry_after_seconds=max(1.0, self._traffic.mean_seconds * n_waiting / n_sequences),
-            )
 
     # --- its life ----------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from lamella.batching.frames import FrameTooLong
 from lamella.batching.messages import (
     Accepted,
     Cancel,
+    Detokenized,
     Embedded,
     EngineMessage,
     Finished,
@@ -24,6 +25,7 @@ from lamella.batching.messages import (
     Status,
     Step,
     Switched,
+    Tokenized,
 )
 from lamella.core.errors import LamellaError, RequestRefused
 from lamella.serving.last_good import LastGood
@@ -76,6 +78,8 @@ class Traffic:
             Finished: lambda message: self._requests.finished(message, clock()),
             Refused: self._on_refused,
             Embedded: self._on_answer,
+            Tokenized: self._on_answer,
+            Detokenized: self._on_answer,
             Prepared: self._on_answer,
             Switched: self._on_switched,
         }
@@ -112,7 +116,8 @@ class Traffic:
 
     def forget(self, number: int) -> None:
         """Nobody waits for an answer any more."""
-        self._questions.forget(number)
+        if self._questions.forget(number):
+            self._send(Cancel(id=number))
 
     def _cancel(self, number: int) -> None:
         if self._requests.cancelled(number):
@@ -191,9 +196,12 @@ class Traffic:
         self._tell(hello)
         self._send_held()
 
+    def went_silent(self) -> None:
+        """That engine takes nothing any more; what comes now waits for the next."""
+        self._is_up = False
+
     def died(self, died: EngineDied) -> bool:
         """That engine has ended; what is open waits for the next, but for what must have killed this one."""
-        self._is_up = False
         self._note(died)
         was_fruitful = self._requests.has_fruit
         self._last_good.died(at_work=self._requests.n_with_engine + self._questions.n_embed > 0)

@@ -106,7 +106,7 @@ def _stream(front: Front, body: ChatBody, runs: Runs, target: Target) -> EventSt
     has_usage = bool(body.stream_options and body.stream_options.include_usage)
     envelope = Envelope.new("chatcmpl", front.new_id(), "chat.completion.chunk", target, has_usage)
     writers = [ChatWriter(envelope, index, _reader(run, body), front.new_id) for index, run in enumerate(runs)]
-    return EventStream(runs, writers, lambda: envelope.trailer(runs))
+    return EventStream(runs, writers, lambda: envelope.trailer(runs), front.settings.keep_alive_seconds)
 
 
 async def _choice(run: Run, index: int, body: ChatBody, new_id: Callable[[], str]) -> dict[str, Any]:

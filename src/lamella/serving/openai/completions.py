@@ -37,7 +37,7 @@ def completion_routes(front: Front) -> APIRouter:
         envelope = Envelope.new("cmpl", front.new_id(), "text_completion", target, has_usage)
         if body.stream:
             writers = [CompletionWriter(envelope, index) for index, _ in enumerate(runs)]
-            return EventStream(runs, writers, lambda: envelope.trailer(runs))
+            return EventStream(runs, writers, lambda: envelope.trailer(runs), front.settings.keep_alive_seconds)
         try:
             work = together(_choice(run, index, body.logprobs is not None) for index, run in enumerate(runs))
             return envelope.response(await runs.watched(request.receive, work), runs)

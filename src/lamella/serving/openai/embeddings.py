@@ -6,11 +6,13 @@ import base64
 import struct
 
 from fastapi import APIRouter
+from starlette.requests import Request
 from starlette.responses import Response
 
 from lamella.serving.front import Front
 from lamella.serving.openai.bodies import REFUSALS, JsonRoute
 from lamella.serving.openai.errors import invalid
+from lamella.serving.openai.leaving import while_connected
 from lamella.serving.openai.names import Target
 from lamella.serving.openai.parameters import check_tokens, prompts
 from lamella.serving.openai.requests import EmbeddingBody
@@ -22,12 +24,12 @@ def embedding_routes(front: Front) -> APIRouter:
     router = APIRouter(route_class=JsonRoute)
 
     @router.post("/v1/embeddings", responses=REFUSALS)
-    async def embeddings(body: EmbeddingBody) -> Response:
+    async def embeddings(body: EmbeddingBody, request: Request) -> Response:
         """Vectors of texts."""
         front.gate.check()
         target = front.target(body.model)
         inputs = _inputs(front, body, target)
-        embedded = await front.client.embed(inputs)
+        embedded = await while_connected(request.receive, front.client.embed(inputs))
         as_base64 = body.encoding_format == "base64"
         data = [
             {"object": "embedding", "index": index, "embedding": _base64(vector) if as_base64 else vector}

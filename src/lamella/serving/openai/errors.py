@@ -28,10 +28,11 @@ _REFUSALS: Mapping[str, tuple[int, str | None]] = {
     "unknown_variant": (404, "model_not_found"),
     "no_template": (400, "no_chat_template"),
     "no_embeddings": (400, "no_embeddings"),
+    "no_memory": (400, "exceeds_memory_ceiling"),
     "busy": (429, "busy"),
     "failed": (500, "engine_failed"),
 }
-_PARAMS = {"unknown_variant": "model", "no_template": "messages", "no_embeddings": "model"}
+_PARAMS = {"unknown_variant": "model", "no_memory": "model", "no_template": "messages", "no_embeddings": "model"}
 
 
 class ApiError(HTTPException):

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from lamella.serving.front import Front
 from lamella.serving.openai.bodies import REFUSALS
-from lamella.serving.openai.names import Target, model_ids
+from lamella.serving.openai.names import Target
 from lamella.serving.openai.streams import encode
 
 
@@ -20,7 +20,7 @@ def model_routes(front: Front) -> APIRouter:
     @router.get("/v1/models", responses=REFUSALS)
     async def models() -> Response:
         """All names that a request may have."""
-        data = [_model(front, front.target(name)) for name in model_ids(front.facts())]
+        data = [_model(front, front.target(name)) for name in front.names().ids()]
         return Response(encode({"object": "list", "data": data}), media_type="application/json")
 
     @router.get("/v1/models/{name:path}", responses=REFUSALS)

@@ -13,11 +13,8 @@ from lamella.core.errors import Draining
 from lamella.serving.engine_client import StreamEvent
 from lamella.serving.front import Front
 from lamella.serving.metrics import Timing
-from lamella.serving.openai.errors import ApiError
+from lamella.serving.openai.leaving import client_gone, client_leaves
 from lamella.serving.openai.parameters import check_tokens
-
-CLIENT_GONE = 499
-"""nginx's status for a client that did not wait; nobody but the metrics sees it."""
 
 T = TypeVar("T")
 
@@ -114,7 +111,7 @@ class Runs:
         self._client_gone = False
 
     @classmethod
-    async def begin(cls, front: Front, requests: Iterable[Generate], n_choices: int, receive: Receive) -> Self:
+    async def begin(cls, front: Front, requests: Sequence[Generate], n_choices: int, receive: Receive) -> Self:
         """Submit all and wait until the engine has understood them; none is left where one is refused.
 
         Args:
@@ -124,6 +121,7 @@ class Runs:
             ApiError, RequestRefused, Unavailable: of the first that is refused; 499 when the client has gone.
         """
         front.gate.check()
+        front.client.check_room(len(requests))
         begun: list[Run] = []
         runs = cls(begun, n_choices)
         try:
@@ -148,14 +146,13 @@ class Runs:
             return await work
         except Draining:
             if self._client_gone:
-                raise ApiError(CLIENT_GONE, "The client has closed the connection.") from None
+                raise client_gone() from None
             raise
         finally:
             watcher.cancel()
 
     async def _watch(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        await client_leaves(receive)
         self._client_gone = True
         for run in self._runs:
             run.cancel()

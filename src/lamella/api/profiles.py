@@ -1,0 +1,180 @@
+"""Profiles of a store's variants on this machine: measured, kept, and found again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from lamella.api.variants import evaluate, open_store
+from lamella.core.artifacts import Variant
+from lamella.core.errors import ArtifactError, InvalidRequest, StoreError
+from lamella.core.model import ModelIdentity
+from lamella.evaluating.evaluation import Exams, Row
+from lamella.evaluating.scoring import ChoiceScores
+from lamella.qos.profiles.documents import (
+    EngineShape,
+    Machine,
+    Profile,
+    Quality,
+    VariantProfile,
+    content_of,
+    from_json,
+    to_json,
+)
+from lamella.qos.profiling.points import Points
+from lamella.store.files import new_file
+
+if TYPE_CHECKING:
+    from lamella.batching.settings import EngineSettings
+
+OnPoint = Callable[[str, int, int, str], None]
+"""(variant, points done, of how many, what is measured)."""
+
+
+def read_profile(path: Path) -> Profile:
+    """Read a profile.
+
+    Raises:
+        ArtifactError: it cannot be read, or is no profile.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path}: {error.strerror}") from error
+    return from_json(data, str(path))
+
+
+def profile_file(model: ModelIdentity, machine: Machine, engine: EngineShape, cache_folder: Path) -> Path:
+    """Where the profile of a model on a machine is kept unless another file is named."""
+    asked = msgspec.json.encode([model, machine, engine], order="sorted")
+    return cache_folder / "profiles" / f"{hashlib.sha256(asked).hexdigest()[:32]}.json"
+
+
+def profile(
+    settings: EngineSettings,
+    variants: Sequence[str] = (),
+    *,
+    out: Path | None = None,
+    cache_folder: Path,
+    exams: Exams | None = None,
+    points: Points | None = None,
+    again: bool = False,
+    on_point: OnPoint = lambda _variant, _done, _total, _what: None,
+) -> tuple[Profile, Path]:
+    """Measure the variants of a store that the profile does not have yet; each is kept as soon as it is measured.
+
+    Args:
+        settings: how the server's engine will run.
+        variants: names; none: all of the store.
+        out: the profile's file; None: one in the cache folder that is found again (``find_profile``).
+        exams: measure quality on these; None takes what the plans predict.
+        again: measure also what the profile has.
+
+    Returns:
+        The profile and its file.
+
+    Raises:
+        InvalidRequest: ``out`` holds a profile of another model, machine or engine.
+        UnknownVariant, StoreError, EngineFailed: a variant is not there or cannot be run.
+    """
+    from lamella.qos.profiling.energy import EnergyMeter
+    from lamella.qos.profiling.measure import measure_variant, shape_of, this_machine
+
+    store = open_store(Path(settings.store))
+    chosen = [store.variant(name) for name in variants] or list(store.variants())
+    if not chosen:
+        raise StoreError(f"{store.path} holds no variant yet; build one with: lamella build MODEL {store.path}")
+    empty = Profile(store.identity, this_machine(settings.n_threads), shape_of(settings))
+    path = out or profile_file(empty.model, empty.machine, empty.engine, cache_folder)
+    found = _continued(path, empty)
+    qualities = _qualities(Path(settings.store), chosen, exams)
+    with EnergyMeter() as meter:
+        if found.idle_watts is None:
+            found = replace(found, idle_watts=meter.idle_watts())
+        for variant in chosen:
+            known = None if again else _known(found, variant)
+            quality = qualities.get(variant.name) or (known.quality if known else _predicted(variant))
+            measured = replace(known, quality=quality) if known else measure_variant(
+                variant, settings, points or Points(), quality,
+                other=next((v.name for v in store.readable_variants()[0] if v.name != variant.name), None),
+                meter=meter, idle_watts=found.idle_watts,
+                on_point=lambda done, total, what, name=variant.name: on_point(name, done, total, what),  # type: ignore[misc]
+            )  # fmt: skip
+            found = _with(found, measured)
+            _write(found, path)
+    return found, path
+
+
+def find_profile(settings: EngineSettings, cache_folder: Path) -> Profile:
+    """The profile that ``profile`` kept for a store's model on this machine.
+
+    Raises:
+        InvalidRequest: there is none.
+    """
+    from lamella.qos.profiling.measure import shape_of, this_machine
+
+    identity = open_store(Path(settings.store)).identity
+    path = profile_file(identity, this_machine(settings.n_threads), shape_of(settings), cache_folder)
+    if not path.is_file():
+        raise InvalidRequest(
+            f"the variants of {settings.store} were not measured on this machine for {settings.n_sequences} sequences "
+            f"of {settings.n_ctx} tokens; measure them: lamella profile {settings.store}"
+        )
+    return read_profile(path)
+
+
+def _continued(path: Path, empty: Profile) -> Profile:
+    """What the file has, if it is of the same model, machine and engine."""
+    if not path.is_file():
+        return empty
+    found = read_profile(path)
+    for what in ("model", "machine", "engine"):
+        if getattr(found, what) != getattr(empty, what):
+            raise InvalidRequest(f"{path} holds a profile of another {what}; name another file, or remove this one")
+    return found
+
+
+def _known(profile: Profile, variant: Variant) -> VariantProfile | None:
+    """What is known of exactly these shards."""
+    found = (v for v in profile.variants if v.name == variant.name and v.content == content_of(variant))
+    return next(found, None)
+
+
+def _with(profile: Profile, measured: VariantProfile) -> Profile:
+    others = (v for v in profile.variants if v.name != measured.name)
+    return replace(profile, variants=tuple(sorted((*others, measured), key=lambda v: v.name)))
+
+
+def _write(profile: Profile, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = to_json(profile)
+    with new_file(path, len(data), replace=True) as file:
+        file.write(data)
+
+
+def _predicted(variant: Variant) -> Quality:
+    return Quality(kl=variant.plan.predicted_loss)
+
+
+def _qualities(store: Path, variants: Sequence[Variant], exams: Exams | None) -> Mapping[str, Quality]:
+    """Measured quality of each variant; empty without exams.  The reference diverges from itself by nothing."""
+    if exams is None:
+        return {}
+    found = evaluate(store, [v.name for v in variants], exams)
+    return {name: _quality(row, is_reference=name == found.reference) for name, row in found.rows.items()}
+
+
+def _quality(row: Row, *, is_reference: bool) -> Quality:
+    kl = row.text.kl if row.text else None
+    tasks = {name: scores.acc.value for name, scores in row.tasks.items() if isinstance(scores, ChoiceScores)}
+    return Quality(
+        kl=0.0 if is_reference else (kl.value if kl else row.variant.plan.predicted_loss),
+        is_measured=is_reference or kl is not None,
+        perplexity=row.text.perplexity.value if row.text else None,
+        tasks=tasks,
+    )

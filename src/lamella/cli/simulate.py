@@ -1,0 +1,166 @@
+"""``lamella simulate``: what a policy would do with a trace, in virtual time."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from lamella import api
+from lamella.cli.output import JsonFlag, print_json, progress, say, stdout, table
+from lamella.cli.profile import engine_settings
+from lamella.config import Config
+from lamella.core.errors import InvalidRequest
+from lamella.qos.objectives.files import read_objectives, stated_objectives
+from lamella.qos.objectives.stated import Objectives
+from lamella.qos.policies.named import DEFAULT_POLICY, KNOWN
+from lamella.qos.profiles.documents import Profile
+from lamella.qos.simulator.outcome import Outcome
+from lamella.qos.simulator.replay import ReplayOptions
+from lamella.qos.traces.arrivals import Trace
+from lamella.qos.traces.files import write_trace
+from lamella.qos.traces.named import named_trace
+from lamella.store.files import new_file
+
+ENGINE, OBJECTIVES, TRACE = "Engine", "Objectives", "Trace"
+
+
+def simulate(
+    target: Annotated[
+        Path, typer.Argument(metavar="STORE|PROFILE", help="Store that was profiled here, or a profile's file.")
+    ],
+    trace: Annotated[
+        str,
+        typer.Option(
+            help="File (own form or Azure's), or poisson:rate=2,seconds=600, bursts:rate=1,peak=6, day:rate=1.",
+            rich_help_panel=TRACE,
+        ),
+    ],
+    policy: Annotated[
+        list[str] | None, typer.Option(help=f"One of {', '.join((*KNOWN, 'oracle'))}; several are compared.")
+    ] = None,
+    objectives: Annotated[
+        Path | None, typer.Option(help="TOML file of objectives.", rich_help_panel=OBJECTIVES)
+    ] = None,
+    class_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class",
+            metavar="NAME:FIELD=NUMBER,...",
+            help="Objectives of a class: ttft_p95_ms, tpot_p95_ms, max_kl, priority.",
+            rich_help_panel=OBJECTIVES,
+        ),
+    ] = None,
+    memory: Annotated[str | None, typer.Option(help="Memory ceiling.", rich_help_panel=OBJECTIVES)] = None,
+    power: Annotated[float | None, typer.Option(help="Power ceiling in watts.", rich_help_panel=OBJECTIVES)] = None,
+    faster: Annotated[float, typer.Option(help="Press the trace into less time.", rich_help_panel=TRACE)] = 1.0,
+    seconds: Annotated[
+        float | None, typer.Option(help="Only the beginning of the trace.", rich_help_panel=TRACE)
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option(help="Write the trace that is replayed to this file.", rich_help_panel=TRACE)
+    ] = None,
+    context: Annotated[int, typer.Option(help="Of the profiled engine.", rich_help_panel=ENGINE)] = 4096,
+    sequences: Annotated[int, typer.Option(help="Of the profiled engine.", rich_help_panel=ENGINE)] = 8,
+    kv_type: Annotated[str, typer.Option(help="Of the profiled engine.", rich_help_panel=ENGINE)] = "F16",
+    layout: Annotated[str, typer.Option(help="Of the profiled engine.", rich_help_panel=ENGINE)] = "auto",
+    queue: Annotated[int, typer.Option(help="Requests that may wait; more fail.", rich_help_panel=ENGINE)] = 64,
+    slowdown: Annotated[
+        float, typer.Option(help="How many times slower than the profile the machine is.", rich_help_panel=ENGINE)
+    ] = 1.0,
+    changes: Annotated[bool, typer.Option("--changes", help="Show every change with its reason.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Replay a trace of requests against a profile, in virtual time, and report what was promised and kept."""
+    if not slowdown > 0 or queue < 0:
+        raise InvalidRequest(f"--slowdown must be above 0 and --queue at least 0, not {slowdown} and {queue}")
+    profile = _profile(target, context, sequences, kv_type, layout)
+    replayed = _trace(trace, faster, seconds)
+    if write:
+        _write(replayed, write)
+    wanted = _objectives(objectives, class_, memory, power, replayed)
+    options = ReplayOptions(max_queue=queue, slowdown=slowdown)
+    outcomes = []
+    names = policy or [DEFAULT_POLICY]
+    with progress("replaying", quiet=json) as update:
+        for i, name in enumerate(names):
+            update(i, len(names), name)
+            outcomes.append(api.simulate(replayed, profile, wanted, name, options))
+    if json:
+        print_json({"trace": _trace_fields(replayed), "outcomes": [_outcome_fields(o) for o in outcomes]})
+    else:
+        show_outcomes(replayed, outcomes, with_changes=changes)
+
+
+def show_outcomes(trace: Trace, outcomes: list[Outcome], *, with_changes: bool) -> None:
+    """A line for each policy and class; its changes with reasons."""
+    say(f"{trace.name}: {len(trace.arrivals)} requests in {trace.seconds:.0f} s")
+    shown = table(
+        "policy", "class", ">requests", ">met", ">p95 first token", ">p95 token", ">KL", ">failed", ">changes",
+    )  # fmt: skip
+    for outcome in outcomes:
+        for name, found in outcome.classes.items():
+            shown.add_row(
+                outcome.policy,
+                name,
+                str(found.n_requests),
+                f"{found.attainment:.1%}",
+                _milliseconds(found.ttft_p95_seconds),
+                _milliseconds(found.tpot_p95_seconds),
+                "" if found.mean_kl is None else f"{found.mean_kl:.4f}",
+                str(found.n_failed),
+                str(outcome.n_switches),
+            )
+    stdout.print(shown)
+    for outcome in outcomes if with_changes else ():
+        say(f"changes of {outcome.policy}:")
+        for change in outcome.changes:
+            say(f"  {change.time:8.1f} s  {change.before} -> {change.after}: {change.reason}")
+
+
+def _profile(target: Path, context: int, sequences: int, kv_type: str, layout: str) -> Profile:
+    if not target.is_dir():
+        return api.read_profile(target)
+    config = Config.from_environment(os.environ)
+    return api.find_profile(engine_settings(target, config, context, sequences, kv_type, layout), config.cache_folder)
+
+
+def _trace(name: str, faster: float, seconds: float | None) -> Trace:
+    found = named_trace(name)
+    found = found if faster == 1 else found.faster(faster)
+    return found if seconds is None else found.until(seconds)
+
+
+def _write(trace: Trace, path: Path) -> None:
+    data = write_trace(trace)
+    with new_file(path, len(data), replace=True) as file:
+        file.write(data)
+
+
+def _objectives(
+    path: Path | None, classes: list[str] | None, memory: str | None, power: float | None, trace: Trace
+) -> Objectives:
+    """The file's, or the flags'; without either, the trace's classes are promised nothing."""
+    if path is not None:
+        if classes or memory or power:
+            raise InvalidRequest("--objectives says everything; leave out --class, --memory and --power")
+        return read_objectives(path)
+    return stated_objectives(classes or list(trace.classes()), memory=memory, power=power)
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds * 1000:.0f} ms"
+
+
+def _trace_fields(trace: Trace) -> dict[str, Any]:
+    return {"name": trace.name, "requests": len(trace.arrivals), "seconds": trace.seconds, "classes": trace.classes()}
+
+
+def _outcome_fields(outcome: Outcome) -> dict[str, Any]:
+    """Everything but the single requests."""
+    fields: dict[str, Any] = msgspec.to_builtins(outcome)
+    del fields["served"]
+    return fields

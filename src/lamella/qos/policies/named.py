@@ -1,0 +1,30 @@
+"""Policies by name: ``static`` (the best), ``static:VARIANT``, ``threshold``, ``predictive``."""
+
+from __future__ import annotations
+
+from lamella.core.errors import InvalidRequest
+from lamella.qos.policies.decision import Policy
+from lamella.qos.policies.predictive import Predictive
+from lamella.qos.policies.setting import Setting
+from lamella.qos.policies.static import Static
+from lamella.qos.policies.threshold import Threshold
+
+DEFAULT_POLICY = "predictive"
+KNOWN = ("static", "static:VARIANT", "threshold", "predictive")
+
+
+def named_policy(name: str, setting: Setting) -> Policy:
+    """The policy of that name.
+
+    Raises:
+        InvalidRequest: there is none; lists those there are.
+        UnknownVariant: ``static`` of a variant that the profile has not.
+    """
+    kind, _, variant = name.partition(":")
+    if kind == "static":
+        return Static(setting.rung(variant or setting.rungs[0].name).name)
+    if name == "threshold":
+        return Threshold(setting)
+    if name == "predictive":
+        return Predictive(setting)
+    raise InvalidRequest(f"no policy '{name}'; there are: {', '.join(KNOWN)}, and oracle in simulations")

@@ -1,0 +1,7 @@
+"""Measuring profiles: the real engine, in this process, asked for one thing at a time.
+
+bench    an engine loop and a front that writes down when it hears of each step
+points   which points are measured
+energy   joules of everything that counts them
+measure  one variant's profile
+"""

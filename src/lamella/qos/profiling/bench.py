@@ -1,0 +1,212 @@
+"""A real engine loop, and a front that writes down when it hears of each step.
+
+with Bench.open(settings) as bench:
+    bench.prompt_seconds(256)
+    bench.step_seconds(n_sequences=4, depth=64, n_steps=16)
+
+Times are what a client of the engine sees: the step of the model, sampling and messages included.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+from typing import Self
+
+from lamella.batching.loop import EngineLoop
+from lamella.batching.messages import (
+    Cancel,
+    EngineMessage,
+    Finished,
+    Generate,
+    Refused,
+    Sampling,
+    Step,
+    Stop,
+    Switch,
+    Switched,
+)
+from lamella.batching.settings import EngineSettings
+from lamella.core.closing import Closing
+from lamella.core.errors import EngineFailed
+
+GIVE_UP_SECONDS = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class HeardStep:
+    """A step's tokens came: when, and of which requests."""
+
+    time: float
+    ids: frozenset[int]
+
+
+class Bench(Closing):
+    """Asks one thing at a time; between two questions the engine is idle."""
+
+    def __init__(self, settings: EngineSettings, clock: Callable[[], float] = time.perf_counter) -> None:
+        """Use ``Bench.open``."""
+        self._clock, self._chance = clock, random.Random(0)
+        self._heard: list[HeardStep] = []
+        self._first: dict[int, float] = {}
+        self._ends: dict[int, Finished | Refused | Switched] = {}
+        self._news = threading.Condition()
+        self._on_step: Callable[[HeardStep], None] = lambda _: None
+        self._last_id = 0
+        start = clock()
+        self._loop = EngineLoop.open(settings, self._hear)
+        self.load_seconds = clock() - start
+        self._n_vocabulary = self._loop.hello().n_vocabulary
+        self._thread = threading.Thread(target=self._loop.run, name="lamella-bench", daemon=True)
+
+    @classmethod
+    def open(cls, settings: EngineSettings) -> Self:
+        """Load the model and start the loop.
+
+        Raises:
+            LamellaError: the store, the variant or llama.cpp says why not.
+        """
+        bench = cls(settings)
+        bench._thread.start()
+        return bench
+
+    def close(self) -> None:
+        """End the loop and free the model; later calls do nothing."""
+        if self._thread.is_alive():
+            self._loop.receive(Stop())
+            self._thread.join()
+            self._loop.close()
+
+    @property
+    def memory_bytes(self) -> int:
+        """Shards that are mapped, and private memory of this process."""
+        status = self._loop.status()
+        return status.mapped_bytes + status.private_bytes
+
+    def prompt_seconds(self, n_tokens: int) -> float:
+        """A prompt alone, from its arrival to its first token."""
+        start = self._clock()
+        number = self._submit(n_tokens, max_tokens=1)
+        self._end_of(number)
+        return self._first_token(number) - start
+
+    def step_seconds(self, n_sequences: int, depth: int, n_steps: int) -> float:
+        """Median step of so many streams, whose sequences have ``depth`` tokens in the mean."""
+        numbers = self._streams(n_sequences, max(1, depth - n_steps // 2))
+        try:
+            began = max(self._first_token(n) for n in numbers)
+            self._wait(lambda: len(self._steps_of(numbers, began)) > n_steps)
+            times = self._steps_of(numbers, began)[: n_steps + 1]
+        finally:
+            self._cancel(numbers)
+        return median(after - before for before, after in pairwise(times))
+
+    def mixed_seconds(self, n_sequences: int, depth: int, n_prompt: int) -> tuple[float, int]:
+        """A prompt read while streams write: seconds to its first token, and in how many steps."""
+        numbers = self._streams(n_sequences, depth)
+        began: list[float] = []
+        try:
+            for number in numbers:
+                self._first_token(number)
+            late = self._submit_at_step(n_prompt, began)
+            first = self._first_token(late)
+        finally:
+            self._cancel(numbers)
+        return first - began[0], sum(began[0] < step.time <= first for step in self._heard)
+
+    def switch_seconds(self, variant: str) -> tuple[float, float]:
+        """Seconds to get a variant into memory, and in which no step could run.
+
+        Raises:
+            EngineFailed: it cannot be switched to.
+        """
+        number = self._next_id()
+        self._loop.receive(Switch(id=number, variant=variant))
+        end = self._end_of(number)
+        if not isinstance(end, Switched):
+            raise EngineFailed(f"'{variant}' cannot be switched to: {getattr(end, 'message', '')}")
+        return end.prepare_seconds, end.stall_seconds
+
+    # --- requests ----------------------------------------------------------------------------------------------------
+
+    def _streams(self, n_sequences: int, n_prompt: int) -> list[int]:
+        """Streams that write until they are cancelled, or their context is full; earlier steps are forgotten."""
+        self._heard.clear()
+        return [self._submit(n_prompt, max_tokens=None) for _ in range(n_sequences)]
+
+    def _submit(self, n_prompt: int, max_tokens: int | None) -> int:
+        number = self._next_id()
+        # random tokens: no prompt begins like another one that is still in the cache
+        prompt = [self._chance.randrange(self._n_vocabulary) for _ in range(n_prompt)]
+        greedy = Sampling(temperature=0.0)
+        self._loop.receive(Generate(id=number, prompt=prompt, max_tokens=max_tokens, sampling=greedy, ignore_end=True))
+        return number
+
+    def _submit_at_step(self, n_prompt: int, began: list[float]) -> int:
+        """Submit between two steps, in the loop's own thread, so that no part of a step is waited for."""
+        numbers: list[int] = []
+
+        def submit(step: HeardStep) -> None:
+            if not numbers:
+                began.append(step.time)
+                numbers.append(self._submit(n_prompt, max_tokens=1))
+
+        self._on_step = submit
+        try:
+            self._wait(lambda: bool(numbers))
+        finally:
+            self._on_step = lambda _: None
+        return numbers[0]
+
+    def _cancel(self, numbers: list[int]) -> None:
+        for number in numbers:
+            self._loop.receive(Cancel(id=number))
+        for number in numbers:
+            self._end_of(number)
+
+    def _next_id(self) -> int:
+        self._last_id += 1
+        return self._last_id
+
+    # --- what is heard -----------------------------------------------------------------------------------------------
+
+    def _hear(self, message: EngineMessage) -> None:
+        with self._news:
+            if isinstance(message, Step):
+                step = HeardStep(self._clock(), frozenset(t.id for t in message.tokens))
+                self._heard.append(step)
+                for number in step.ids:
+                    self._first.setdefault(number, step.time)
+                self._on_step(step)
+            elif isinstance(message, Finished | Refused | Switched):
+                self._ends[message.id] = message
+            self._news.notify_all()
+
+    def _wait(self, is_there: Callable[[], bool]) -> None:
+        with self._news:
+            if not self._news.wait_for(is_there, GIVE_UP_SECONDS):
+                raise EngineFailed(f"the engine did not answer for {GIVE_UP_SECONDS:.0f} s")
+
+    def _end_of(self, number: int) -> Finished | Refused | Switched:
+        self._wait(lambda: number in self._ends)
+        return self._ends[number]
+
+    def _first_token(self, number: int) -> float:
+        """When a request had its first token.
+
+        Raises:
+            EngineFailed: it was refused, or ended without one.
+        """
+        self._wait(lambda: number in self._ends or number in self._first)
+        if number not in self._first:
+            raise EngineFailed(f"the engine did not write: {getattr(self._ends[number], 'message', '')}")
+        return self._first[number]
+
+    def _steps_of(self, numbers: list[int], since: float) -> list[float]:
+        wanted = frozenset(numbers)
+        return [s.time for s in self._heard if s.time >= since and s.ids == wanted]

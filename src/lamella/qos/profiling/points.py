@@ -1,0 +1,50 @@
+"""Which points of a variant are measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lamella.core.errors import InvalidRequest
+from lamella.qos.profiles.documents import EngineShape
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """Lengths, batches and repeats.
+
+    Attributes:
+        prompts: tokens of prompts alone.
+        sequences: streams that write together, at depth ``shallow``.
+        shallow, deep: tokens in the cache of each; ``deep`` is measured for one stream and for all.
+        mixed: (streams, prompt tokens) of a prompt that is read while others write.
+        n_steps: of which the median is a step's time.
+        repeats: of everything else, of which the median counts.
+    """
+
+    prompts: tuple[int, ...] = (16, 64, 128, 256, 512, 1024)
+    sequences: tuple[int, ...] = (1, 2, 3, 4, 6, 8)
+    shallow: int = 64
+    deep: int = 512
+    mixed: tuple[tuple[int, int], ...] = ((1, 128), (4, 64), (4, 256))
+    n_steps: int = 16
+    repeats: int = 3
+
+    def within(self, shape: EngineShape) -> Points:
+        """Those that an engine can be asked for, with its most sequences added.
+
+        Raises:
+            InvalidRequest: its context is too small for the fewest.
+        """
+        room = shape.n_ctx - self.n_steps - 8
+        if room <= self.shallow or not any(p <= room for p in self.prompts):
+            raise InvalidRequest(f"a context of {shape.n_ctx} tokens is too small to measure in; take at least 128")
+        most = shape.n_sequences
+        return Points(
+            prompts=tuple(p for p in self.prompts if p <= room),
+            sequences=tuple(sorted({n for n in (*self.sequences, most) if n <= most})),
+            shallow=self.shallow,
+            deep=min(self.deep, room),
+            mixed=tuple((n, m) for n, m in self.mixed if n < most and m <= room),
+            n_steps=self.n_steps,
+            repeats=self.repeats,
+        )

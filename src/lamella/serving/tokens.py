@@ -1,0 +1,60 @@
+"""``/tokenize``, ``/detokenize`` and ``/tokenizer_info``, as vLLM has them: evaluation harnesses ask for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import StrictBool
+from starlette.responses import Response
+
+from lamella.serving.front import Front
+from lamella.serving.openai.bodies import REFUSALS, JsonRoute
+from lamella.serving.openai.requests import Body, Text, TokenId
+from lamella.serving.openai.streams import encode
+
+
+class TokenizeBody(Body):
+    """A text; ``add_special_tokens`` puts what the model wants at its start, such as BOS."""
+
+    model: Text = ""
+    prompt: Text
+    add_special_tokens: StrictBool = True
+
+
+class DetokenizeBody(Body):
+    """Token ids."""
+
+    model: Text = ""
+    tokens: list[TokenId]
+
+
+def token_routes(front: Front) -> APIRouter:
+    """The routes."""
+    router = APIRouter(route_class=JsonRoute)
+
+    @router.post("/tokenize", responses=REFUSALS)
+    async def tokenize(body: TokenizeBody) -> Response:
+        """The token ids of a text; control tokens that are written in it count as such."""
+        front.target(body.model)
+        tokens = await front.client.tokenize(body.prompt, add_special=body.add_special_tokens)
+        return _json({"tokens": tokens, "count": len(tokens), "max_model_len": front.facts().n_ctx})
+
+    @router.post("/detokenize", responses=REFUSALS)
+    async def detokenize(body: DetokenizeBody) -> Response:
+        """The text of tokens, control tokens included."""
+        front.target(body.model)
+        return _json({"prompt": await front.client.detokenize(list(body.tokens))})
+
+    @router.get("/tokenizer_info", responses=REFUSALS)
+    async def info() -> Response:
+        """What stands at the start and the end of a text, and the chat template."""
+        facts = front.facts()
+        tokens = {"bos_token": facts.bos_token or None, "eos_token": facts.eos_token or None}
+        return _json({**tokens, "chat_template": facts.chat_template, "vocab_size": facts.n_vocabulary})
+
+    return router
+
+
+def _json(document: dict[str, Any]) -> Response:
+    return Response(encode(document), media_type="application/json")

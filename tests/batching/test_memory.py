@@ -1,0 +1,198 @@
+"""A serving engine under a memory ceiling: changes shard by shard, and requests that have no room."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lamella.batching import engine_parts
+from lamella.batching.engine_parts import own_cells_where_there_is_room
+from lamella.batching.messages import Prepare, Prepared, Refused, Status, Step, Switch, Switched
+from lamella.batching.settings import EngineSettings
+from lamella.core.errors import ExceedsCeiling, ShardDamaged
+from lamella.llama.context import ContextOptions
+from lamella.run.ceiling import Ceiling
+from lamella.run.shards import ShardPool
+from lamella.run.starting import Start
+from lamella.store.store import Store
+from tests.batching.conftest import FakeFront, OpenFront
+
+PROMPT = "the quick brown fox"
+ONE_MORE = 40_000
+"""Bytes for one shard of a layer at int4, and not for two."""
+OpenTight = Callable[..., AbstractContextManager[FakeFront]]
+
+
+@pytest.fixture
+def open_tight(open_front: OpenFront, served_store: Path, monkeypatch: pytest.MonkeyPatch) -> OpenTight:
+    """An engine with room for exactly its larger variant, or ``spare`` bytes more."""
+
+    @contextmanager
+    def opened(variant: str = "int8", spare: int = 0, **settings: Any) -> Iterator[FakeFront]:
+        room = Store.open(served_store).variant("int8").n_bytes + spare
+        start = Start(variant, Ceiling(room, planned_bytes=0, measure=lambda: 0))
+        monkeypatch.setattr(engine_parts, "plan_start", lambda *_: start)
+        with open_front(variant=variant, memory_bytes=room, **settings) as front:
+            yield front
+
+    return opened
+
+
+def _slow_opens(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Shards that are opened from now on wait for the event."""
+    go_on, plain = threading.Event(), ShardPool.open
+
+    def waits(self: ShardPool, *arguments: Any) -> Any:
+        assert go_on.wait(60)
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(ShardPool, "open", waits)
+    return go_on
+
+
+def _answer(front: FakeFront, number: int) -> Switched:
+    answer = front.wait(lambda m: isinstance(m, Switched) and m.id == number)
+    assert isinstance(answer, Switched)
+    return answer
+
+
+@pytest.mark.parametrize("spare", [0, ONE_MORE])
+def test_a_switch_shard_by_shard_keeps_the_stream(open_tight: OpenTight, open_front: OpenFront, spare: int) -> None:
+    other_prompt = "something else entirely"
+    with open_front(variant="int4") as pinned:
+        expected = pinned.write(other_prompt)
+        mapped_bytes = pinned.loop.status().mapped_bytes
+    with open_tight(spare=spare) as front:
+        number = front.start(PROMPT, max_tokens=100)
+        front.wait(lambda m: isinstance(m, Step))
+        front.tell(Switch(id=900, variant="int4"))
+        report = front.wait(lambda m: isinstance(m, Switched))
+        assert (report.before, report.after, report.n_steps, report.n_shards) == ("int8", "int4", 3, 3)
+        assert 0 < report.longest_stall_seconds <= report.stall_seconds
+        assert front.end_of(number).generated_tokens == 100
+        steps = [m.variant for m in front.told if isinstance(m, Step)]
+        assert steps == sorted(steps, reverse=True)  # int8, then int4, and no other name
+        status = front.loop.status()
+        assert (status.variant, status.n_switches, status.warm) == ("int4", 1, ["int4"])
+        assert status.mapped_bytes == mapped_bytes
+        assert front.write(other_prompt, variant="int4") == expected
+
+
+def test_steps_run_while_the_next_shard_is_read_in(open_tight: OpenTight, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_tight(spare=ONE_MORE) as front:
+        number = front.start(PROMPT, max_tokens=40)
+        go_on = _slow_opens(monkeypatch)
+        front.tell(Switch(id=900, variant="int4"))
+        assert front.end_of(number).generated_tokens == 40
+        assert not any(isinstance(m, Switched) for m in front.told)
+        go_on.set()
+        assert front.wait(lambda m: isinstance(m, Switched)).n_steps == 3
+
+
+def test_an_idle_engine_changes_shard_by_shard(open_tight: OpenTight) -> None:
+    with open_tight() as front:
+        for number, variant in enumerate(("int4", "int8", "int4"), 900):
+            front.tell(Switch(id=number, variant=variant))
+            answer = _answer(front, number)
+            assert (answer.after, answer.n_steps) == (variant, 3)
+
+
+def test_prepare_says_that_there_is_no_room_for_the_whole(open_tight: OpenTight) -> None:
+    with open_tight() as front:
+        front.tell(Prepare(id=900, variant="int4"))
+        assert not front.wait(lambda m: isinstance(m, Prepared)).is_whole
+        assert front.loop.status().warm == ["int8"]
+
+
+def test_a_request_whose_variant_has_no_room_is_refused_with_facts(open_tight: OpenTight) -> None:
+    with open_tight() as front:
+        refused = front.refusal_of(front.start(PROMPT, variant="int4"))
+        assert refused.why == "no_memory"
+        assert "variant 'int4', beside 'int8', which runs, needs" in refused.message
+        assert len(front.write(PROMPT)) == 12
+
+
+def test_a_request_waits_for_the_room_that_another_takes(
+    open_tight: OpenTight, open_front: OpenFront, three: Path
+) -> None:
+    """Beside the default there is room for either of the others, not for both."""
+    store = Store.open(three)
+    default, *others = (store.variant(n) for n in ("int8", "int4", "int5"))
+    beside = max(sum(s.n_bytes for s in o.shards if s not in default.shards) for o in others)
+    with open_tight(spare=beside, store=str(three)) as front:
+        numbers = [front.start(PROMPT, variant=v, max_tokens=60) for v in ("int4", "int5")]
+        for number in numbers:
+            assert front.end_of(number).generated_tokens == 60
+        variants = [m.variant for m in front.told if isinstance(m, Step)]
+        assert variants == sorted(variants)  # one after the other
+        assert set(variants) == {"int4", "int5"}
+
+
+def test_a_pinned_request_waits_for_the_end_of_a_change(
+    open_tight: OpenTight, open_front: OpenFront, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a mixture computed is never taken for either variant's work."""
+    with open_front(variant="int4") as pinned:
+        expected = pinned.write(PROMPT)
+    with open_tight(spare=ONE_MORE) as front:
+        go_on = _slow_opens(monkeypatch)
+        front.tell(Switch(id=900, variant="int4"))
+        front.write(PROMPT)  # by a mixture, and kept
+        number = front.start(PROMPT, variant="int4")
+        go_on.set()
+        assert front.tokens_of(number) == expected
+
+
+def test_a_switch_that_fails_on_its_way_is_refused_and_the_engine_serves_on(
+    open_tight: OpenTight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise ShardDamaged("the disk is gone")
+
+    with open_tight() as front:
+        with monkeypatch.context() as broken:
+            broken.setattr(ShardPool, "open", fails)
+            front.tell(Switch(id=900, variant="int4"))
+            refused = front.wait(lambda m: isinstance(m, Refused))
+        assert refused.message == "the disk is gone"
+        assert len(front.write(PROMPT)) == 12
+        status: Status = front.loop.status()
+        assert status.variant == "int8"
+        assert {m.variant for m in front.told if isinstance(m, Step)} == {"int8"}
+        front.tell(Switch(id=901, variant="int4"))
+        assert front.wait(lambda m: isinstance(m, Switched)).after == "int4"
+
+
+def test_a_start_without_room_says_what_would_do_and_that_does(open_front: OpenFront) -> None:
+    with (
+        pytest.raises(ExceedsCeiling, match=r"variant, 'int4', needs .* KV cache of 512 tokens") as caught,
+        open_front(variant=None, memory_bytes=1),
+    ):
+        pass
+    needed = caught.value.needed_bytes
+    with open_front(variant=None, memory_bytes=needed + (4 << 20)) as front:  # the process has grown meanwhile
+        assert front.loop.status().variant in ("int8", "int4")
+        assert len(front.write(PROMPT)) == 12
+
+
+def test_sequences_have_cells_of_their_own_where_memory_is_plenty() -> None:
+    settings = EngineSettings(store="", n_ctx=1000, n_sequences=4)
+    shared = ContextOptions(n_ctx=1000, n_sequences=12, n_cells=4000)
+    for available, has_own in [(8 * 4_000_000, True), (8 * 4_000_000 - 1, False)]:
+        options = own_cells_where_there_is_room(shared, settings, 1000, available)
+        assert options.has_shared_cells is not has_own
+        assert (options.n_sequences, options.cells) == ((4, 4000) if has_own else (12, 4000))
+    small = EngineSettings(store="", n_ctx=1000, n_sequences=4, kv_type="Q8_0")  # 8.5 bits in place of 16
+    assert not own_cells_where_there_is_room(shared, small, 1000, 8 * 2_200_000).has_shared_cells
+
+
+def test_a_ceiling_or_a_number_of_cells_means_shared_cells(open_front: OpenFront) -> None:
+    for settings, is_shared in [({}, False), ({"n_cells": 512}, True), ({"memory_bytes": 1 << 30}, True)]:
+        with open_front(**settings) as front:
+            assert front.loop._parts.context.options.has_shared_cells is is_shared
+            assert front.write("a b c")

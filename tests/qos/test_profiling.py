@@ -1,0 +1,149 @@
+"""Profiles measured with the real engine on a tiny model: complete, kept, gone on with, refused for another machine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lamella import api
+from lamella.batching.settings import EngineSettings
+from lamella.core.errors import ArtifactError, EngineFailed, InvalidRequest, UnknownVariant
+from lamella.evaluating.evaluation import Exams
+from lamella.qos.profiles.documents import EngineShape, Profile, to_json
+from lamella.qos.profiles.speed import SpeedModel
+from lamella.qos.profiling.bench import Bench
+from lamella.qos.profiling.energy import EnergyMeter
+from lamella.qos.profiling.points import Points
+from lamella.qos.readers.nvidia import NvidiaReader
+from tests.qos.conftest import FEW
+from tests.qos.test_readers import LAPTOP, LATER, fake_nvml, no_nvidia
+
+
+def measure(settings: EngineSettings, out: Path, *variants: str, again: bool = False) -> tuple[Profile, list[str]]:
+    """The profile, and the variants that were measured for it."""
+    measured: list[str] = []
+    profile, path = api.profile(
+        settings,
+        variants,
+        out=out,
+        cache_folder=out.parent,
+        points=FEW,
+        again=again,
+        on_point=lambda name, _done, _total, _what: measured.append(name),
+    )
+    assert path == out
+    assert api.read_profile(path) == profile
+    return profile, sorted(set(measured))
+
+
+def test_a_profile_has_every_point_and_is_gone_on_with(engine_settings: EngineSettings, tmp_path: Path) -> None:
+    out = tmp_path / "p.json"
+    profile, measured = measure(engine_settings, out, "int8")
+    assert measured == ["int8"]
+    profile, measured = measure(engine_settings, out)
+    assert measured == ["int4"]
+    for variant in profile.variants:
+        assert [p.n_tokens for p in variant.prompt] == [16, 64, 100]
+        assert [(p.n_sequences, p.depth) for p in variant.steps] == [(1, 16), (2, 16), (4, 16), (1, 64), (4, 64)]
+        assert [(p.n_sequences, p.n_prompt) for p in variant.mixed] == [(2, 32)]
+        assert variant.mixed[0].n_steps == 1
+        assert variant.memory_bytes > variant.n_bytes
+        assert min(variant.load_seconds, variant.prepare_seconds, variant.switch_seconds) > 0
+        assert SpeedModel(variant, 512).prompt(100) > 0
+    assert measure(engine_settings, out)[1] == []
+    assert measure(engine_settings, out, "int4", again=True)[1] == ["int4"]
+
+
+def test_a_variant_with_other_shards_is_measured_again(engine_settings: EngineSettings, tmp_path: Path) -> None:
+    out = tmp_path / "p.json"
+    profile, _ = measure(engine_settings, out, "int8")
+    stale = replace(profile, variants=(replace(profile.variants[0], content="other shards"),))
+    out.write_bytes(to_json(stale))
+    assert measure(engine_settings, out, "int8")[1] == ["int8"]
+
+
+def test_another_machines_profile_is_not_gone_on_with(engine_settings: EngineSettings, tmp_path: Path) -> None:
+    out = tmp_path / "p.json"
+    profile, _ = measure(engine_settings, out, "int8")
+    out.write_bytes(to_json(replace(profile, machine=replace(profile.machine, processor="another"))))
+    with pytest.raises(InvalidRequest, match="another machine"):
+        measure(engine_settings, out)
+    out.write_text("{}")
+    with pytest.raises(ArtifactError):
+        measure(engine_settings, out)
+
+
+def test_a_profile_is_found_again(engine_settings: EngineSettings, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="lamella profile"):
+        api.find_profile(engine_settings, tmp_path)
+    made, _ = api.profile(engine_settings, ["int8"], cache_folder=tmp_path, points=FEW)
+    assert api.find_profile(engine_settings, tmp_path) == made
+
+
+def test_quality_is_measured_where_a_text_is_given(engine_settings: EngineSettings, tmp_path: Path) -> None:
+    text = tmp_path / "t.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 40)
+    exams = Exams(text=text, window_tokens=64, n_windows=2)
+    out = tmp_path / "p.json"
+    measure(engine_settings, out)
+    profile, _ = api.profile(engine_settings, out=out, cache_folder=tmp_path, exams=exams, points=FEW)
+    best, other = profile.variant("int8").quality, profile.variant("int4").quality
+    assert (best.kl, best.is_measured) == (0.0, True)
+    assert other.kl is not None
+    assert other.kl > 0
+    assert other.perplexity is not None
+
+
+def test_an_unknown_variant_is_refused(engine_settings: EngineSettings, tmp_path: Path) -> None:
+    with pytest.raises(UnknownVariant):
+        measure(engine_settings, tmp_path / "p.json", "int3")
+
+
+def test_the_bench_says_what_the_engine_refuses(engine_settings: EngineSettings) -> None:
+    with Bench.open(engine_settings) as bench:
+        with pytest.raises(EngineFailed, match="maximum context length"):
+            bench.prompt_seconds(500)
+        with pytest.raises(EngineFailed, match="int3"):
+            bench.switch_seconds("int3")
+        assert bench.prompt_seconds(20) > 0
+    bench.close()
+
+
+def test_the_bench_counts_the_steps_of_a_prompt_that_is_read_in_pieces(engine_settings: EngineSettings) -> None:
+    settings = EngineSettings(
+        **{f: getattr(engine_settings, f) for f in engine_settings.__struct_fields__} | {"n_batch": 32}
+    )
+    with Bench.open(settings) as bench:
+        seconds, n_steps = bench.mixed_seconds(2, 16, 90)
+    assert n_steps == 3  # 30 tokens beside two streams
+    assert seconds > 0
+
+
+def test_points_stay_within_the_engine() -> None:
+    points = Points().within(EngineShape(5, 512, 600, "F16", "auto"))
+    assert max(points.prompts) == 512
+    assert points.sequences == (1, 2, 3, 4, 5)
+    assert points.deep == 512
+    assert Points().within(EngineShape(5, 512, 300, "F16", "auto")).deep == 276
+    with pytest.raises(InvalidRequest, match="at least 128"):
+        Points().within(EngineShape(5, 512, 64, "F16", "auto"))
+
+
+def test_energy_is_added_up_over_packages_and_devices(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.symlink_to(LAPTOP)
+    millijoules = iter([1000, 6000])
+    nvml = fake_nvml(nvmlDeviceGetTotalEnergyConsumption=lambda _: next(millijoules))
+    with EnergyMeter(root, lambda: NvidiaReader(lambda _: nvml)) as meter:
+        root.unlink()
+        root.symlink_to(LATER)
+        assert meter.joules() == pytest.approx(150 + 20 + 5, rel=1e-4)
+
+
+def test_idle_power_is_none_where_nothing_counts(tmp_path: Path) -> None:
+    with EnergyMeter(tmp_path, no_nvidia) as meter:
+        assert meter.idle_watts() is None
+    with EnergyMeter(LAPTOP, no_nvidia) as meter:
+        assert meter.idle_watts(sleep=lambda _: None) == 0.0
