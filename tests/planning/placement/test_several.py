@@ -64,7 +64,7 @@ def _best(problem: SeveralProblem) -> float:
     )
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_program_finds_the_best_of_all_choices_and_the_heuristic_stays_between_bound_and_limits(seed: int) -> None:
     problem = _problem(seed)
     best = _best(problem)
@@ -77,17 +77,25 @@ def test_program_finds_the_best_of_all_choices_and_the_heuristic_stays_between_b
     exact = solve_several(problem, gap=1e-6)
     assert exact.objective == pytest.approx(best, rel=1e-5)
     assert exact.gap <= 1e-4
-    found = place_several(problem)
+    found = place_several(problem, tries=25)
     assert not several_violations(problem, found.placements)
     assert found.bound <= best * (1 + 1e-9) <= found.objective * (1 + 2e-9)
-    assert found.objective <= best * 1.25
+    assert found.objective <= best * 1.05
 
 
 def test_six_models_on_twenty_nodes_within_all_limits() -> None:
     problem = random_several(0, 6, 20, 8)
-    found = place_several(problem, rounds=1)
+    found = place_several(problem, tries=25)
     assert not several_violations(problem, found.placements)
     assert 0 < found.bound <= found.objective
+    assert found.gap < 0.5
+
+
+def test_more_tries_find_better_placements_and_equal_questions_get_equal_answers() -> None:
+    problem = random_several(1, 5, 10, 6)
+    few, many, again = (place_several(problem, tries=tries) for tries in (1, 20, 20))
+    assert many.objective < few.objective
+    assert many == again
 
 
 def test_a_busy_node_is_left_to_others() -> None:

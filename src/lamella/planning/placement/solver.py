@@ -28,7 +28,7 @@ from lamella.planning.placement.prices import Priced, search_price
 from lamella.planning.placement.problem import PlacementProblem, check_problem
 from lamella.planning.placement.result import Solution, account, violations
 from lamella.planning.placement.routes import all_orders, best_in_order, best_route, best_with_reuse, totals_through
-from lamella.planning.placement.segments import SegmentTable, relax, segment_table
+from lamella.planning.placement.segments import N_PRICES, SegmentTable, relax, segment_table
 from lamella.planning.placement.tightening import TightTables
 
 GAP = 0.01
@@ -227,9 +227,11 @@ class _Search:
         return self.tried[route]
 
 
-def evaluate(arrays: Arrays, price: float, order: tuple[int, ...] | None = None) -> Priced | None:
+def evaluate(
+    arrays: Arrays, price: float, order: tuple[int, ...] | None = None, n_prices: int = N_PRICES
+) -> Priced | None:
     """The best relaxed solution at a price, over one order of nodes or over all."""
-    table = segment_table(arrays, price)
+    table = segment_table(arrays, price, n_prices)
     found = best_in_order(arrays, table.bound, order) if order else best_route(arrays, table.bound)
     return None if found is None else priced_route(arrays, table, *found)
 
