@@ -29,7 +29,14 @@ from lamella.api.frontiers import DEFAULT_FIRST_BITS, DEFAULT_STEPS, frontier, l
 from lamella.api.losses import kernel_times, measured_prices, predicted_loss
 from lamella.api.measuring import gather_importance, measure, measure_once, tune_on
 from lamella.api.models import OnMeasure, devices, load, load_spec
-from lamella.api.placements import placement, placement_baselines, placement_problem, read_cluster
+from lamella.api.placements import (
+    placement,
+    placement_baselines,
+    placement_problem,
+    read_cluster,
+    several_placements,
+    several_problem,
+)
 from lamella.api.plans import (
     DEFAULT_CONTEXT,
     Budget,
@@ -96,6 +103,8 @@ __all__ = [
     "restore",
     "serve",
     "serving_store",
+    "several_placements",
+    "several_problem",
     "shard_source",
     "simulate",
     "trim",

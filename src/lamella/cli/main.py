@@ -14,6 +14,7 @@ from lamella.cli import (
     build,
     chat,
     cluster_plan,
+    cluster_share,
     devices,
     eval,
     exchange,
@@ -82,6 +83,7 @@ app.command("lm-eval", context_settings=lm_eval.OPTIONS)(lm_eval.lm_eval)
 app.command("pull")(remote.pull)
 app.command("push")(remote.push)
 app.command("serve-store")(remote.serve_store)
+cluster_plan.app.command("share")(cluster_share.cluster_share)
 app.add_typer(cluster_plan.app, name="cluster")
 keeping.add_to(store.app)
 app.add_typer(store.app, name="store")

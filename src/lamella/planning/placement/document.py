@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -14,6 +14,7 @@ from lamella.planning.placement.result import Solution
 from lamella.version import __version__
 
 FORMAT_VERSION = 1
+T = TypeVar("T")
 CLUSTER_FORMAT, PLACEMENT_FORMAT = "lamella.cluster", "lamella.placement"
 
 
@@ -45,23 +46,32 @@ def read_cluster(data: bytes, source: str) -> Cluster:
         ArtifactError: no such document, of a newer format, or with fields that are missing or of another type.
         InvalidRequest: what it describes is no cluster (``check_cluster``).
     """
-    try:
-        header = msgspec.json.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise ArtifactError(f"{source} is not JSON: {error}") from None
-    if not isinstance(header, dict) or header.get("format") != CLUSTER_FORMAT:
-        raise ArtifactError(f"{source} is not a {CLUSTER_FORMAT} document")
-    version = header.get("format_version")
-    if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
-        raise ArtifactError(f"{source} has format version {version!r}; this version reads 1 to {FORMAT_VERSION}")
-    try:
-        read = msgspec.convert(header, _Cluster)
-    except msgspec.ValidationError as error:
-        raise ArtifactError(f"{source}: {error}") from None
+    read = decode(data, source, CLUSTER_FORMAT, _Cluster)
     links = {link.between: Link(link.bytes_per_second, link.round_trip_seconds) for link in read.links}
     cluster = Cluster(read.nodes, read.coordinator, links, read.transfer)
     check_cluster(cluster)
     return cluster
+
+
+def decode(data: bytes, source: str, document_format: str, kind: type[T]) -> T:
+    """Read a document of a format.
+
+    Raises:
+        ArtifactError: no such document, of a newer format, or with fields that are missing or of another type.
+    """
+    try:
+        header = msgspec.json.decode(data)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ArtifactError(f"{source} is not JSON: {error}") from None
+    if not isinstance(header, dict) or header.get("format") != document_format:
+        raise ArtifactError(f"{source} is not a {document_format} document")
+    version = header.get("format_version")
+    if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
+        raise ArtifactError(f"{source} has format version {version!r}; this version reads 1 to {FORMAT_VERSION}")
+    try:
+        return msgspec.convert(header, kind)
+    except msgspec.ValidationError as error:
+        raise ArtifactError(f"{source}: {error}") from None
 
 
 def placement_document(problem: PlacementProblem, solution: Solution) -> dict[str, Any]:

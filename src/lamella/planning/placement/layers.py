@@ -8,10 +8,13 @@ from collections.abc import Mapping, Sequence
 from lamella.core.artifacts import Measurement
 from lamella.core.errors import InvalidRequest
 from lamella.core.model import LayerSpec, ModelSpec
+from lamella.core.precision import SCHEMES, Scheme
 from lamella.planning.cost import realise, stored_bytes
 from lamella.planning.memory import kv_row_bytes
 from lamella.planning.placement.problem import Layer, Option
 
+_WHOLE = "fp16"
+"""Not rounded, whatever the scheme."""
 HIDDEN_STATE_BYTES = 4
 """Of one number of the hidden state: llama.cpp hands it from device to device in F32."""
 
@@ -23,14 +26,15 @@ def layers_of(
 
     Args:
         measurement: of metric ``sensitivity`` (losses are KL divergence in nats a token) or ``weight-difference``
-            (losses are ||W - Q(W)|| / ||W||, as in DILEMMA).
+            (losses are ||W - Q(W)|| / ||W||, as in DILEMMA, and bytes those of the scheme that it was measured with).
         precisions: of the menu, or ggml types.
 
     Raises:
         InvalidRequest: a measurement of another metric, or one that predicts no loss of some layer at any precision.
         UnsupportedTensor: rows of the model cannot be of a named type.
     """
-    types = {p: realise(spec, [p] * spec.n_layers) for p in precisions}
+    scheme = scheme_of(measurement)
+    types = {p: realise(spec, [p] * spec.n_layers, "block" if p == _WHOLE else scheme) for p in precisions}
     found = []
     for layer in spec.layers:
         options = {}
@@ -46,6 +50,19 @@ def layers_of(
     return tuple(found)
 
 
+def scheme_of(measurement: Measurement) -> Scheme:
+    """How weights are rounded whose loss was measured.
+
+    Raises:
+        InvalidRequest: as nothing that this version knows.
+    """
+    named = str(measurement.settings.get("scheme", "block"))
+    for scheme in SCHEMES:
+        if scheme == named:
+            return scheme
+    raise InvalidRequest(f"the measurement is of scheme '{named}'; known: {', '.join(SCHEMES)}")
+
+
 def hidden_state_bytes(spec: ModelSpec) -> int:
     """Of one token, between two layers."""
     return HIDDEN_STATE_BYTES * int(spec.hyperparameters["embedding_length"])
@@ -53,6 +70,8 @@ def hidden_state_bytes(spec: ModelSpec) -> int:
 
 def _loss(measurement: Measurement, layer: LayerSpec, precision: str, tensors: Mapping[str, str]) -> float | None:
     """Of a layer at a precision; None where the measurement does not say."""
+    if all(tensors[t.name] == t.type_name for t in layer.matrices):
+        return 0.0
     if measurement.metric == "weight-difference":
         scores = {score.layer: score.mean for score in measurement.per_precision.get(precision, ())}
         return scores.get(layer.index)
