@@ -17,6 +17,7 @@ nothing else.
 ``losses``     what plans are predicted to lose, and how fast this machine is with each type
 ``plans``      how many bits each layer gets
 ``frontiers``  many plans at once: the frontier, and ladders
+``placements`` which node of a cluster runs each layer
 ``variants``   built, run, evaluated, exported, imported, got back
 ``sources``    where shards can be had from
 ``remotes``    stores and models elsewhere
@@ -33,6 +34,14 @@ from lamella.api.homes import Ready, find_ready, is_model, prepare, spoken_name
 from lamella.api.losses import kernel_times, measured_prices, predicted_loss
 from lamella.api.measuring import gather_importance, measure, measure_once, tune_on
 from lamella.api.models import OnMeasure, devices, load, load_spec
+from lamella.api.placements import (
+    placement,
+    placement_baselines,
+    placement_problem,
+    read_cluster,
+    several_placements,
+    several_problem,
+)
 from lamella.api.plans import (
     DEFAULT_CONTEXT,
     Budget,
@@ -85,6 +94,9 @@ __all__ = [
     "needs_measuring",
     "open_engine",
     "open_store",
+    "placement",
+    "placement_baselines",
+    "placement_problem",
     "plan",
     "plot_outcome",
     "predicted_loss",
@@ -94,6 +106,7 @@ __all__ = [
     "pull_from_hub",
     "push",
     "reach",
+    "read_cluster",
     "read_importance",
     "read_measurement",
     "read_plan",
@@ -102,6 +115,8 @@ __all__ = [
     "restore",
     "serve",
     "serving_store",
+    "several_placements",
+    "several_problem",
     "shard_source",
     "simulate",
     "spoken_name",

@@ -13,6 +13,8 @@ from typer.exceptions import TyperException
 from lamella.cli import (
     build,
     chat,
+    cluster_plan,
+    cluster_share,
     devices,
     doctor,
     eval,
@@ -110,6 +112,8 @@ app.command("import", rich_help_panel=STORES)(exchange.import_file)
 app.command("pull", rich_help_panel=ELSEWHERE)(remote.pull)
 app.command("push", rich_help_panel=ELSEWHERE)(remote.push)
 app.command("serve-store", rich_help_panel=ELSEWHERE)(remote.serve_store)
+cluster_plan.app.command("share")(cluster_share.cluster_share)
+app.add_typer(cluster_plan.app, name="cluster", rich_help_panel=ELSEWHERE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
