@@ -13,6 +13,7 @@ import ctypes as ct
 
 from lamella.core.errors import EngineFailed
 from lamella.llama import devices, library
+from lamella.llama.context import usable_cores
 
 
 def connect(endpoint: str) -> tuple[str, ...]:
@@ -30,12 +31,17 @@ def connect(endpoint: str) -> tuple[str, ...]:
     return tuple(d.name for d in devices.list_devices() if d.name not in before)
 
 
-def serve(endpoint: str) -> None:
-    """Compute on this machine's CPU for whoever connects; does not return.
+def serve(endpoint: str, n_threads: int = 1) -> None:
+    """Compute on this machine's CPU for whoever connects, one after the other; returns only where it cannot listen.
+
+    Args:
+        endpoint: HOST:PORT, an IPv4 address.
+        n_threads: to compute with; 0 for the cores that this process may use.
 
     Raises:
         LibraryError: llama.cpp was built without the RPC backend.
     """
     handle = library.load_rpc()
     cpu = library.load().ggml.ggml_backend_dev_by_type(library.DEVICE_TYPE_CPU)
-    handle.ggml_backend_rpc_start_server(endpoint.encode(), None, 1, 1, (ct.c_void_p * 1)(cpu))
+    served = (ct.c_void_p * 1)(cpu)
+    handle.ggml_backend_rpc_start_server(endpoint.encode(), None, n_threads or usable_cores(), 1, served)
