@@ -60,7 +60,7 @@ def test_links_are_measured_and_measured_again(run: Run) -> None:
             assert link.bytes_per_second > 1e6
             meter = LinkMeter(bed.dialler, ["laptop"], every_seconds=0.01)
             running = asyncio.create_task(meter.run())
-            seen = set()
+            seen: set[float] = set()
             while len(seen) < 2:
                 await asyncio.sleep(0.01)
                 seen.update(found.at for found in meter.links.values())

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Self
 
 from lamella.cluster.channel import Channel, join
@@ -31,6 +32,20 @@ START_SECONDS = 60.0
 _LOOPBACK = "127.0.0.1"
 
 
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Bytes of RPC between coordinator and node.
+
+    Attributes:
+        sent_bytes, received_bytes: that travelled, to the node and from it.
+        saved_bytes: weights that did not, since the node had them in its cache.
+    """
+
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    saved_bytes: int = 0
+
+
 class Forwarder:
     """A session with a node, begun anew whenever it was lost.  An asynchronous context manager.
 
@@ -39,8 +54,6 @@ class Forwarder:
         is_up: whether a session runs.
         trouble: why there is none, or what was last wrong; "" where nothing ever was.
         round_trip_seconds: of the last ping; 0 before the first.
-        saved_bytes: weights that the node had in its cache and that did not travel.
-        sent_bytes, received_bytes: that did, to the node and from it, over connections that have ended.
     """
 
     def __init__(
@@ -61,7 +74,7 @@ class Forwarder:
         """
         self.node, self.is_up, self.trouble = node, False, ""
         self.round_trip_seconds = 0.0
-        self.saved_bytes = self.sent_bytes = self.received_bytes = 0
+        self._ended, self._carried = Traffic(), list[tuple[Shorten, Gather]]()
         self._dialler, self._begin, self._on_change = dialler, Begin(n_threads, list(shards)), on_change
         self._up = asyncio.Event()
         self._session = ""
@@ -87,6 +100,15 @@ class Forwarder:
         """Where llama.cpp is to connect."""
         assert self._server is not None  # it was entered
         return f"{_LOOPBACK}:{self._server.sockets[0].getsockname()[1]}"
+
+    @property
+    def traffic(self) -> Traffic:
+        """What went through so far."""
+        return Traffic(
+            self._ended.sent_bytes + sum(there.n_bytes for there, _ in self._carried),
+            self._ended.received_bytes + sum(back.n_bytes for _, back in self._carried),
+            self._ended.saved_bytes + sum(there.saved_bytes for there, _ in self._carried),
+        )
 
     async def ready(self, seconds: float) -> None:
         """Wait until a session runs.
@@ -153,14 +175,20 @@ class Forwarder:
             if tunnel is None:
                 return
             self._tunnels.add(tunnel)
-            there, back = Shorten(self._known), Gather(ANSWER_HEAD_BYTES)
+            filters = Shorten(self._known), Gather(ANSWER_HEAD_BYTES)
+            self._carried.append(filters)
             try:
-                await join(plain, tunnel, there, back)
+                await join(plain, tunnel, *filters)
             finally:
                 self._tunnels.discard(tunnel)
-                self.saved_bytes += there.saved_bytes
-                self.sent_bytes += there.n_bytes
-                self.received_bytes += back.n_bytes
+                there, back = filters
+                ended = self._ended
+                self._ended = Traffic(
+                    ended.sent_bytes + there.n_bytes,
+                    ended.received_bytes + back.n_bytes,
+                    ended.saved_bytes + there.saved_bytes,
+                )
+                self._carried.remove(filters)
         finally:
             plain.abort()
 
