@@ -1,11 +1,13 @@
 """Claim: a running model changes its precision between two tokens, where everybody else loads another model.
 
-    .venv/bin/python -m benchmarks.switch [--model qwen-1.5b] [--rounds 5]
+    .venv/bin/python -m benchmarks.switch [--model qwen-1.5b] [--rounds 5] [--device CUDA0]
 
 Q8_0 <-> Q4_K_M (the stock mix's own types) in the middle of a generation after a prompt of 512 tokens, warm pages.
 Reported: the time of the switch itself; the token at the switch (switch included) against the median of the ten tokens
 before and the ten after; and the same change made by closing the model, loading the other file with the same library
 (page cache warm, default options), and computing the prompt again.
+
+On a device both ways use its memory: each shard in a buffer of its own here, everything uploaded anew there.
 """
 
 from __future__ import annotations
@@ -18,13 +20,14 @@ from pathlib import Path
 
 from benchmarks import rival
 from benchmarks.common import open_model, plan_like, record, reference_model, spread, table
+from lamella.llama import rpc
 from lamella.llama.context import Context, ContextOptions, usable_cores
-from lamella.llama.model import Model
+from lamella.llama.model import ALL_LAYERS, Model
 from lamella.llama.sampling import SamplingOptions
 from lamella.quantize.build import build_variant
 from lamella.run.engine import Engine, EngineOptions
 from lamella.run.kernel_table import KernelTable
-from lamella.run.layouts import LAYOUT_POLICIES, LayoutPolicy
+from lamella.run.layouts import LayoutPolicy
 from lamella.store.store import Store
 
 PROMPT_TOKENS, BEFORE, AFTER = 512, 20, 20
@@ -38,12 +41,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="qwen-1.5b")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", help="as 'lamella devices' names it; default: the CPU")
+    parser.add_argument("--rpc", help="address of an rpc-server of llama.cpp on this machine, which has the device")
     args = parser.parse_args()
+    if args.rpc:
+        rpc.connect(args.rpc)
     with tempfile.TemporaryDirectory(prefix="lamella-switch-") as folder:
-        run(reference_model(args.model), args.model, args.rounds, Path(folder))
+        run(reference_model(args.model), args.model, args.rounds, Path(folder), args.device)
 
 
-def run(source: Path, name: str, rounds: int, folder: Path) -> None:
+def run(source: Path, name: str, rounds: int, folder: Path, device: str | None) -> None:
     files = {mix: folder / f"{mix}.gguf" for mix in PAIR}
     reference = open_model(source)
     store = Store.create(folder / "store", reference.spec.identity)
@@ -55,10 +62,11 @@ def run(source: Path, name: str, rounds: int, folder: Path) -> None:
     kernels = KernelTable(None, usable_cores())
     results: dict[str, dict[str, list[float]]] = {}
     reloads: list[float] = []
-    for layout in ("auto", "mapped"):
-        results[layout] = live_switches(store, tokens, rounds, layout, kernels)
+    layouts: tuple[LayoutPolicy, ...] = ("auto",) if device else ("auto", "mapped")
+    for layout in layouts:
+        results[layout] = live_switches(store, tokens, rounds, EngineOptions(CONTEXT, layout, device=device), kernels)
     for _ in range(rounds):
-        reloads += [reload_ms(files[PAIR[1]], tokens), reload_ms(files[PAIR[0]], tokens)]
+        reloads += [reload_ms(files[mix], tokens, on_device=device is not None) for mix in reversed(PAIR)]
 
     auto = results["auto"]
     rows: list[list[object]] = [["layout", "switch ms", "token at it ms", "neighbours ms", "stall ratio", "prepare ms"]]
@@ -69,9 +77,10 @@ def run(source: Path, name: str, rounds: int, folder: Path) -> None:
     switched = statistics.median(auto["token_ms"])
     print(f"close, load, compute the prompt again: {reload:.0f} ms until the next token; switched: {switched:.1f} ms")
     record(
-        "switch",
+        f"switch_{device}" if device else "switch",
         {
             "model": name,
+            "device": device or "CPU",
             "switch_ms": statistics.median(auto["switch_ms"]),
             "stall_ratio": statistics.median(auto["stall_ratio"]),
             "reload_ms": reload,
@@ -87,12 +96,11 @@ COLUMNS = ("switch_ms", "token_ms", "neighbours_ms", "stall_ratio", "prepare_ms"
 
 
 def live_switches(
-    store: Store, tokens: list[int], rounds: int, layout: LayoutPolicy, kernels: KernelTable
+    store: Store, tokens: list[int], rounds: int, options: EngineOptions, kernels: KernelTable
 ) -> dict[str, list[float]]:
     """Both directions, ``rounds`` times each."""
-    assert layout in LAYOUT_POLICIES
     found: dict[str, list[float]] = {c: [] for c in COLUMNS}
-    with Engine.open(store, PAIR[0], EngineOptions(CONTEXT, layout=layout), kernels) as engine:
+    with Engine.open(store, PAIR[0], options, kernels) as engine:
         found["prepare_ms"].append(engine.prepare(PAIR[1]).result().seconds * 1e3)
         one_switch(engine, tokens, PAIR[1])  # both warm from here on
         for _ in range(rounds):
@@ -119,10 +127,13 @@ def one_switch(engine: Engine, tokens: list[int], target: str) -> dict[str, floa
     }
 
 
-def reload_ms(file: Path, tokens: list[int]) -> float:
+def reload_ms(file: Path, tokens: list[int], *, on_device: bool) -> float:
     """Load a model, compute the prompt, and one token, as one would without a live switch."""
     start = time.perf_counter()
-    with Model.load([file], repack=True) as model, Context(model, CONTEXT) as context:
+    with (
+        Model.load([file], repack=True, n_gpu_layers=ALL_LAYERS if on_device else 0) as model,
+        Context(model, CONTEXT) as context,
+    ):
         context.decode(tokens, 0)
         context.decode([int(context.logits().argmax())], len(tokens))
         return (time.perf_counter() - start) * 1e3

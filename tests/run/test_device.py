@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import socket
-import subprocess
-import sys
-import time
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -22,12 +19,14 @@ import numpy as np
 import psutil
 import pytest
 
+from lamella import api
 from lamella.batching.engine_parts import EngineParts
 from lamella.batching.settings import EngineSettings
-from lamella.core.errors import InvalidRequest
-from lamella.llama import library, log, rpc
+from lamella.core.errors import EngineFailed, InvalidRequest
+from lamella.llama import gguf, library, log, rpc
 from lamella.run.engine import Engine, EngineOptions
 from lamella.store.store import Store
+from tests.fakes.rpc_server import rpc_server
 from tests.run.conftest import OPTIONS
 
 TOKENS = [1, 300, 301, 302, 303, 304]
@@ -40,27 +39,8 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def server() -> Iterator[tuple[str, psutil.Process]]:
     """Endpoint and process of an RPC server."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
-    code = f"from lamella.llama import rpc; rpc.serve({endpoint!r})"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
-        _wait_for(endpoint)
-        yield endpoint, psutil.Process(child.pid)
-        child.kill()
-
-
-def _wait_for(endpoint: str) -> None:
-    host, _, port = endpoint.partition(":")
-    end = time.monotonic() + 60
-    while True:
-        try:
-            socket.create_connection((host, int(port)), 1).close()
-        except OSError:
-            assert time.monotonic() < end, "the RPC server does not come up"
-            time.sleep(0.05)
-        else:
-            return
+    with rpc_server() as started:
+        yield started
 
 
 @pytest.fixture
@@ -82,7 +62,7 @@ def test_logits_after_a_switch_equal_those_of_a_fresh_load(in_child: Callable[..
 def _check_logits(store: Store, options: EngineOptions) -> None:
     """Bit for bit on the device, and near those of the CPU, which has other kernels for some shapes."""
     with Engine.open(store, "large", options) as engine:
-        for name in ("small", "large", "middle", "small"):
+        for name in ("small", "large", "middle", "large"):
             report = engine.switch(name)
             assert report.n_shards == 3
             with Engine.open(store, name, options) as fresh, Engine.open(store, name, OPTIONS) as cpu:
@@ -137,7 +117,43 @@ def _next_logits(engine: Engine, token: int) -> Any:
     return engine._context.logits().copy()
 
 
-def test_only_changed_layers_are_copied_and_the_old_ones_freed(
+def test_only_changed_layers_are_copied(in_child: Callable[..., Any], store_folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(store_folder, tmp_path / "store", symlinks=True)
+    large, small = (Store.open(copy).variant(name).plan for name in ("large", "small"))
+    types = {n: small.tensors[n] if n.startswith("blk.1.") else t for n, t in large.tensors.items()}
+    api.build(store_folder.parent / "tiny.gguf", copy, replace(large, tensors=types), "one")
+    in_child(_check_copies, copy)
+
+
+def _check_copies(_: Store, options: EngineOptions, folder: Path) -> None:
+    """Counted at the border to ggml: the bytes of the one layer that differs, and none where both are warm."""
+    store = Store.open(folder)
+    with Engine.open(store, "large", options) as engine, _counted() as copies:
+        assert engine.switch("one").n_shards == 1
+        paths = store.ready_paths(store.variant("one"))
+        tensors = {n: t for path in paths for n, t in gguf.read_tensors(path).items()}
+        assert sorted(copies) == sorted(t.n_bytes for n, t in tensors.items() if n.startswith("blk.1."))
+        copies.clear()
+        assert engine.switch("large").n_shards == 1
+        assert copies == []
+
+
+@contextlib.contextmanager
+def _counted() -> Iterator[list[int]]:
+    """Sizes of all tensors that are copied meanwhile."""
+    base, sizes = library.load().base, list[int]()
+    plain = base.ggml_backend_tensor_set
+
+    def counts(tensor: int, data: int, offset: int, n_bytes: int) -> None:
+        sizes.append(n_bytes)
+        plain(tensor, data, offset, n_bytes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "ggml_backend_tensor_set", counts)
+        yield sizes
+
+
+def test_memory_of_the_device_is_free_again_after_a_switch(
     in_child: Callable[..., Any], server: tuple[str, psutil.Process]
 ) -> None:
     before, after = in_child(_check_memory, server[1].pid)
@@ -197,6 +213,23 @@ def _check_generation(store: Store, options: EngineOptions) -> None:
         engine.switch("small")
         assert first + [t.variant for t in generation if t.id >= 0] == ["large"] * 5 + ["small"] * 7
         assert generation.stats.n_reused == 0
+
+
+def test_the_cpu_is_no_other_device(store: Store) -> None:
+    with Engine.open(store, "large", replace(OPTIONS, device="CPU")) as engine:
+        assert engine.device_bytes == 0
+
+
+@pytest.mark.parametrize("endpoint", ["10.0.0.1:50052", "127.0.0.1", "127.0.0.1:0", "localhost:50052", ""])
+def test_only_this_machines_servers_are_spoken_to(endpoint: str) -> None:
+    for call in (rpc.connect, rpc.serve):
+        with pytest.raises(InvalidRequest, match=r"no loopback address such as 127\.0\.0\.1:50052"):
+            call(endpoint)
+
+
+def test_where_no_server_answers_the_process_lives_on() -> None:
+    with pytest.raises(EngineFailed, match=r"no RPC server answers at 127\.0\.0\.1:1: Connection refused"):
+        rpc.connect("127.0.0.1:1")
 
 
 def test_an_unknown_device_is_refused_and_the_known_named(store: Store) -> None:

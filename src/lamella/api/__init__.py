@@ -20,8 +20,22 @@ nothing else.
 ``variants``   built, run, evaluated, exported, imported, got back
 ``sources``    where shards can be had from
 ``remotes``    stores and models elsewhere
+``clusters``   several machines: joining, nodes, a model served over them
 """
 
+from lamella.api.clusters import (
+    HERE,
+    NodeLayers,
+    NodeStatus,
+    found_cluster,
+    invite,
+    look_at_nodes,
+    open_cluster,
+    parse_layers,
+    read_placed_layers,
+    run_node,
+    serve_cluster,
+)
 from lamella.api.connecting import connect
 from lamella.api.documents import read_importance, read_measurement, read_plan, write_artifact, write_importance
 from lamella.api.frontiers import DEFAULT_FIRST_BITS, DEFAULT_STEPS, frontier, ladder
@@ -48,9 +62,12 @@ __all__ = [
     "DEFAULT_CONTEXT",
     "DEFAULT_FIRST_BITS",
     "DEFAULT_STEPS",
+    "HERE",
     "HUB_PREFIX",
     "Budget",
     "Listening",
+    "NodeLayers",
+    "NodeStatus",
     "OnMeasure",
     "build",
     "check_plan_arguments",
@@ -61,20 +78,25 @@ __all__ = [
     "evaluate",
     "export",
     "find_profile",
+    "found_cluster",
     "frontier",
     "gather_importance",
     "import_file",
+    "invite",
     "kernel_times",
     "ladder",
     "load",
     "load_spec",
+    "look_at_nodes",
     "measure",
     "measure_once",
     "measured_prices",
     "model_name",
     "needs_measuring",
+    "open_cluster",
     "open_engine",
     "open_store",
+    "parse_layers",
     "plan",
     "predicted_loss",
     "profile",
@@ -84,11 +106,14 @@ __all__ = [
     "reach",
     "read_importance",
     "read_measurement",
+    "read_placed_layers",
     "read_plan",
     "read_profile",
     "repair",
     "restore",
+    "run_node",
     "serve",
+    "serve_cluster",
     "serving_store",
     "shard_source",
     "simulate",

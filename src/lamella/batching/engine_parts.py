@@ -14,10 +14,11 @@ from lamella.batching.messages import PROTOCOL_VERSION, Hello, Sampling, Variant
 from lamella.batching.prompts import Prompt, PromptMaker
 from lamella.batching.running import SCORED_AT_ONCE
 from lamella.batching.settings import EngineSettings
+from lamella.batching.spread import Spread
 from lamella.core.artifacts import Variant
 from lamella.core.errors import InvalidRequest, UnknownVariant
 from lamella.core.precision import GGML_TYPES
-from lamella.llama import gguf
+from lamella.llama import devices, gguf, rpc
 from lamella.llama.context import Context, ContextOptions, usable_cores
 from lamella.llama.embeddings import Embedder
 from lamella.llama.grammar import schema_to_grammar
@@ -65,23 +66,32 @@ class EngineParts:
         Raises:
             LamellaError: as ``run.engine.Engine.open``.
         """
-        if settings.device and settings.memory_bytes:
+        if (settings.device or settings.layers) and settings.memory_bytes:
             raise InvalidRequest(NO_CEILING_ON_DEVICES)
+        if settings.device and settings.layers:
+            raise InvalidRequest("either one device, or layers on several")
         start = time.monotonic()
+        for endpoint in settings.rpc:
+            rpc.connect(endpoint)
+        device = devices.besides_cpu(settings.device)
+        spread = Spread.connect(settings.layers)
         store = Store.open(Path(settings.store))
         variants = _served(store, settings.variants)
         options = _context_options(settings)
         kernel_file = Path(settings.kernel_file) if settings.kernel_file else None
         kernels = KernelTable(kernel_file, settings.n_threads or usable_cores())
-        layouts = {} if settings.device else layouts_of(settings.layout, kernels, variants)
+        layouts = {} if device or spread else layouts_of(settings.layout, kernels, variants)
         first = plan_start(store, variants, settings.variant, options, layouts, settings.memory_bytes)
         with store.lease(reading=True) as lease, contextlib.ExitStack() as on_failure:
             paths = store.ready_paths(lease.hold(first.variant))
             tensors = {n: t.spec for path in paths for n, t in gguf.read_tensors(path).items()}
-            model = Model.load(paths, device=settings.device)
+            if spread:
+                spread.check_covers(1 + max(t.layer for t in tensors.values() if t.layer is not None))
+            model = Model.load(paths, device=device, layers=spread.ranges if spread else ())
             on_failure.callback(model.close)
-            if not (settings.n_cells or settings.memory_bytes):
-                options = own_cells_where_there_is_room(options, settings, model.kv_bytes_per_token)
+            if not (settings.n_cells or settings.memory_bytes or spread):
+                free = devices.find(device).free_bytes if device else cpu_memory().available_bytes
+                options = own_cells_where_there_is_room(options, settings, model.kv_bytes_per_token, free)
             context = Context(model, options)
             on_failure.callback(context.close)
             live = LiveVariants(
@@ -92,8 +102,8 @@ class EngineParts:
                 n_warm=settings.n_warm,
                 check=settings.check,
                 ceiling=first.ceiling,
-                device=settings.device,
-                on_moved=context.rebuild_graph if settings.device else None,
+                device_of=spread.device_of if spread else (lambda _: device) if device else None,
+                on_moved=context.rebuild_graph if device or spread else None,
             )
             on_failure.callback(live.close)
             live.change_to(first.variant)
@@ -193,19 +203,18 @@ def _context_options(settings: EngineSettings) -> ContextOptions:
 
 
 def own_cells_where_there_is_room(
-    options: ContextOptions, settings: EngineSettings, bytes_per_token: float, available_bytes: int | None = None
+    options: ContextOptions, settings: EngineSettings, bytes_per_token: float, available_bytes: int
 ) -> ContextOptions:
     """Give each sequence ``n_ctx`` cells of its own, if that takes a small part of the memory that is available.
 
     Args:
         options: with shared cells; returned where there is too little memory.
         bytes_per_token: of an F16 cache.
-        available_bytes: None for what this process may use now.
+        available_bytes: of the device that holds the cache.
     """
     scale = GGML_TYPES[settings.kv_type.upper()].bits_per_weight / GGML_TYPES["F16"].bits_per_weight
     needed = bytes_per_token * scale * settings.n_ctx * settings.n_sequences
-    available = cpu_memory().available_bytes if available_bytes is None else available_bytes
-    if needed > OWN_CELLS_SHARE * available:
+    if needed > OWN_CELLS_SHARE * available_bytes:
         return options
     return dataclasses.replace(options, n_sequences=settings.n_sequences, n_cells=0, has_shared_cells=False)
 

@@ -12,6 +12,18 @@ CELLS_FOR_EACH = 1024
 Pooling = Literal["auto", "mean", "cls", "last", "off"]
 
 
+class LayersAt(msgspec.Struct, frozen=True):
+    """Layers ``first`` to ``end - 1``, and where they are computed.
+
+    Attributes:
+        endpoint: address of an RPC server on this machine, as ``EngineSettings.rpc`` has them; "" for this process.
+    """
+
+    endpoint: str
+    first: int
+    end: int
+
+
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How the engine of a server runs.
 
@@ -30,7 +42,10 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
         n_warm: variants whose shards stay open, the running one included.
         memory_bytes: ceiling for mapped shards and private memory together, also during a switch; 0 for none.
             Of this process; the web front beside it takes some 100 MiB of its own.
+        rpc: addresses of llama.cpp's RPC servers on this machine; their devices join those there are.
         device: ggml device that computes and holds weights and KV cache; None for the CPU.  Without ``memory_bytes``.
+        layers: which RPC server computes which layers, from the first to the last; empty for one device.  Without
+            ``device`` and ``memory_bytes``.
         check: verify the hash of every shard before it is used.
         pooling: how embeddings are made of token states; ``auto`` for what the model file says, if anything.
         kernel_file: cache of measured kernel speeds of this machine; "" for none.
@@ -48,7 +63,9 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     layout: Literal["auto", "mapped", "repacked"] = "auto"
     n_warm: int = 2
     memory_bytes: int = 0
+    rpc: list[str] = []
     device: str | None = None
+    layers: list[LayersAt] = []
     check: bool = False
     pooling: Pooling = "auto"
     kernel_file: str = ""

@@ -13,6 +13,7 @@ from lamella.cli.output import JsonFlag, print_json, stdout, table
 from lamella.config import Config
 from lamella.core.units import format_bytes
 from lamella.llama.kernels import KernelTimes
+from lamella.llama.rpc import connect
 from lamella.run.layouts import Layout, choose
 
 TIMED_TYPES = ("F16", "Q8_0", "Q6_K", "Q5_K", "Q5_0", "Q4_K", "Q4_0", "IQ4_NL", "Q3_K", "Q2_K")
@@ -22,6 +23,12 @@ def devices(
     kernels: Annotated[
         bool, typer.Option("--kernels", help="Also time matrix products of each ggml type, mapped and repacked.")
     ] = False,
+    rpc: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also those of an rpc-server of llama.cpp on this machine; may be repeated.", metavar="HOST:PORT"
+        ),
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """List ggml's devices and mark the one that plans are made for.
@@ -30,6 +37,8 @@ def devices(
     its control group.
     """
     config = Config.from_environment(os.environ)
+    for endpoint in rpc or ():
+        connect(endpoint)
     found, chosen = api.devices(config.device)
     times = api.kernel_times(TIMED_TYPES, config.n_threads, cache_folder=config.cache_folder) if kernels else {}
     layouts = choose("auto", times)

@@ -13,6 +13,7 @@ from typer.exceptions import TyperException
 from lamella.cli import (
     build,
     chat,
+    cluster,
     devices,
     eval,
     exchange,
@@ -23,6 +24,7 @@ from lamella.cli import (
     ladder,
     lm_eval,
     measure,
+    node,
     plan,
     profile,
     remote,
@@ -82,6 +84,8 @@ app.command("pull")(remote.pull)
 app.command("push")(remote.push)
 app.command("serve-store")(remote.serve_store)
 keeping.add_to(store.app)
+app.command("node")(node.node)
+app.add_typer(cluster.app, name="cluster")
 app.add_typer(store.app, name="store")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
@@ -82,6 +82,14 @@ def serve(
         ),
     ] = None,
     kv_type: Annotated[str, typer.Option(help="ggml type of the KV cache.", rich_help_panel=ENGINE)] = "F16",
+    rpc: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Address of an rpc-server of llama.cpp on this machine, whose devices may be used; may be repeated.",
+            metavar="HOST:PORT",
+            rich_help_panel=ENGINE,
+        ),
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(
@@ -115,13 +123,14 @@ def serve(
     The variant changes while requests run: POST /admin/switch {"variant": "small"}, or /switch small in
     `lamella chat --url URL`.  A request may ask for one by the model name MODEL@VARIANT.
     """
-    engine = _engine_settings(
+    engine = engine_settings(
         target,
         context,
         sequences,
         cells,
         kv_type,
         memory,
+        rpc=rpc or [],
         device=device,
         layout=layout,
         warm=warm,
@@ -130,7 +139,7 @@ def serve(
     )
     from lamella.serving.settings import FrontSettings, Limits
 
-    ring = _key_ring(keys)
+    ring = key_ring(keys)
     front = FrontSettings(
         name=name or api.model_name(Store.open(Path(engine.store))),
         host=host,
@@ -149,10 +158,10 @@ def serve(
         for line in opening_lines(listening, len(ring)):
             note(line)
 
-    _run(api.serve(engine, front, max_queue=queue, on_listening=say_hello, on_line=note))
+    run_in_loop(api.serve(engine, front, max_queue=queue, on_listening=say_hello, on_line=note))
 
 
-def _run(work: Coroutine[Any, Any, None]) -> None:
+def run_in_loop(work: Coroutine[Any, Any, None]) -> None:
     """In uvloop's event loop where there is one: the front shares the processor with the model."""
     if importlib.util.find_spec("uvloop") is None:
         asyncio.run(work)
@@ -162,7 +171,12 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
     uvloop.run(work)
 
 
-def _key_ring(file: Path | None) -> KeyRing:
+def key_ring(file: Path | None) -> KeyRing:
+    """Who may ask: by a file, or by the environment.
+
+    Raises:
+        InvalidRequest: what is meant to have keys has none, or cannot be read.
+    """
     from lamella.serving.auth import KeyRing
 
     if file is not None:
@@ -171,7 +185,7 @@ def _key_ring(file: Path | None) -> KeyRing:
     return KeyRing() if said is None else KeyRing.needed(said, "LAMELLA_API_KEYS")
 
 
-def _engine_settings(
+def engine_settings(
     target: str,
     context: int,
     sequences: int,
@@ -179,12 +193,19 @@ def _engine_settings(
     kv_type: str,
     memory: str | None,
     *,
-    device: str | None,
-    layout: str,
+    rpc: Sequence[str] = (),
+    device: str | None = None,
+    layout: str = "auto",
     warm: int,
-    pooling: str,
-    check: bool,
+    pooling: str = "auto",
+    check: bool = False,
 ) -> EngineSettings:
+    """What the options of a command say of the engine.
+
+    Raises:
+        InvalidRequest: an option that has no meaning.
+        StoreError: there is no store.
+    """
     config = Config.from_environment(os.environ)
     store, _, variant = target.partition("@")
     Store.open(Path(store))  # what is wrong with it is said here, and not by a process that dies
@@ -202,6 +223,7 @@ def _engine_settings(
         n_threads=config.n_threads,
         layout=check_policy(layout),
         n_warm=warm,
+        rpc=list(rpc),
         device=device,
         memory_bytes=parse_bytes(memory) if memory else 0,
         check=check,

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from lamella.core.errors import InvalidRequest
 from lamella.llama import library
 
+HOLDS_WEIGHTS = ("cpu", "gpu", "igpu")
+"""Kinds of devices that have memory; accelerators (BLAS, AMX) compute in the CPU's."""
 _KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accelerator", 4: "meta"}  # enum ggml_backend_dev_type
 
 
@@ -48,6 +50,29 @@ def address(name: str) -> int:
         known = ", ".join(d.name for d in list_devices())
         raise InvalidRequest(f"there is no device '{name}'; there are: {known}")
     return int(found)
+
+
+def find(name: str) -> Device:
+    """The device of that name.
+
+    Raises:
+        InvalidRequest: there is none; lists those there are.
+    """
+    return _describe(library.load(), address(name))
+
+
+def besides_cpu(name: str | None) -> str | None:
+    """The device that weights are copied to; None for no name, and for the CPU, where they are mapped.
+
+    Raises:
+        InvalidRequest: there is none, or it computes in the CPU's memory and holds no weights of its own.
+    """
+    if name is None:
+        return None
+    device = find(name)
+    if device.kind not in HOLDS_WEIGHTS:
+        raise InvalidRequest(f"device {device.name} ({device.kind}) holds no weights of its own; leave the choice out")
+    return None if device.kind == "cpu" else device.name
 
 
 def _describe(lib: library.Library, device: int) -> Device:

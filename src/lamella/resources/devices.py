@@ -9,8 +9,6 @@ from lamella.core.errors import InvalidRequest
 from lamella.llama import devices as ggml
 from lamella.resources.machine import CpuMemory, cpu_memory
 
-_HOLDS_MODELS = ("cpu", "gpu", "igpu")
-
 
 @dataclass(frozen=True, slots=True)
 class DeviceMemory:
@@ -33,7 +31,7 @@ class DeviceMemory:
     @property
     def holds_models(self) -> bool:
         """Whether weights can live there; accelerators (BLAS, AMX) compute in the CPU's memory."""
-        return self.kind in _HOLDS_MODELS
+        return self.kind in ggml.HOLDS_WEIGHTS
 
 
 def detect(

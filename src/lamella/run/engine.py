@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from lamella.core.artifacts import Variant
 from lamella.core.closing import Closing
 from lamella.core.errors import EngineFailed, InvalidRequest, StoreError
-from lamella.llama import chat_template, gguf
+from lamella.llama import chat_template, devices, gguf
 from lamella.llama.context import Context, ContextOptions, usable_cores
 from lamella.llama.model import Model
 from lamella.llama.sampling import Sampler, SamplingOptions
@@ -111,6 +111,7 @@ class Engine(Closing):
 
         Raises:
             UnknownVariant: no such variant.
+            InvalidRequest: no such device.
             ShardDamaged: a shard is missing and cannot be got back, or with ``check`` does not match its name.
             EngineFailed: llama.cpp cannot load it.
             ExceedsCeiling: it does not fit; says what would.
@@ -120,7 +121,8 @@ class Engine(Closing):
             store.variant(variant)  # an unknown one is refused before speeds are measured
         variants = by_size(store)
         kernels = kernels or KernelTable(None, options.context.n_threads or usable_cores())
-        layouts = {} if options.device else layouts_of(options.layout, kernels, variants)
+        device = devices.besides_cpu(options.device)
+        layouts = {} if device else layouts_of(options.layout, kernels, variants)
         start = plan_start(store, variants, variant, options.context, layouts, options.memory_bytes)
         with store.lease(reading=True) as lease, contextlib.ExitStack() as on_failure:
             chosen = lease.hold(start.variant)
@@ -128,7 +130,7 @@ class Engine(Closing):
             if options.check:
                 store.check(chosen)
             tensors = {n: t.spec for path in paths for n, t in gguf.read_tensors(path).items()}
-            model = Model.load(paths, device=options.device)
+            model = Model.load(paths, device=device)
             on_failure.callback(model.close)
             context = Context(model, options.context)
             on_failure.callback(context.close)
@@ -140,8 +142,8 @@ class Engine(Closing):
                 n_warm=options.n_warm,
                 check=options.check,
                 ceiling=start.ceiling,
-                device=options.device,
-                on_moved=context.rebuild_graph if options.device else None,
+                device_of=(lambda _: device) if device else None,
+                on_moved=context.rebuild_graph if device else None,
             )
             on_failure.callback(live.close)
             engine = cls(store, options, model, context, live)
