@@ -8,7 +8,7 @@
 | ``LAMELLA_TOKEN`` | token of remote stores, for ``pull``, ``push`` and ``serve-store`` |
 | ``LAMELLA_API_KEYS`` | keys of ``lamella serve``: ``role:key``, by commas or lines; ``--keys`` goes before it |
 | ``LAMELLA_API_KEY`` | one key, for ``lamella chat`` |
-| ``LAMELLA_CLUSTER`` | folder of the cluster that this machine coordinates; default: ``$XDG_CONFIG_HOME/lamella/cluster`` |
+| ``LAMELLA_CLUSTER`` | folder of the cluster that this machine coordinates: ``$XDG_CONFIG_HOME/lamella/cluster`` |
 | ``LAMELLA_NODE`` | folder of this machine as a node; default: ``$XDG_DATA_HOME/lamella/node`` |
 | ``LAMELLA_LLAMA_CPP`` | a checkout of llama.cpp, whose script converts safetensors |
 """

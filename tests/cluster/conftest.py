@@ -81,7 +81,7 @@ def run(folder: ClusterFolder, tmp_path: Path) -> Callable[[Callable[[TestBed], 
     def with_bed(test: Callable[[TestBed], Coroutine[Any, Any, T]]) -> T:
         async def main() -> T:
             async with Dialler(folder) as dialler:
-                return await asyncio.wait_for(test(TestBed(folder, dialler, tmp_path / "nodes")), 120)
+                return await test(TestBed(folder, dialler, tmp_path / "nodes"))
 
         return asyncio.run(main())
 

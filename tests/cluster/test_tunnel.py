@@ -20,8 +20,8 @@ from lamella.cluster.bringing import bring
 from lamella.cluster.forwarding import Forwarder
 from lamella.core.errors import RemoteFailed
 from lamella.llama import library, rpc
-from lamella.run.engine import Engine, EngineOptions
 from lamella.llama.context import ContextOptions
+from lamella.run.engine import Engine, EngineOptions
 from lamella.store.store import Store
 from tests.cluster.conftest import TestBed
 from tests.cluster.test_node import Run, layer_shards
@@ -65,7 +65,7 @@ async def engine_in(endpoint: str, folder: Path) -> AsyncIterator[Any]:
     process = context.Process(target=_hold, args=(endpoint, folder, ready))
     process.start()
     try:
-        assert await asyncio.to_thread(ready.wait, 60)
+        assert await asyncio.to_thread(ready.wait, 500)
         yield process
     finally:
         process.kill()

@@ -141,8 +141,8 @@ async def run_node(
     if token is not None:
         if node.has_joined:
             raise InvalidRequest(
-                f"{folder} belongs to a cluster as {node.credentials.identity.name} already; start it without --join, or "
-                "name another folder with --folder"
+                f"{folder} belongs to a cluster as {node.credentials.identity.name} already; start it without --join, or name "
+                "another folder with --folder"
             )
         await join_cluster(Invite.parse(token), node, listen)
     agent = NodeAgent(node, NodeOptions(n_threads=n_threads, cache_bytes=cache_bytes), on_line)
@@ -279,9 +279,7 @@ async def serve_cluster(
             forwarder = Forwarder(dialler, name, shards=shards, on_change=on_line)
             forwarders[name] = await stack.enter_async_context(forwarder)
             await forwarder.ready(READY_SECONDS)
-        placed = [
-            LayersAt("" if at.node == HERE else forwarders[at.node].endpoint, at.first, at.end) for at in layers
-        ]
+        placed = [LayersAt("" if at.node == HERE else forwarders[at.node].endpoint, at.first, at.end) for at in layers]
         engine = msgspec.structs.replace(engine, layers=placed)
         await serve(engine, front, max_queue=max_queue, on_listening=on_listening, on_line=on_line)
 

@@ -23,7 +23,8 @@ app = typer.Typer(help="Spread a model over several machines.", no_args_is_help=
 DEFAULT_JOIN_PORT = 7400
 
 FolderOption = Annotated[
-    Path | None, typer.Option(help="Of the cluster. Default: the variable LAMELLA_CLUSTER, or ~/.config/lamella/cluster.")
+    Path | None,
+    typer.Option(help="Of the cluster. Default: the variable LAMELLA_CLUSTER, or ~/.config/lamella/cluster."),
 ]
 
 
@@ -47,9 +48,7 @@ def init(folder: FolderOption = None, json: JsonFlag = False) -> None:
 @app.command("invite")
 def invite(
     name: Annotated[str, typer.Argument(help="What the node will be called: small letters, digits, '-'.")],
-    listen: Annotated[
-        str, typer.Option(metavar="HOST[:PORT]", help="Where this machine answers the one that joins.")
-    ],
+    listen: Annotated[str, typer.Option(metavar="HOST[:PORT]", help="Where this machine answers the one that joins.")],
     address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="By which it reaches this machine, if that is another.")
     ] = None,
@@ -146,9 +145,7 @@ def serve(
     folder: FolderOption = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = DEFAULT_PORT,
-    keys: Annotated[
-        Path | None, typer.Option(help="File of API keys. Default: the variable LAMELLA_API_KEYS.")
-    ] = None,
+    keys: Annotated[Path | None, typer.Option(help="File of API keys. Default: the variable LAMELLA_API_KEYS.")] = None,
     name: Annotated[str, typer.Option(help="What requests call the model.")] = "",
     context: Annotated[int, typer.Option(help="Most tokens of one request.")] = 4096,
     sequences: Annotated[int, typer.Option(help="Requests that run at once.")] = 8,
@@ -168,9 +165,7 @@ def serve(
     from lamella.serving.settings import FrontSettings
 
     ring = key_ring(keys)
-    front = FrontSettings(
-        name=name or api.model_name(Store.open(Path(engine.store))), host=host, port=port, keys=ring
-    )
+    front = FrontSettings(name=name or api.model_name(Store.open(Path(engine.store))), host=host, port=port, keys=ring)
 
     def say_hello(listening: api.Listening) -> None:
         for line in opening_lines(listening, len(ring)):

@@ -12,6 +12,7 @@ import typer
 
 from lamella import api
 from lamella.cli.output import note, say
+from lamella.cli.serve import run_in_loop
 from lamella.config import Config
 from lamella.core.units import parse_bytes
 
@@ -34,7 +35,7 @@ def node(
     All that comes and goes is encrypted; who cannot show the coordinator's certificate is hung up on.
     """
     config = Config.from_environment(os.environ)
-    asyncio.run(
+    run_in_loop(
         _run(
             folder or config.node_folder,
             listen,

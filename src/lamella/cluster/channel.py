@@ -25,6 +25,8 @@ MOST_MESSAGE_BYTES = 16 << 20
 MOST_WAITING_BYTES = 4 << 20
 """What may wait to be asked for, before the other side is no longer listened to."""
 WRITE_BUFFER_BYTES = 1 << 20
+TICK_SECONDS = 0.25
+"""Silence is counted in ticks: a process that was stopped for a while has missed one, and not its peer's answer."""
 
 Filter = Callable[[bytes], Iterable[bytes | memoryview]]
 """What to send on of what arrived; may keep some of it for later, and make the rest while it is sent."""
@@ -147,10 +149,14 @@ class Channel(asyncio.Protocol):
     async def read(self, n_bytes: int, seconds: float | None = None) -> bytes:
         """Exactly so many bytes.
 
+        Args:
+            seconds: how long to wait for them; time in which this process stood still does not count.
+
         Raises:
             RemoteFailed: the connection ended before, or they did not come in time.
         """
         self._wanted = n_bytes
+        left = seconds
         self.resume()
         while len(self._waiting) < n_bytes:
             if self.refused is not None:
@@ -159,9 +165,11 @@ class Channel(asyncio.Protocol):
                 raise RemoteFailed("the connection was closed")
             self._wake = asyncio.get_running_loop().create_future()
             try:
-                await asyncio.wait_for(self._wake, seconds)
+                await asyncio.wait_for(self._wake, None if left is None else TICK_SECONDS)
             except TimeoutError:
-                raise RemoteFailed(f"no answer for {seconds:g} s") from None
+                left = (left or 0.0) - TICK_SECONDS
+                if left <= 0:
+                    raise RemoteFailed(f"no answer for {seconds:g} s") from None
         data = bytes(memoryview(self._waiting)[:n_bytes])
         del self._waiting[:n_bytes]
         self._wanted = 0

@@ -35,7 +35,6 @@ from lamella.run.shards import Placement, ShardPool
 from lamella.run.stepwise import StepwiseChange
 from lamella.store.store import Store
 
-
 DeviceOf = Callable[[int | None], str | None]
 """The ggml device that has a layer, or what stands outside of layers (None); None for the CPU."""
 
