@@ -86,7 +86,9 @@ def plain_server(n_threads: int) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "lamella.cluster.rpc_process", str(port), str(n_threads)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as child:
         while True:
             with contextlib.suppress(OSError):
                 socket.create_connection(("127.0.0.1", port)).close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from pathlib import Path
 
 import pytest
@@ -32,13 +33,15 @@ def set_tensor(data: bytes) -> bytes:
     return request(SET_TENSOR, b"h" * TENSOR_HEAD_BYTES + data)
 
 
-SIZES = st.sampled_from([0, 1, 8, TENSOR_HEAD_BYTES, LEAST_KNOWN_BYTES, 5000, GATHERED_BYTES, GATHERED_BYTES + 1, 300_000])
+SIZES = st.sampled_from(
+    [0, 1, 8, TENSOR_HEAD_BYTES, LEAST_KNOWN_BYTES, 5000, GATHERED_BYTES, GATHERED_BYTES + 1, 300_000]
+)
 MESSAGES = st.lists(st.tuples(st.sampled_from([SET_TENSOR, 10, 8]), SIZES), max_size=6)
 
 
 def cut(data: bytes, at: list[float]) -> list[bytes]:
     places = sorted({0, len(data), *(int(share * len(data)) for share in at)})
-    return [data[a:b] for a, b in zip(places, places[1:], strict=False)]
+    return [data[a:b] for a, b in itertools.pairwise(places)]
 
 
 @given(MESSAGES, st.lists(st.floats(0, 1), max_size=8))

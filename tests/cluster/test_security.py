@@ -7,7 +7,6 @@ import dataclasses
 import ssl
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -231,5 +230,3 @@ def test_a_dialler_that_has_ended_leaves_no_connection(folder: ClusterFolder, ru
             await asyncio.wait_for(channel.closed.wait(), 5)
 
     run(test)
-
-

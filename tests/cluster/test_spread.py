@@ -70,7 +70,7 @@ def test_tokens_equal_those_of_one_machine_through_switches(run: Run, store_fold
     local = _computed(str(store_folder), [])
     assert [tokens for tokens, _ in spread] == [tokens for tokens, _ in local]
     sizes = dict(zip(VARIANTS, (n_bytes for _, n_bytes in spread), strict=True))
-    assert 0 < sizes["small"]
+    assert sizes["small"] > 0
 
 
 @needs_rpc

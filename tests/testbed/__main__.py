@@ -1,7 +1,7 @@
 """A cluster of several machines on this one, until Ctrl-C.  As root:
 
-    python -m tests.testbed /tmp/bed laptop:rate=100M,delay=5,cores=0.5,memory=600MiB server:rate=1G
-    lamella cluster nodes --folder /tmp/bed/cluster
+python -m tests.testbed /tmp/bed laptop:rate=100M,delay=5,cores=0.5,memory=600MiB server:rate=1G
+lamella cluster nodes --folder /tmp/bed/cluster
 """
 
 from __future__ import annotations

@@ -76,7 +76,11 @@ class Network:
         number = next(_SUBNETS)
         subnet = f"10.{100 + number // 256 % 100}.{number % 256}"
         machine = Machine(
-            name, f"lamella-{self._name}-{name}", f"lv{os.getpid() % 100000}x{number % 256}", f"{subnet}.2", f"{subnet}.1"
+            name,
+            f"lamella-{self._name}-{name}",
+            f"lv{os.getpid() % 100000}x{number % 256}",
+            f"{subnet}.2",
+            f"{subnet}.1",
         )
         inside = f"{machine.interface}n"
         self.machines[name] = machine

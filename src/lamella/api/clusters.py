@@ -141,8 +141,8 @@ async def run_node(
     if token is not None:
         if node.has_joined:
             raise InvalidRequest(
-                f"{folder} belongs to a cluster as {node.credentials.identity.name} already; start it without --join, or name "
-                "another folder with --folder"
+                f"{folder} belongs to a cluster as {node.credentials.identity.name} already; start it without --join, "
+                "or name another folder with --folder"
             )
         await join_cluster(Invite.parse(token), node, listen)
     agent = NodeAgent(node, NodeOptions(n_threads=n_threads, cache_bytes=cache_bytes), on_line)

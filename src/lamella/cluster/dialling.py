@@ -73,7 +73,7 @@ class Dialler:
             raise RemoteFailed(f"node '{node}' does not answer at {address}: {error or 'no answer'}") from None
         if channel.refused is not None:
             raise channel.refused
-        self._open = {other for other in self._open if not other.closed.is_set()} | {channel}
+        self._open.add(channel)
         channel.send(purpose)
         return channel
 
@@ -105,12 +105,18 @@ class Dialler:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            for channel in [other for other in self._open if not other.closed.is_set()]:
-                assert channel.peer is not None  # it was checked
+            self._open = {channel for channel in self._open if not channel.closed.is_set()}
+            for peer in {channel.peer for channel in self._open}:
+                assert peer is not None  # it was checked
                 try:
-                    self._folder.check_member(channel.peer)
+                    self._folder.check_member(peer)
                 except LamellaError:
-                    channel.abort()
+                    self._cut(peer)
+
+    def _cut(self, peer: Peer) -> None:
+        for channel in self._open:
+            if channel.peer == peer:
+                channel.abort()
 
 
 async def answer(channel: Channel, kind: type[T] | Any, seconds: float = ANSWER_SECONDS) -> T:

@@ -18,7 +18,7 @@ from lamella.core.precision import GGML_TYPES
 from lamella.version import __version__
 
 REPORT_COMMAND = (sys.executable, "-P", "-m", "lamella.cluster.reporting")
-REPORT_SECONDS = 120.0
+REPORT_SECONDS = 600.0
 
 
 def report(kernel_file: Path, n_threads: int, types: Sequence[str]) -> NodeReport:
