@@ -21,18 +21,15 @@ nothing else.
 ``sources``    where shards can be had from
 ``remotes``    stores and models elsewhere
 ``clusters``   several machines: joining, nodes, a model served over them
+``placed``     placements put to work: layers of nodes, and the variant that one is of
 """
 
 from lamella.api.clusters import (
-    HERE,
-    NodeLayers,
     NodeStatus,
     found_cluster,
     invite,
     look_at_nodes,
     open_cluster,
-    parse_layers,
-    read_placed_layers,
     run_node,
     serve_cluster,
 )
@@ -42,6 +39,7 @@ from lamella.api.frontiers import DEFAULT_FIRST_BITS, DEFAULT_STEPS, frontier, l
 from lamella.api.losses import kernel_times, measured_prices, predicted_loss
 from lamella.api.measuring import gather_importance, measure, measure_once, tune_on
 from lamella.api.models import OnMeasure, devices, load, load_spec
+from lamella.api.placed import HERE, NodeLayers, parse_layers, placed_plan, read_placed_layers
 from lamella.api.plans import (
     DEFAULT_CONTEXT,
     Budget,
@@ -97,6 +95,7 @@ __all__ = [
     "open_engine",
     "open_store",
     "parse_layers",
+    "placed_plan",
     "plan",
     "predicted_loss",
     "profile",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from lamella.api.placed import HERE, NodeLayers, shards_of
 from lamella.api.serving import Listening, serve
 from lamella.core.artifacts import ShardRef
 from lamella.core.errors import InvalidRequest, LamellaError
@@ -27,8 +28,6 @@ if TYPE_CHECKING:  # cryptography is an extra, and TLS takes a while to import
 
 READY_SECONDS = 60.0
 """How long the first start of a served cluster waits for its nodes."""
-HERE = "coordinator"
-"""The coordinator's name among nodes: layers that it computes itself."""
 
 
 def check_cluster_extra() -> None:
@@ -190,63 +189,6 @@ async def _look_at(dialler: Dialler, name: str, address: str, types: Sequence[st
         return NodeStatus(name, address, trouble=str(error))
 
 
-@dataclass(frozen=True, slots=True)
-class NodeLayers:
-    """Layers ``first`` to ``end - 1`` on a node, or here (``HERE``)."""
-
-    node: str
-    first: int
-    end: int
-
-
-def parse_layers(text: str) -> list[NodeLayers]:
-    """``laptop=0-11,server=12-23``: nodes and their layers, from the first to the last.
-
-    Raises:
-        InvalidRequest: something else.
-    """
-    found = []
-    for part in text.split(","):
-        node, _, span = part.strip().partition("=")
-        first, _, last = span.partition("-")
-        if not node or not first.isdecimal() or not (last or first).isdecimal():
-            raise InvalidRequest(f"'{part}' is not NODE=FIRST-LAST, as in laptop=0-11,server=12-23")
-        found.append(NodeLayers(node, int(first), int(last or first) + 1))
-    return found
-
-
-def read_placed_layers(path: Path) -> list[NodeLayers]:
-    """Which node has which layers, by a placement that ``lamella cluster plan --json`` has printed.
-
-    Raises:
-        InvalidRequest: no such document.
-        StorageFailed: it cannot be read.
-    """
-    from lamella.store.files import storage_errors
-
-    with storage_errors(path, "read"):
-        data = path.read_bytes()
-    try:
-        document = msgspec.json.decode(data, type=_Placed)
-    except msgspec.DecodeError as error:
-        raise InvalidRequest(f"{path} is no placement: {error}") from None
-    here = document.coordinator
-    return [
-        NodeLayers(HERE if s.node == here else s.node, s.first, s.first + len(s.precisions)) for s in document.segments
-    ]
-
-
-class _PlacedSegment(msgspec.Struct):
-    node: str
-    first: int
-    precisions: list[str]
-
-
-class _Placed(msgspec.Struct, tag_field="format", tag="lamella.placement"):
-    coordinator: str
-    segments: list[_PlacedSegment]
-
-
 async def serve_cluster(
     cluster: ClusterFolder,
     engine: EngineSettings,
@@ -295,16 +237,3 @@ async def _fill(
         brought = await bring(dialler, node, store, shards)
     if brought.n_fetched:
         on_line(f"node '{node}' fetched {brought.n_fetched} shards, {format_bytes(brought.moved_bytes)}")
-
-
-def shards_of(store: Store, variants: Sequence[str] | None, layers: Sequence[NodeLayers]) -> list[ShardRef]:
-    """The shards of some layers, of all variants or of those named, each once."""
-    labels = {f"layer {index}" for at in layers for index in range(at.first, at.end)}
-    found = {
-        shard.id: shard
-        for variant in store.readable_variants()[0]
-        if variants is None or variant.name in variants
-        for shard in variant.shards
-        if shard.label in labels
-    }
-    return list(found.values())

@@ -132,6 +132,23 @@ def _node_document(status: api.NodeStatus) -> dict[str, Any]:
     return document
 
 
+@app.command("build")
+def build(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Path of a GGUF file, or smollm2.")],
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store; made if it does not exist.")],
+    placement: Annotated[Path, typer.Option(help="As 'lamella cluster plan --json' has printed it.")],
+    name: Annotated[str, typer.Option(help="Of the variant.")] = "placed",
+    json: JsonFlag = False,
+) -> None:
+    """Make the variant that a placement is of: each layer at the precision that it has there."""
+    report = api.build(model, store, api.placed_plan(model, placement), name)
+    if json:
+        print_json({"variant": report.variant.name, "bytes": report.variant.n_bytes})
+        return
+    built = f"{report.variant.name}: {format_bytes(report.variant.n_bytes)}"
+    say(f"{built}; serve it with: lamella cluster serve {store}@{name} --placement {placement}")
+
+
 @app.command("serve")
 def serve(
     target: Annotated[str, typer.Argument(metavar="STORE[@VARIANT]", help="Store and variant; default: the largest.")],

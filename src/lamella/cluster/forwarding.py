@@ -201,6 +201,8 @@ class Forwarder:
             except TimeoutError:
                 continue
             except LamellaError as error:
+                if self.is_up and str(error) != self.trouble:  # or it was told already
+                    self._on_change(f"an engine waits: {error}")
                 self.trouble = str(error)
                 await asyncio.sleep(RETRY_SECONDS)
             else:

@@ -161,6 +161,9 @@ class NodeAgent:
                 channel.send(Refused(str(error)))
         except RemoteFailed as error:
             self._on_line(f"a connection was not understood: {error}")
+        except Exception as error:  # a fault of ours costs this connection, and is told
+            self._on_line(f"a fault in Lamella: {type(error).__name__}: {error}")
+            channel.send(Refused(f"a fault of the node: {type(error).__name__}: {error}"))
         finally:
             channel.close()
 

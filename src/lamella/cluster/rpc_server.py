@@ -80,7 +80,7 @@ class RpcServer:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
-                process_group=0,
+                start_new_session=True,  # Ctrl-C in a terminal is for the agent; uvloop knows no process_group
             )
         except OSError as error:
             raise RemoteFailed(f"no process can be started: {error}") from None
