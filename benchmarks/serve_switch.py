@@ -78,24 +78,24 @@ def main() -> None:
     parser.add_argument("--still-seconds", type=float, default=30, help="the same load without switches")
     parser.add_argument("--rival-seconds", type=float, default=90, help="of each rival way")
     parser.add_argument("--warm", type=int, default=2, help="variants that our server keeps in memory")
+    parser.add_argument("--longest-step", type=float, default=0.1, help="of our server: streams before first tokens")
     parser.add_argument("--work", type=Path, help="folder in which the store is kept for the next time")
     args = parser.parse_args()
     with work_folder(args.work) as folder:
         store = stock_store(args.model, MIXES, folder / "store")
-        still, ours = asyncio.run(measure_ours(store, folder, args.still_seconds, args.seconds, args.warm))
+        still, ours = asyncio.run(measure_ours(store, folder, args))
         rivals = {
             way: asyncio.run(measure_rival(store, folder / "theirs.log", args.rival_seconds, drains=way == "drain"))
             for way in ("cut", "drain")
         }
-    report(args.model, still, ours, rivals)
+    report(args, still, ours, rivals)
 
 
-async def measure_ours(
-    store: Store, folder: Path, still_seconds: float, seconds: float, n_warm: int
-) -> tuple[Load, Load]:
+async def measure_ours(store: Store, folder: Path, args: argparse.Namespace) -> tuple[Load, Load]:
     """The load without and with switches."""
     sizes = {"n_ctx": N_CTX, "n_sequences": N_STREAMS}
-    with servers.ours(store.path, MIXES[0], "--warm", n_warm, log=folder / "ours.log", **sizes) as port:
+    options = ("--warm", args.warm, "--longest-step", args.longest_step)
+    with servers.ours(store.path, MIXES[0], *options, log=folder / "ours.log", **sizes) as port:
         async with clients.admin(port) as client:
 
             async def switch(variant: str) -> None:
@@ -103,8 +103,8 @@ async def measure_ours(
                 answer.raise_for_status()
 
             await run_load(port, WARM_UP_SECONDS, seed=-1)
-            still = await run_load(port, still_seconds, seed=0)
-            return still, await run_load(port, seconds, seed=1, switch=switch)
+            still = await run_load(port, args.still_seconds, seed=0)
+            return still, await run_load(port, args.seconds, seed=1, switch=switch)
 
 
 async def measure_rival(store: Store, log: Path, seconds: float, *, drains: bool) -> tuple[Load, RestartingProxy]:
@@ -180,7 +180,7 @@ async def _switch_on(switch: Callable[[str], Awaitable[None]], load: Load, draws
 # --- what came of it -------------------------------------------------------------------------------------------------
 
 
-def report(model: str, still: Load, ours: Load, rivals: dict[str, tuple[Load, RestartingProxy]]) -> None:
+def report(args: argparse.Namespace, still: Load, ours: Load, rivals: dict[str, tuple[Load, RestartingProxy]]) -> None:
     ways = {"still": of_ours(still), "ours": of_ours(ours)}
     ways |= {way: of_rival(way, load, proxy) for way, (load, proxy) in rivals.items()}
     rows: list[list[object]] = [
@@ -195,9 +195,10 @@ def report(model: str, still: Load, ours: Load, rivals: dict[str, tuple[Load, Re
     allowed = ALLOWED_FACTOR * gaps["p50"] + ALLOWED_MORE_MS
     print(f"ours: median {gaps['p50']:.1f} ms, longest {gaps['max']:.1f} ms; {allowed:.1f} ms are allowed")
     record(
-        f"serve_switch-{model}",
+        f"serve_switch-{args.model}",
         {
-            "model": model,
+            "model": args.model,
+            "longest_step_seconds": args.longest_step,
             "mixes": MIXES,
             "switches": ways["ours"]["switches"],
             "failed": ways["ours"]["failed"],

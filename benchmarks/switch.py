@@ -62,9 +62,9 @@ def run(source: Path, name: str, rounds: int, folder: Path, device: str | None) 
     kernels = KernelTable(None, usable_cores())
     results: dict[str, dict[str, list[float]]] = {}
     reloads: list[float] = []
-    layouts: tuple[LayoutPolicy, ...] = ("auto",) if device else ("auto", "mapped")
-    for layout in layouts:
-        results[layout] = live_switches(store, tokens, rounds, EngineOptions(CONTEXT, layout, device=device), kernels)
+    layouts: tuple[LayoutPolicy, ...] = ("auto", "mapped")
+    for policy in layouts[:1] if device else layouts:
+        results[policy] = live_switches(store, tokens, rounds, EngineOptions(CONTEXT, policy, device=device), kernels)
     for _ in range(rounds):
         reloads += [reload_ms(files[mix], tokens, on_device=device is not None) for mix in reversed(PAIR)]
 

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from lamella.batching.steps import (
     FLIP_SHARE,
     LEAST_PROMPT_TOKENS,
+    SHORTEST_PIECE,
     Candidate,
+    Pace,
     admit,
     choose_variant,
     compose,
@@ -52,7 +54,7 @@ def candidates(draw: st.DrawFn) -> list[Candidate]:
 
 @given(candidates(), st.sampled_from("abc"), st.integers(16, 600), st.sampled_from([0.0, 10.0, 500.0, 1e6]))
 def test_a_step_holds_its_bounds(some: list[Candidate], variant: str, n_batch: int, speed: float) -> None:
-    plan = compose(some, variant, n_batch, speed)
+    plan = compose(some, variant, n_batch, Pace(speed))
     by_id = {c.id: c for c in some}
     assert sum(n for _, n in plan.parts) <= n_batch
     assert len({i for i, _ in plan.parts}) == len(plan.parts)
@@ -64,13 +66,13 @@ def test_a_step_holds_its_bounds(some: list[Candidate], variant: str, n_batch: i
 
 @given(candidates(), st.sampled_from("abc"))
 def test_every_request_that_writes_gets_its_token(some: list[Candidate], variant: str) -> None:
-    served = {i for i, _ in compose(some, variant, 512, 500.0).parts}
+    served = {i for i, _ in compose(some, variant, 512, Pace(500.0)).parts}
     assert {c.id for c in some if c.is_writing and c.variant == variant} <= served
 
 
 @given(candidates(), st.sampled_from("abc"))
 def test_a_step_does_something_when_anything_can_be_done(some: list[Candidate], variant: str) -> None:
-    assert bool(compose(some, variant, 512, 500.0).parts) == any(c.variant == variant for c in some)
+    assert bool(compose(some, variant, 512, Pace(500.0)).parts) == any(c.variant == variant for c in some)
 
 
 def test_the_most_urgent_prompt_is_read_first() -> None:
@@ -79,36 +81,48 @@ def test_the_most_urgent_prompt_is_read_first() -> None:
         candidate(2, is_writing=False, n_remaining=300, priority=1),
         candidate(3, is_writing=False, n_remaining=300),
     ]
-    assert compose(some, "a", 512, 0.0).parts == ((2, 300), (1, 212))
+    assert compose(some, "a", 512, Pace(0.0)).parts == ((2, 300), (1, 212))
 
 
 def test_streams_bound_how_much_of_a_prompt_is_read_at_once() -> None:
     reading, writing = candidate(1, is_writing=False, n_remaining=5000), candidate(2)
-    assert compose([reading], "a", 512, 500.0).parts == ((1, 512),)
-    assert compose([reading, writing], "a", 512, 500.0).parts == ((2, 1), (1, 100))
+    assert compose([reading], "a", 512, Pace(500.0)).parts == ((1, 512),)
+    assert compose([reading, writing], "a", 512, Pace(500.0)).parts == ((2, 1), (1, 100))
 
 
 def test_prompts_are_not_cut_into_small_pieces() -> None:
     writing = candidate(1)
     first, second = (candidate(i, is_writing=False, n_remaining=90) for i in (2, 3))
     others = [candidate(i) for i in (7, 8)]
-    plan = compose([writing, *others, first, second], "a", 512, 500.0)
+    plan = compose([writing, *others, first, second], "a", 512, Pace(500.0))
     assert plan.parts == ((1, 1), (7, 1), (8, 1), (2, 90))  # 10 of 100 are left, which is no piece
     longer = candidate(2, is_writing=False, n_remaining=110)
-    assert compose([writing, longer], "a", 512, 500.0).parts == ((1, 1), (2, 110))  # 10 would be left over
+    assert compose([writing, longer], "a", 512, Pace(500.0)).parts == ((1, 1), (2, 110))  # 10 would be left over
     long = candidate(2, is_writing=False, n_remaining=150)
-    assert compose([writing, long], "a", 512, 500.0).parts == ((1, 1), (2, 100))
+    assert compose([writing, long], "a", 512, Pace(500.0)).parts == ((1, 1), (2, 100))
 
 
 def test_slow_machines_still_read_a_useful_piece() -> None:
-    assert prompt_tokens_for(1.0, n_streams=1, n_prompts=1, n_batch=512) == LEAST_PROMPT_TOKENS
-    assert prompt_tokens_for(0.0, n_streams=1, n_prompts=1, n_batch=512) == 512
+    assert prompt_tokens_for(Pace(1.0), n_streams=1, n_prompts=1, n_batch=512) == LEAST_PROMPT_TOKENS
+    assert prompt_tokens_for(Pace(0.0), n_streams=1, n_prompts=1, n_batch=512) == 512
 
 
 def test_the_more_wait_for_their_first_token_the_more_is_read_at_once() -> None:
-    sizes = [prompt_tokens_for(1000.0, n_streams=2, n_prompts=n, n_batch=4096) for n in (1, 2, 4, 8, 100)]
+    sizes = [prompt_tokens_for(Pace(1000.0), n_streams=2, n_prompts=n, n_batch=4096) for n in (1, 2, 4, 8, 100)]
     assert sizes == [200, 200, 400, 800, 1000]
-    assert prompt_tokens_for(1000.0, n_streams=0, n_prompts=1, n_batch=4096) == 4096
+    assert prompt_tokens_for(Pace(1000.0), n_streams=0, n_prompts=1, n_batch=4096) == 4096
+
+
+def test_steps_stay_as_short_as_is_asked() -> None:
+    pace = Pace(300.0, step_seconds=0.0, longest_seconds=0.125)
+    assert prompt_tokens_for(pace, n_streams=8, n_prompts=1, n_batch=512) == 37
+    assert prompt_tokens_for(pace, n_streams=1, n_prompts=7, n_batch=512) == 37
+    with_streams = Pace(300.0, step_seconds=0.0625, longest_seconds=0.125)
+    assert prompt_tokens_for(with_streams, n_streams=8, n_prompts=1, n_batch=512) == 18
+    hasty = Pace(300.0, step_seconds=0.05, longest_seconds=0.04)
+    assert prompt_tokens_for(hasty, n_streams=8, n_prompts=1, n_batch=512) == SHORTEST_PIECE
+    reading = [candidate(i, is_writing=False, n_remaining=60) for i in (2, 3)]
+    assert compose([candidate(1), *reading], "a", 512, pace).parts == ((1, 1), (2, 37))
 
 
 @given(candidates(), candidates(), st.integers(1, 8))

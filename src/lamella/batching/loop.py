@@ -74,6 +74,7 @@ class EngineLoop:
             send,
             n_sequences=parts.settings.n_sequences,
             n_batch=parts.settings.n_batch,
+            longest_step_seconds=parts.settings.longest_step_seconds,
         )
         self._embeddings = EmbedJobs(parts.open_embedder, send)
         self._n_arrived = 0

@@ -50,10 +50,12 @@ class Scheduler:
         *,
         n_sequences: int,
         n_batch: int,
+        longest_step_seconds: float = steps.LONGEST_STEP_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._context, self._cache, self._variants, self._send = context, cache, variants, send
         self._n_sequences, self._n_batch, self._clock = n_sequences, n_batch, clock
+        self._longest_step_seconds = longest_step_seconds
         self._waiting: dict[int, RunningRequest] = {}
         self._running: dict[int, RunningRequest] = {}
         self._speeds = Speeds()
@@ -211,7 +213,8 @@ class Scheduler:
         quantum = steps.quantum(self._variants.mean_flip_seconds, self._speeds.step_seconds)
         variant = steps.choose_variant(candidates, self._variants.pointed_at, self._steps_since_flip, quantum)
         self._steps_since_flip = self._steps_since_flip + 1 if variant == self._variants.pointed_at else 1
-        return self._fit(steps.compose(candidates, variant, self._n_batch, self._speeds.prompt_tokens_per_second))
+        pace = self._speeds.pace(self._longest_step_seconds)
+        return self._fit(steps.compose(candidates, variant, self._n_batch, pace))
 
     def _fit(self, plan: StepPlan) -> StepPlan | None:
         """Make room for a step in the cache; where there is none, requests give way, the least urgent first."""

@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from lamella.batching.steps import LONGEST_STEP_SECONDS
+
 CELLS_FOR_EACH = 1024
 """KV cells for each sequence, where it is not said how many there shall be."""
 
@@ -36,6 +38,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
             where there is plenty of memory and no ceiling, else ``cells``.
         n_sequences: requests that run at once.
         n_batch: most tokens in one step.
+        longest_step_seconds: about the longest that a stream waits for its next token while prompts of others are
+            read.  Shorter steps make streams smoother and first tokens later.
         kv_type: ggml type of the KV cache.
         n_threads: 0 for the cores that the process may use.
         layout: ``mapped``, ``repacked`` or ``auto`` (``run.layouts``).
@@ -58,6 +62,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     n_cells: int = 0
     n_sequences: int = 8
     n_batch: int = 512
+    longest_step_seconds: float = LONGEST_STEP_SECONDS
     kv_type: str = "F16"
     n_threads: int = 0
     layout: Literal["auto", "mapped", "repacked"] = "auto"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lamella.batching.steps import LONGEST_STEP_SECONDS, Pace
+
 WEIGHT = 0.2
 """Of the newest step in a running mean."""
 LEAST_TOKENS = 16
@@ -28,6 +30,10 @@ class Speeds:
             self.prompt_tokens_per_second = _mean(self.prompt_tokens_per_second, n_prompt_tokens / seconds)
         elif not n_prompt_tokens:
             self.step_seconds = _mean(self.step_seconds, seconds)
+
+    def pace(self, longest_seconds: float = LONGEST_STEP_SECONDS) -> Pace:
+        """For the next step, which shall not take much longer than so."""
+        return Pace(self.prompt_tokens_per_second, self.step_seconds, longest_seconds)
 
 
 def _mean(before: float, now: float) -> float:

@@ -16,7 +16,10 @@ STEP_SECONDS = 0.2
 LONGEST_STEP_SECONDS = 1.0
 """...and while more wait for their first token than for their next."""
 LEAST_PROMPT_TOKENS = 64
-"""Fewer tokens of a prompt at a time cost more by reading the weights than they save in waiting."""
+"""Fewer tokens of a prompt at a time cost more by reading the weights than they save in waiting..."""
+SHORTEST_PIECE = 8
+"""...and are read only where steps shall be shorter than ``STEP_SECONDS`` by a setting; 16 at a time cost 17 % more for
+each than 64, 8 cost 50 % more (docs/log.md)."""
 FLIP_SHARE = 0.04
 """Share of the time that may go into alternating between variants; the promise is 5 %."""
 WORTH_WAITING_FOR = 32
@@ -49,6 +52,26 @@ class Candidate:
     def urgency(self) -> tuple[int, int]:
         """Sorts the most urgent first: by priority, then by arrival."""
         return -self.priority, self.order
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast steps go, and how long they may take.
+
+    Attributes:
+        prompt_tokens_per_second: measured speed of reading prompts; 0 while nothing is known.
+        step_seconds: of a step that only writes; 0 while nothing is known.
+        longest_seconds: about the longest that a stream may wait for its next token.
+    """
+
+    prompt_tokens_per_second: float
+    step_seconds: float = 0.0
+    longest_seconds: float = LONGEST_STEP_SECONDS
+
+    @property
+    def least_tokens(self) -> int:
+        """The smallest piece of a prompt that is worth a pass."""
+        return LEAST_PROMPT_TOKENS if self.longest_seconds >= STEP_SECONDS else SHORTEST_PIECE
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,36 +126,37 @@ def quantum(flip_seconds: float, step_seconds: float) -> int:
     return max(1, math.ceil(flip_seconds * (1 - FLIP_SHARE) / (FLIP_SHARE * step_seconds)))
 
 
-def prompt_tokens_for(tokens_per_second: float, *, n_streams: int, n_prompts: int, n_batch: int) -> int:
+def prompt_tokens_for(pace: Pace, *, n_streams: int, n_prompts: int, n_batch: int) -> int:
     """Most prompt tokens of a step: all that fit, or while streams run so many that the step stays short.
 
     A step makes all streams wait, and shortens the wait of all prompts: the more prompts for each stream, the longer
     it may be.
 
     Args:
-        tokens_per_second: measured speed of reading prompts; 0 while nothing is known.
+        pace: measured speeds, and the longest step.
         n_streams: requests that write.
         n_prompts: requests whose prompts are to be read.
     """
-    if not n_streams or tokens_per_second <= 0:
+    if not n_streams or pace.prompt_tokens_per_second <= 0:
         return n_batch
-    seconds = min(STEP_SECONDS * max(1.0, n_prompts / n_streams), LONGEST_STEP_SECONDS)
-    return max(LEAST_PROMPT_TOKENS, min(n_batch, int(tokens_per_second * seconds)))
+    left = pace.longest_seconds - pace.step_seconds
+    seconds = min(STEP_SECONDS * max(1.0, n_prompts / n_streams), left)
+    return max(pace.least_tokens, min(n_batch, int(pace.prompt_tokens_per_second * seconds)))
 
 
-def compose(candidates: Sequence[Candidate], variant: str, n_batch: int, tokens_per_second: float) -> StepPlan:
+def compose(candidates: Sequence[Candidate], variant: str, n_batch: int, pace: Pace) -> StepPlan:
     """The step of one variant; at most one request has its prompt scored in it.
 
     Args:
         candidates: requests with a slot; those of other variants are passed over.
         n_batch: most tokens of the step.
-        tokens_per_second: measured speed of reading prompts.
+        pace: measured speeds, and the longest step.
     """
     mine = sorted((c for c in candidates if c.variant == variant), key=lambda c: c.urgency)
     writing = [c for c in mine if c.is_writing][:n_batch]
     parts = [(c.id, 1) for c in writing]
     n_prompts = sum(not c.is_writing for c in mine)
-    budget = prompt_tokens_for(tokens_per_second, n_streams=len(writing), n_prompts=n_prompts, n_batch=n_batch)
+    budget = prompt_tokens_for(pace, n_streams=len(writing), n_prompts=n_prompts, n_batch=n_batch)
     room = n_batch - len(parts)
     budget = min(budget, room)
     has_scored = False
@@ -140,7 +164,7 @@ def compose(candidates: Sequence[Candidate], variant: str, n_batch: int, tokens_
         if candidate.is_writing or (candidate.most_scored and has_scored):
             continue
         n = min(
-            _piece(candidate.n_remaining, budget, room, is_first=len(parts) == len(writing)),
+            _piece(candidate.n_remaining, budget, room, 0 if len(parts) == len(writing) else pace.least_tokens),
             candidate.most_scored or n_batch,
         )
         if n <= 0:
@@ -151,7 +175,7 @@ def compose(candidates: Sequence[Candidate], variant: str, n_batch: int, tokens_
     return StepPlan(variant, tuple(parts))
 
 
-def _piece(n_remaining: int, budget: int, room: int, *, is_first: bool) -> int:
+def _piece(n_remaining: int, budget: int, room: int, at_least: int) -> int:
     """How much of a prompt is read in a step that has ``budget`` tokens left for prompts, and space for ``room``.
 
     Small pieces cost a pass through the weights of their own: none is cut off at a prompt's end, and none is begun of
@@ -159,6 +183,6 @@ def _piece(n_remaining: int, budget: int, room: int, *, is_first: bool) -> int:
     """
     if n_remaining <= budget:
         return n_remaining
-    if budget < LEAST_PROMPT_TOKENS and not is_first:
+    if budget < at_least:
         return 0
-    return min(room, n_remaining if n_remaining < budget + LEAST_PROMPT_TOKENS // 2 else budget)
+    return min(room, n_remaining if n_remaining < 1.3 * budget else budget)

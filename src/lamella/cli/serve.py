@@ -13,6 +13,7 @@ import typer
 
 from lamella import api
 from lamella.batching.settings import EngineSettings, Pooling
+from lamella.batching.steps import LONGEST_STEP_SECONDS
 from lamella.cli.opening import opening_lines
 from lamella.cli.output import note
 from lamella.config import Config
@@ -81,6 +82,14 @@ def serve(
             rich_help_panel=ENGINE,
         ),
     ] = None,
+    longest_step: Annotated[
+        float,
+        typer.Option(
+            help="Seconds that a stream may wait for its next token while prompts are read, about.  "
+            "Less makes streams smoother and first tokens later.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = LONGEST_STEP_SECONDS,
     kv_type: Annotated[str, typer.Option(help="ggml type of the KV cache.", rich_help_panel=ENGINE)] = "F16",
     rpc: Annotated[
         list[str] | None,
@@ -132,6 +141,7 @@ def serve(
         memory,
         rpc=rpc or [],
         device=device,
+        longest_step=longest_step,
         layout=layout,
         warm=warm,
         pooling=pooling,
@@ -195,6 +205,7 @@ def engine_settings(
     *,
     rpc: Sequence[str] = (),
     device: str | None = None,
+    longest_step: float = 0.0,
     layout: str = "auto",
     warm: int,
     pooling: str = "auto",
@@ -211,6 +222,8 @@ def engine_settings(
     Store.open(Path(store))  # what is wrong with it is said here, and not by a process that dies
     if sequences < 1 or warm < 1:
         raise InvalidRequest(f"--sequences and --warm must be at least 1, not {sequences} and {warm}")
+    if not longest_step > 0:
+        raise InvalidRequest(f"--longest-step must be positive seconds, not {longest_step:g}")
     if pooling not in POOLINGS:
         raise InvalidRequest(f"unknown pooling '{pooling}'; known: {', '.join(POOLINGS)}")
     return EngineSettings(
@@ -219,6 +232,7 @@ def engine_settings(
         n_ctx=context,
         n_cells=cells,
         n_sequences=sequences,
+        longest_step_seconds=longest_step,
         kv_type=kv_type,
         n_threads=config.n_threads,
         layout=check_policy(layout),

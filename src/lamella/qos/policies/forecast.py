@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from lamella.batching.steps import prompt_tokens_for
+from lamella.batching.steps import Pace, prompt_tokens_for
 from lamella.qos.policies.sample import ClassSample, Sample
 from lamella.qos.policies.setting import Rung, Setting
 
@@ -122,7 +122,7 @@ class _Engine:
     def _piece_tokens(self, n_batch: int) -> int:
         """Tokens of a prompt in one step while others write, as the engine chooses them."""
         whole = self._slowdown * self._speed.reading(n_batch)
-        return prompt_tokens_for(n_batch / whole, n_streams=1, n_prompts=1, n_batch=n_batch)
+        return prompt_tokens_for(Pace(n_batch / whole), n_streams=1, n_prompts=1, n_batch=n_batch)
 
     def _work(self, n_tokens: int) -> float:
         return self._slowdown * (self._speed.mixed(1, self._depth, n_tokens) - self._write)

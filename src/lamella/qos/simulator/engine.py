@@ -174,7 +174,7 @@ class VirtualEngine:
 
     def _mixed_step(self) -> None:
         candidates = [r.candidate(self.variant) for r in self.running.values()]
-        plan = steps.compose(candidates, self.variant, self._shape.n_batch, self._speeds.prompt_tokens_per_second)
+        plan = steps.compose(candidates, self.variant, self._shape.n_batch, self._speeds.pace())
         parts = [(self.running[number], n) for number, n in plan.parts]
         writers = [r for r, _ in parts if r.n_written]
         readers = [(r, n) for r, n in parts if not r.n_written]
