@@ -16,6 +16,7 @@ from lamella.cluster.identity import Identity, Peer
 from lamella.cluster.invites import Invite
 from lamella.cluster.joining import JoinServer, join_cluster
 from lamella.cluster.node_folder import NodeFolder
+from lamella.cluster.tls import joining_client_context
 from lamella.core.errors import ClusterRefused, InvalidRequest, RemoteFailed
 
 LISTEN = "127.0.0.1:7410"
@@ -139,6 +140,16 @@ def test_a_machine_says_nothing_to_a_coordinator_of_another_certificate(folder: 
         assert other.is_open(invite)
 
     joining(folder, work)
+
+
+def test_who_is_not_known_yet_cannot_send_much(folder: ClusterFolder) -> None:
+    async def work(address: str) -> bytes:
+        host, port = address.split(":")
+        reader, writer = await asyncio.open_connection(host, int(port), ssl=joining_client_context())
+        writer.write((1 << 20).to_bytes(4, "big"))
+        return await asyncio.wait_for(reader.read(), 5)
+
+    assert joining(folder, work) == b""
 
 
 def test_where_nobody_listens_joining_says_so(folder: ClusterFolder, tmp_path: Path) -> None:

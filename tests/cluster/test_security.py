@@ -222,6 +222,22 @@ def test_a_message_is_bounded() -> None:
     asyncio.run(main())
 
 
+def test_who_cannot_be_checked_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that cannot be read lets nobody in."""
+
+    async def test(bed: TestBed) -> None:
+        async with bed.node("laptop"):
+
+            def broken(_: Any) -> None:
+                raise OSError("the disk is gone")
+
+            monkeypatch.setattr(bed.folder, "check_member", broken)
+            with pytest.raises(ClusterRefused, match="the disk is gone"):
+                await bed.dialler.dial("laptop", Probe())
+
+    run(test)
+
+
 def test_a_dialler_that_has_ended_leaves_no_connection(folder: ClusterFolder, run: Run) -> None:
     async def test(bed: TestBed) -> None:
         async with bed.node("laptop"):

@@ -26,6 +26,7 @@ nothing else.
 
 from lamella.api.clusters import (
     NodeStatus,
+    describe_cluster,
     found_cluster,
     invite,
     look_at_nodes,
@@ -72,6 +73,7 @@ __all__ = [
     "connect",
     "default_name",
     "default_policy",
+    "describe_cluster",
     "devices",
     "evaluate",
     "export",

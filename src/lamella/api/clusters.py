@@ -8,14 +8,15 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from lamella.api.models import load_spec
 from lamella.api.placed import HERE, NodeLayers, shards_of
 from lamella.api.serving import Listening, serve
 from lamella.core.artifacts import ShardRef
-from lamella.core.errors import InvalidRequest, LamellaError
+from lamella.core.errors import InvalidRequest, LamellaError, RemoteFailed
 from lamella.store.store import Store
 
 if TYPE_CHECKING:  # cryptography is an extra, and TLS takes a while to import
@@ -174,6 +175,32 @@ async def look_at_nodes(cluster: ClusterFolder, types: Sequence[str] = ()) -> li
 
     async with Dialler(cluster) as dialler:
         return [await _look_at(dialler, record.name, record.address, types) for record in cluster.nodes()]
+
+
+async def describe_cluster(
+    cluster: ClusterFolder, model: str | Path, precisions: Sequence[str], kernel_file: Path, n_threads: int
+) -> dict[str, Any]:
+    """What is measured of all nodes and of this machine, as ``lamella cluster plan`` reads it.
+
+    Args:
+        kernel_file: this machine's speeds, measured before or now.
+
+    Raises:
+        RemoteFailed: a node does not answer.
+        UnsupportedTensor: rows of the model cannot be of a named type.
+    """
+    from lamella.cluster.describing import COORDINATOR, describe, types_of
+    from lamella.cluster.reporting import report_apart
+
+    spec = load_spec(model)
+    types = sorted(types_of(spec, precisions))
+    found = await look_at_nodes(cluster, types)
+    away = [status for status in found if status.described is None or status.link is None]
+    if away:
+        raise RemoteFailed(f"node '{away[0].name}' cannot be described: {away[0].trouble}")
+    reports = {COORDINATOR: await report_apart(kernel_file, n_threads, types)}
+    reports |= {s.name: s.described.report for s in found if s.described is not None}
+    return describe(spec, reports, {s.name: s.link for s in found if s.link is not None}, precisions)
 
 
 async def _look_at(dialler: Dialler, name: str, address: str, types: Sequence[str]) -> NodeStatus:

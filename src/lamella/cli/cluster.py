@@ -132,6 +132,21 @@ def _node_document(status: api.NodeStatus) -> dict[str, Any]:
     return document
 
 
+@app.command("describe")
+def describe(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Path of a GGUF file, smollm2, or spec:NAME.")],
+    precisions: Annotated[str, typer.Option(help="To know speeds at, with commas.")] = "int8,int6,int5,int4,int3",
+    folder: FolderOption = None,
+) -> None:
+    """Print what is measured of this machine, nodes and links: the --cluster FILE of 'lamella cluster plan'."""
+    config = Config.from_environment(os.environ)
+    names = [name.strip() for name in precisions.split(",")]
+    kernels = config.cache_folder / "kernels.json"
+    print_json(
+        asyncio.run(api.describe_cluster(api.open_cluster(_folder(folder)), model, names, kernels, config.n_threads))
+    )
+
+
 @app.command("build")
 def build(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Path of a GGUF file, or smollm2.")],

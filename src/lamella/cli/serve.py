@@ -205,7 +205,7 @@ def engine_settings(
     *,
     rpc: Sequence[str] = (),
     device: str | None = None,
-    longest_step: float = 0.0,
+    longest_step: float = LONGEST_STEP_SECONDS,
     layout: str = "auto",
     warm: int,
     pooling: str = "auto",

@@ -75,8 +75,8 @@ class Channel(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         try:
             self.peer = self._check(self)
-        except ClusterRefused as refused:
-            self.refused = refused
+        except Exception as error:  # whoever cannot be checked is refused, for whatever reason
+            self.refused = ClusterRefused(str(error) or type(error).__name__)
             self._transport.abort()
             return
         if self._on_open is not None:
@@ -122,23 +122,24 @@ class Channel(asyncio.Protocol):
         body = msgspec.json.encode(message)
         self.write(len(body).to_bytes(4, "big") + body)
 
-    async def receive(self, kind: type[T] | Any, seconds: float | None = None) -> T:
+    async def receive(
+        self, kind: type[T] | Any, seconds: float | None = None, most_bytes: int = MOST_MESSAGE_BYTES
+    ) -> T:
         """The next message.
 
         Args:
             kind: what it may be: a struct, or a union of tagged ones.
             seconds: how long to wait for it; None for ever.
+            most_bytes: of the message.
 
         Raises:
             RemoteFailed: the connection ended, or nothing came in time.
             RemoteInvalid: something else came.
         """
         size = int.from_bytes(await self.read(4, seconds), "big")
-        if size > MOST_MESSAGE_BYTES:
+        if size > most_bytes:
             self.abort()
-            raise RemoteInvalid(
-                f"a message of {format_bytes(size)} came, {format_bytes(MOST_MESSAGE_BYTES)} are the most"
-            )
+            raise RemoteInvalid(f"a message of {format_bytes(size)} came, {format_bytes(most_bytes)} are the most")
         body = await self.read(size, seconds)
         try:
             return cast(T, msgspec.json.decode(body, type=kind))

@@ -25,6 +25,8 @@ from lamella.cluster.tls import HANDSHAKE_SECONDS, check_fingerprint, joining_cl
 from lamella.core.errors import ClusterRefused, InvalidRequest, LamellaError, RemoteFailed, RemoteInvalid
 
 ANSWER_SECONDS = 10.0
+MOST_JOIN_BYTES = 16 << 10
+"""Of what a machine says that nobody knows yet."""
 MOST_AT_ONCE = 16
 """Machines that may be joining at once; who comes while there are so many is hung up on."""
 
@@ -113,7 +115,7 @@ class JoinServer:
 
     async def _answer(self, channel: Channel) -> None:
         try:
-            asked: Join = await channel.receive(Join, ANSWER_SECONDS)
+            asked: Join = await channel.receive(Join, ANSWER_SECONDS, MOST_JOIN_BYTES)
             channel.send(self._admit(asked))
         except RemoteFailed:
             channel.abort()
