@@ -228,7 +228,7 @@ def test_who_cannot_be_checked_is_refused(run: Run, monkeypatch: pytest.MonkeyPa
     async def test(bed: TestBed) -> None:
         async with bed.node("laptop"):
 
-            def broken(_: Any) -> None:
+            def broken(_: object) -> None:
                 raise OSError("the disk is gone")
 
             monkeypatch.setattr(bed.folder, "check_member", broken)

@@ -116,6 +116,12 @@ def complete(url: str) -> str:
     return str(ask(url, "/v1/completions", body)["choices"][0]["text"])
 
 
+def counted(url: str, series: str) -> float:
+    with urllib.request.urlopen(f"{url}/metrics", timeout=60) as response:
+        lines = response.read().decode().splitlines()
+    return float(next(line for line in lines if line.startswith(series)).split()[-1])
+
+
 def local(folder: Path, variant: str) -> str:
     options = EngineOptions(ContextOptions(n_ctx=128, n_threads=1), layout="mapped")
     with Engine.open(Store.open(folder / "store"), variant, options) as engine:
@@ -127,6 +133,8 @@ def test_a_model_over_two_nodes_answers_as_one_machine_does(
 ) -> None:
     with serving(folder, "one=0-0,coordinator=1-1,two=2-2") as url:
         assert complete(url) == local(folder, "large")
+        assert counted(url, 'lamella_node_up{node="one"}') == 1
+        assert counted(url, 'lamella_node_bytes_total{node="two",way="saved"}') > 100_000
         ask(url, "/admin/switch", {"variant": "small"})
         assert complete(url) == local(folder, "small")
         ask(url, "/admin/switch", {"variant": "large"})

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +23,10 @@ if TYPE_CHECKING:  # cryptography is an extra, and TLS takes a while to import
     from lamella.batching.settings import EngineSettings
     from lamella.cluster.dialling import Dialler
     from lamella.cluster.folder import ClusterFolder
+    from lamella.cluster.forwarding import Forwarder
     from lamella.cluster.links import MeasuredLink
     from lamella.cluster.messages import Described
+    from lamella.serving.nodes import NodeFigures
     from lamella.serving.settings import FrontSettings
 
 READY_SECONDS = 60.0
@@ -250,7 +252,23 @@ async def serve_cluster(
             await forwarder.ready(READY_SECONDS)
         placed = [LayersAt("" if at.node == HERE else forwarders[at.node].endpoint, at.first, at.end) for at in layers]
         engine = msgspec.structs.replace(engine, layers=placed)
+        front = replace(front, nodes=lambda: [figures_of(forwarder) for forwarder in forwarders.values()])
         await serve(engine, front, max_queue=max_queue, on_listening=on_listening, on_line=on_line)
+
+
+def figures_of(forwarder: Forwarder) -> NodeFigures:
+    """What the server's metrics say of a node."""
+    from lamella.serving.nodes import NodeFigures
+
+    traffic = forwarder.traffic
+    return NodeFigures(
+        forwarder.node,
+        forwarder.is_up,
+        forwarder.round_trip_seconds,
+        traffic.sent_bytes,
+        traffic.received_bytes,
+        traffic.saved_bytes,
+    )
 
 
 async def _fill(

@@ -37,7 +37,7 @@ def build_app(client: EngineClient, settings: FrontSettings, gate: Gate | None =
         gate: closed by whoever shuts the server down; None where nobody does.
     """
     gate = gate or Gate()
-    front = Front(client, settings, Metrics(client), gate)
+    front = Front(client, settings, Metrics(client, settings.nodes), gate)
     app = FastAPI(
         title="Lamella",
         version=__version__,
