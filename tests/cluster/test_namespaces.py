@@ -140,7 +140,7 @@ def test_a_node_that_died_comes_back_as_the_same_member(bed: TestBed) -> None:
 def _listening(namespace: str, *, loopback: bool = True) -> set[int]:
     """Ports that something listens on in a namespace."""
     found = subprocess.run(
-        ["ip", "netns", "exec", namespace, "cat", "/proc/net/tcp", "/proc/net/tcp6"],
+        ["nsenter", f"--net=/run/netns/{namespace}", "cat", "/proc/net/tcp", "/proc/net/tcp6"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     ports = set()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -25,7 +24,8 @@ from lamella.store.store import Store
 from tests.fakes.tiny_model import write_tiny_model
 
 PROGRAM = (sys.executable, "-m", "lamella")
-PROMPT = [1, 300, 301, 302]
+PROMPTS = {"large": [300, 301, 302], "small": [310, 311, 312], "again": [320, 321, 322]}
+"""With no common beginning: the server reuses what it has computed of one."""
 N_TOKENS = 24
 pytestmark = pytest.mark.skipif(
     not library.supports_rpc(), reason="llama.cpp was built without its RPC backend (CMAKE_ARGS=-DGGML_RPC=ON)"
@@ -111,8 +111,8 @@ def ask(url: str, path: str, body: dict[str, Any]) -> Any:
         return json.load(response)
 
 
-def complete(url: str) -> str:
-    body = {"model": "x", "prompt": PROMPT, "max_tokens": N_TOKENS, "temperature": 0, "ignore_eos": True}
+def complete(url: str, prompt: str) -> str:
+    body = {"model": "store", "prompt": PROMPTS[prompt], "max_tokens": N_TOKENS, "temperature": 0, "ignore_eos": True}
     return str(ask(url, "/v1/completions", body)["choices"][0]["text"])
 
 
@@ -122,28 +122,29 @@ def counted(url: str, series: str) -> float:
     return float(next(line for line in lines if line.startswith(series)).split()[-1])
 
 
-def local(folder: Path, variant: str) -> str:
+def local(folder: Path, variant: str, prompt: str) -> str:
     options = EngineOptions(ContextOptions(n_ctx=128, n_threads=1), layout="mapped")
     with Engine.open(Store.open(folder / "store"), variant, options) as engine:
-        return engine.generate(PROMPT, max_tokens=N_TOKENS, sampling=SamplingOptions(temperature=0)).text()
+        return engine.generate(PROMPTS[prompt], max_tokens=N_TOKENS, sampling=SamplingOptions(temperature=0)).text()
 
 
 def test_a_model_over_two_nodes_answers_as_one_machine_does(
     folder: Path, nodes: dict[str, tuple[subprocess.Popen[bytes], str]]
 ) -> None:
     with serving(folder, "one=0-0,coordinator=1-1,two=2-2") as url:
-        assert complete(url) == local(folder, "large")
+        assert complete(url, "large") == local(folder, "large", "large")
         assert counted(url, 'lamella_node_up{node="one"}') == 1
         assert counted(url, 'lamella_node_bytes_total{node="two",way="saved"}') > 100_000
         ask(url, "/admin/switch", {"variant": "small"})
-        assert complete(url) == local(folder, "small")
+        assert complete(url, "small") == local(folder, "small", "small")
         ask(url, "/admin/switch", {"variant": "large"})
+        assert complete(url, "again") == local(folder, "large", "again")
         process, address = nodes["two"]
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.communicate()
         time.sleep(0.5)
         nodes["two"] = start_node(folder, "two", address)
-        assert complete(url) == local(folder, "large")
+        assert complete(url, "again") == local(folder, "large", "again")
 
 
 def test_the_nodes_are_listed_and_a_revoked_one_is_gone(

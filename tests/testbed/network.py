@@ -43,8 +43,8 @@ class Machine:
 
     @property
     def enter(self) -> list[str]:
-        """In front of a command, to run it there."""
-        return ["ip", "netns", "exec", self.namespace]
+        """In front of a command, to run it there.  ``ip netns exec`` would hide the control groups from it."""
+        return ["nsenter", f"--net=/run/netns/{self.namespace}"]
 
 
 class Network:

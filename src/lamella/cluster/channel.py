@@ -193,13 +193,20 @@ class Channel(asyncio.Protocol):
 
     def pause(self) -> None:
         """Listen no more, until ``resume``."""
-        if self._transport is not None and not self.closed.is_set() and self._transport.is_reading():
-            self._transport.pause_reading()
+        if (transport := self._living_transport) is not None and transport.is_reading():
+            transport.pause_reading()
+
+    @property
+    def _living_transport(self) -> asyncio.Transport | None:
+        """None for one that has ended: of TLS, it cannot even say whether it reads."""
+        if self._transport is None or self.closed.is_set() or self._transport.is_closing():
+            return None
+        return self._transport
 
     def resume(self) -> None:
         """Listen again."""
-        if self._transport is not None and not self._transport.is_closing() and not self._transport.is_reading():
-            self._transport.resume_reading()
+        if (transport := self._living_transport) is not None and not transport.is_reading():
+            transport.resume_reading()
 
     def close(self) -> None:
         """End the connection once what was written has gone."""

@@ -137,6 +137,8 @@ class Forwarder:
                     await self._ping(channel)
             except LamellaError as error:  # it may be no member any more
                 self._went_down(str(error))
+            except Exception as error:  # a fault of ours: the node is not up because nobody looks
+                self._went_down(f"a fault in Lamella: {type(error).__name__}: {error}")
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _ping(self, channel: Channel) -> None:
