@@ -18,7 +18,7 @@ from lamella.batching.spread import Spread
 from lamella.core.artifacts import Variant
 from lamella.core.errors import InvalidRequest, UnknownVariant
 from lamella.core.precision import GGML_TYPES
-from lamella.llama import devices, gguf, rpc
+from lamella.llama import devices, gguf, reproducible, rpc
 from lamella.llama.context import Context, ContextOptions, usable_cores
 from lamella.llama.embeddings import Embedder
 from lamella.llama.grammar import schema_to_grammar
@@ -34,6 +34,8 @@ from lamella.store.store import Store
 
 OWN_CELLS_SHARE = 1 / 8
 """Most of the available memory that KV cells may take so that each sequence has its own: faster, and not scarce."""
+PROMPT_CACHE_SHARE, MOST_PROMPT_CACHE_BYTES = 1 / 8, 1 << 30
+"""Of the available memory, for sequences that left the KV cache, where it is not said how much."""
 KEPT_PREFIXES = 8
 """Slots beyond those of running requests, for beginnings that may be used again, where slots share their cells."""
 
@@ -70,6 +72,9 @@ class EngineParts:
             raise InvalidRequest(NO_CEILING_ON_DEVICES)
         if settings.device and settings.layers:
             raise InvalidRequest("either one device, or layers on several")
+        if settings.is_reproducible:
+            _check_reproducible(settings)
+            reproducible.use_plain_products()
         start = time.monotonic()
         for endpoint in settings.rpc:
             rpc.connect(endpoint)
@@ -80,7 +85,8 @@ class EngineParts:
         options = _context_options(settings)
         kernel_file = Path(settings.kernel_file) if settings.kernel_file else None
         kernels = KernelTable(kernel_file, settings.n_threads or usable_cores())
-        layouts = {} if device or spread else layouts_of(settings.layout, kernels, variants)
+        policy = "mapped" if settings.is_reproducible else settings.layout
+        layouts = {} if device or spread else layouts_of(policy, kernels, variants)
         first = plan_start(store, variants, settings.variant, options, layouts, settings.memory_bytes)
         with store.lease(reading=True) as lease, contextlib.ExitStack() as on_failure:
             paths = store.ready_paths(lease.hold(first.variant))
@@ -89,7 +95,7 @@ class EngineParts:
                 spread.check_covers(1 + max(t.layer for t in tensors.values() if t.layer is not None))
             model = Model.load(paths, device=device, layers=spread.ranges if spread else ())
             on_failure.callback(model.close)
-            if not (settings.n_cells or settings.memory_bytes or spread):
+            if options.has_shared_cells and not (settings.n_cells or settings.memory_bytes or spread):
                 free = devices.find(device).free_bytes if device else cpu_memory().available_bytes
                 options = own_cells_where_there_is_room(options, settings, model.kv_bytes_per_token, free)
             context = Context(model, options)
@@ -190,8 +196,22 @@ class EngineParts:
         self.live.close()
 
 
+def _check_reproducible(settings: EngineSettings) -> None:
+    if settings.device:
+        raise InvalidRequest(f"--reproducible is for the CPU; leave --device {settings.device} away")
+    if settings.layers:
+        raise InvalidRequest("--reproducible is for the CPU of one machine, and not for layers on several")
+    if settings.layout == "repacked":
+        raise InvalidRequest("--reproducible reads mapped weights; leave --layout repacked away")
+    if settings.n_cells:
+        raise InvalidRequest(
+            f"--reproducible gives each of {settings.n_sequences} sequences {settings.n_ctx} KV cells of its own; "
+            f"leave --cells {settings.n_cells} away, and lower --context or --sequences where that is too much"
+        )
+
+
 def _context_options(settings: EngineSettings) -> ContextOptions:
-    return ContextOptions(
+    options = ContextOptions(
         n_ctx=settings.n_ctx,
         n_sequences=settings.n_sequences + KEPT_PREFIXES,
         n_cells=settings.cells,
@@ -200,6 +220,9 @@ def _context_options(settings: EngineSettings) -> ContextOptions:
         kv_type=settings.kv_type,
         n_threads=settings.n_threads,
     )
+    if not settings.is_reproducible:
+        return options
+    return dataclasses.replace(_with_own_cells(options, settings), value_type=reproducible.value_type(settings.kv_type))
 
 
 def own_cells_where_there_is_room(
@@ -216,7 +239,20 @@ def own_cells_where_there_is_room(
     needed = bytes_per_token * scale * settings.n_ctx * settings.n_sequences
     if needed > OWN_CELLS_SHARE * available_bytes:
         return options
+    return _with_own_cells(options, settings)
+
+
+def _with_own_cells(options: ContextOptions, settings: EngineSettings) -> ContextOptions:
     return dataclasses.replace(options, n_sequences=settings.n_sequences, n_cells=0, has_shared_cells=False)
+
+
+def prompt_cache_bytes(settings: EngineSettings) -> int:
+    """Memory for sequences that left the KV cache: as asked; else none under a ceiling, or a share of what is free."""
+    if settings.prompt_cache_bytes is not None:
+        return settings.prompt_cache_bytes
+    if settings.memory_bytes:
+        return 0
+    return min(int(PROMPT_CACHE_SHARE * cpu_memory().available_bytes), MOST_PROMPT_CACHE_BYTES)
 
 
 def _served(store: Store, names: list[str] | None) -> list[Variant]:

@@ -50,6 +50,10 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
         device: ggml device that computes and holds weights and KV cache; None for the CPU.  Without ``memory_bytes``.
         layers: which RPC server computes which layers, from the first to the last; empty for one device.  Without
             ``device`` and ``memory_bytes``.
+        prompt_cache_bytes: memory for sequences that left the KV cache, for prompts that begin like them; None for an
+            eighth of what is available, at most 1 GiB, and nothing under a ceiling.
+        is_reproducible: a request's tokens do not depend on what runs beside it, nor on a restart
+            (``llama.reproducible``); on the CPU, with mapped weights and KV cells of its own for each sequence.
         check: verify the hash of every shard before it is used.
         pooling: how embeddings are made of token states; ``auto`` for what the model file says, if anything.
         kernel_file: cache of measured kernel speeds of this machine; "" for none.
@@ -71,6 +75,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     rpc: list[str] = []
     device: str | None = None
     layers: list[LayersAt] = []
+    prompt_cache_bytes: int | None = None
+    is_reproducible: bool = False
     check: bool = False
     pooling: Pooling = "auto"
     kernel_file: str = ""

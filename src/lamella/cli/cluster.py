@@ -21,6 +21,8 @@ from lamella.store.store import Store
 
 app = typer.Typer(help="Spread a model over several machines.", no_args_is_help=True)
 DEFAULT_JOIN_PORT = 7400
+NO_PROMPT_CACHE = "0"
+"""Sequences that leave the KV cache are not kept: their state is on the nodes, and would have to come over the links."""
 
 FolderOption = Annotated[
     Path | None,
@@ -193,7 +195,7 @@ def serve(
     if (layers is None) == (placement is None):
         raise InvalidRequest("say where layers go: --layers NODE=A-B,... or --placement FILE")
     placed = api.read_placed_layers(placement) if placement else api.parse_layers(layers or "")
-    engine = engine_settings(target, context, sequences, cells, kv_type, None, warm=warm)
+    engine = engine_settings(target, context, sequences, cells, kv_type, None, warm=warm, prompt_cache=NO_PROMPT_CACHE)
     from lamella.serving.settings import FrontSettings
 
     ring = key_ring(keys)

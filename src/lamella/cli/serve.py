@@ -115,6 +115,22 @@ def serve(
     pooling: Annotated[
         str, typer.Option(help="Embeddings: auto, mean, cls, last, off.", rich_help_panel=ENGINE)
     ] = "auto",
+    prompt_cache: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory for chats that left the KV cache, as 512MiB or 0.  "
+            "Default: an eighth of what is free, at most 1GiB; none with --memory.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = None,
+    reproducible: Annotated[
+        bool,
+        typer.Option(
+            "--reproducible",
+            help="Answers do not depend on what runs beside them, nor on restarts; slower prompts and full batches.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Verify shards before they are used.", rich_help_panel=ENGINE)
     ] = False,
@@ -145,6 +161,8 @@ def serve(
         layout=layout,
         warm=warm,
         pooling=pooling,
+        prompt_cache=prompt_cache,
+        is_reproducible=reproducible,
         check=check,
     )
     from lamella.serving.settings import FrontSettings, Limits
@@ -209,6 +227,8 @@ def engine_settings(
     layout: str = "auto",
     warm: int,
     pooling: str = "auto",
+    prompt_cache: str | None = None,
+    is_reproducible: bool = False,
     check: bool = False,
 ) -> EngineSettings:
     """What the options of a command say of the engine.
@@ -240,7 +260,16 @@ def engine_settings(
         rpc=list(rpc),
         device=device,
         memory_bytes=parse_bytes(memory) if memory else 0,
+        prompt_cache_bytes=_bytes_or_none(prompt_cache),
+        is_reproducible=is_reproducible,
         check=check,
         pooling=cast(Pooling, pooling),
         kernel_file=str(config.cache_folder / "kernels.json"),
     )
+
+
+def _bytes_or_none(size: str | None) -> int | None:
+    """A size, which may be 0; None where none is said."""
+    if size is None:
+        return None
+    return 0 if size.strip() == "0" else parse_bytes(size)
