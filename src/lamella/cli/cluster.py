@@ -22,7 +22,7 @@ from lamella.store.store import Store
 app = typer.Typer(help="Spread a model over several machines.", no_args_is_help=True)
 DEFAULT_JOIN_PORT = 7400
 NO_PROMPT_CACHE = "0"
-"""Sequences that leave the KV cache are not kept: their state is on the nodes, and would have to come over the links."""
+"""What leaves the KV cache is not kept: it is on the nodes, and would have to come over the links."""
 
 FolderOption = Annotated[
     Path | None,
