@@ -20,11 +20,29 @@ async def pair() -> tuple[Channel, Channel, asyncio.Server]:
     theirs: asyncio.Future[Channel] = asyncio.get_running_loop().create_future()
     server = await asyncio.get_running_loop().create_server(lambda: Channel(theirs.set_result), "127.0.0.1", 0)
     _, ours = await asyncio.get_running_loop().create_connection(Channel, *server.sockets[0].getsockname())
-    return ours, await theirs, server
+    found = ours, await theirs, server
+    OPEN.append(found)
+    return found
+
+
+OPEN: list[tuple[Channel, Channel, asyncio.Server]] = []
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(test)
+    """Run a test, and close what it has opened."""
+
+    async def main() -> None:
+        try:
+            await test
+        finally:
+            for one, other, server in OPEN:
+                one.abort()
+                other.abort()
+                server.close()
+            OPEN.clear()
+            await asyncio.sleep(0.01)
+
+    asyncio.run(main())
 
 
 def test_messages_arrive_in_order_and_as_what_they_are() -> None:
@@ -49,6 +67,28 @@ def test_the_end_of_a_connection_is_an_error_to_who_waits() -> None:
         one.close()
         with pytest.raises(RemoteFailed, match="closed"):
             await waiting
+
+    run(main())
+
+
+def test_who_waits_can_be_cancelled_when_the_answer_comes_in_the_same_moment() -> None:
+    async def main() -> None:
+        one, other, _ = await pair()
+        goes_on = []
+
+        async def wait_for_ever() -> None:
+            while True:
+                await other.receive(Ping, 60)
+                goes_on.append(True)
+
+        waiting = asyncio.create_task(wait_for_ever())
+        await asyncio.sleep(0)
+        one.send(Ping(1))
+        while not goes_on and not other._waiting and not (other._wake and other._wake.done()):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait((waiting,), timeout=5)
+        assert waiting.cancelled()
 
     run(main())
 

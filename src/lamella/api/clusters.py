@@ -106,7 +106,8 @@ async def invite(
         made = cluster.invite(name, address or server.address, seconds)
         on_invite(made.token)
         with contextlib.suppress(TimeoutError):
-            return await asyncio.wait_for(joined, seconds)
+            async with asyncio.timeout(seconds):
+                return await joined
     return None
 
 

@@ -165,12 +165,11 @@ class Channel(asyncio.Protocol):
             if self.closed.is_set():
                 raise RemoteFailed("the connection was closed")
             self._wake = asyncio.get_running_loop().create_future()
-            try:
-                await asyncio.wait_for(self._wake, None if left is None else TICK_SECONDS)
-            except TimeoutError:
-                left = (left or 0.0) - TICK_SECONDS
+            done, _ = await asyncio.wait((self._wake,), timeout=None if left is None else TICK_SECONDS)
+            if left is not None and not done:
+                left -= TICK_SECONDS
                 if left <= 0:
-                    raise RemoteFailed(f"no answer for {seconds:g} s") from None
+                    raise RemoteFailed(f"no answer for {seconds:g} s")
         data = bytes(memoryview(self._waiting)[:n_bytes])
         del self._waiting[:n_bytes]
         self._wanted = 0

@@ -61,12 +61,10 @@ class Dialler:
         host, port = split_address(address)
         channel = Channel(check=lambda opened: self._check(opened, node))
         try:
-            await asyncio.wait_for(
-                asyncio.get_running_loop().create_connection(
+            async with asyncio.timeout(HANDSHAKE_SECONDS):
+                await asyncio.get_running_loop().create_connection(
                     lambda: channel, host, port, ssl=self._context, ssl_handshake_timeout=HANDSHAKE_SECONDS
-                ),
-                HANDSHAKE_SECONDS,
-            )
+                )
         except ssl.SSLError as error:
             raise ClusterRefused(f"{address} does not show a certificate of this cluster: {error.reason}") from None
         except (OSError, TimeoutError) as error:

@@ -117,7 +117,8 @@ class Forwarder:
             RemoteFailed: none does in time; says why.
         """
         try:
-            await asyncio.wait_for(self._up.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._up.wait()
         except TimeoutError:
             raise RemoteFailed(self.trouble or f"node '{self.node}' does not answer") from None
 
@@ -198,7 +199,8 @@ class Forwarder:
         """A tunnel to the RPC server; None if the client has left before there was one."""
         while not plain.closed.is_set():
             try:
-                await asyncio.wait_for(self._up.wait(), RETRY_SECONDS)
+                async with asyncio.timeout(RETRY_SECONDS):
+                    await self._up.wait()
                 channel, _ = await self._dialler.ask(self.node, UseRpc(self._session), Ready, START_SECONDS)
             except TimeoutError:
                 continue

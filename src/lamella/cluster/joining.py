@@ -148,10 +148,9 @@ async def join_cluster(invite: Invite, folder: NodeFolder, listen: str) -> Crede
     channel = Channel()
     host, port = split_address(invite.address)
     try:
-        await asyncio.wait_for(
-            asyncio.get_running_loop().create_connection(lambda: channel, host, port, ssl=joining_client_context()),
-            HANDSHAKE_SECONDS,
-        )
+        async with asyncio.timeout(HANDSHAKE_SECONDS):
+            context = joining_client_context()
+            await asyncio.get_running_loop().create_connection(lambda: channel, host, port, ssl=context)
     except (OSError, TimeoutError) as error:
         raise RemoteFailed(f"no coordinator answers at {invite.address}: {error or 'no answer'}") from None
     with contextlib.closing(channel):

@@ -257,7 +257,8 @@ class NodeAgent:
         self._backs[number] = back
         try:
             control.send(Dial(number))
-            tunnel = await asyncio.wait_for(back, PURPOSE_SECONDS)
+            async with asyncio.timeout(PURPOSE_SECONDS):
+                tunnel = await back
         except TimeoutError:
             plain.abort()
         else:

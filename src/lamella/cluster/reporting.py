@@ -72,7 +72,8 @@ async def report_apart(kernel_file: Path, n_threads: int, types: Sequence[str]) 
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        out, said = await asyncio.wait_for(process.communicate(), REPORT_SECONDS)
+        async with asyncio.timeout(REPORT_SECONDS):
+            out, said = await process.communicate()
         if process.returncode:
             words = said.decode(errors="replace").strip().splitlines()
             raise RemoteFailed(f"the node cannot describe itself: {words[-1] if words else process.returncode}")

@@ -108,7 +108,8 @@ class RpcServer:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), STOP_SECONDS)
+            async with asyncio.timeout(STOP_SECONDS):
+                await process.wait()
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
