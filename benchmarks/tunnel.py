@@ -164,8 +164,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--name", default="tunnel", help="of the record in benchmarks/results")
     given = parser.parse_args()
-    record("tunnel", measure(given.target, given.tokens, given.rounds, given.threads))
+    record(given.name, measure(given.target, given.tokens, given.rounds, given.threads))
 
 
 if __name__ == "__main__":

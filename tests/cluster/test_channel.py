@@ -62,7 +62,7 @@ def test_messages_arrive_in_order_and_as_what_they_are() -> None:
 def test_the_end_of_a_connection_is_an_error_to_who_waits() -> None:
     async def main() -> None:
         one, other, _ = await pair()
-        waiting = asyncio.create_task(other.receive(Ping))
+        waiting: asyncio.Task[Ping] = asyncio.create_task(other.receive(Ping))
         await asyncio.sleep(0)
         one.close()
         with pytest.raises(RemoteFailed, match="closed"):
@@ -111,7 +111,7 @@ def test_time_in_which_this_process_stood_still_is_no_silence(monkeypatch: pytes
 
     async def main() -> None:
         one, other, _ = await pair()
-        waiting = asyncio.create_task(other.receive(Ping, 0.5))
+        waiting: asyncio.Task[Ping] = asyncio.create_task(other.receive(Ping, 0.5))
         await asyncio.sleep(0.01)
         one.send(Ping(1))
         time.sleep(1)  # the whole process, longer than it would wait

@@ -3,8 +3,7 @@
     document = describe(spec, {"coordinator": here, "laptop": report}, {"laptop": link}, ["int8", "int4"])
 
 A layer's seconds are its matrix products: weights of each type, times the node's nanoseconds for a weight of that type.
-Attention and norms are not in it.  Each pass over a node costs what llama.cpp's RPC costs on top of the hidden state's
-way, ``PASS_SECONDS``.
+Attention and norms are not in it, nor what llama.cpp's RPC costs itself.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from lamella.version import __version__
 
 CLUSTER_FORMAT, FORMAT_VERSION = "lamella.cluster", 1
 COORDINATOR = "coordinator"
-PASS_SECONDS = 0.0005
-"""Of a node's part in a pass, with no layer in it: messages of RPC and the tunnel's two processes at each end."""
+PASS_SECONDS = 0.001
+"""What the tunnel's processes add to a pass over a node (benchmarks/results/tunnel-smollm2.json: 1.1 ms on 2 cores)."""
 
 
 def types_of(spec: ModelSpec, precisions: Sequence[str]) -> set[str]:
