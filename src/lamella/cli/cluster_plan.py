@@ -16,11 +16,9 @@ from lamella.planning.placement.explaining import Explanation, explain
 from lamella.report.placement import plot_placement
 from lamella.report.plots import check_suffix
 
-app = typer.Typer(help="Spread a model over several machines.", no_args_is_help=True)
 PRECISIONS = "int8,int6,int5,int4,int3"
 
 
-@app.command("plan")
 def cluster_plan(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Path of a GGUF file, smollm2, or spec:NAME.")],
     cluster: Annotated[Path, typer.Option(help="The nodes and links, as docs/placement.md describes them.")],
