@@ -111,6 +111,7 @@ class RpcServer:
             async with asyncio.timeout(STOP_SECONDS):
                 await process.wait()
         if self._reader is not None:
+            await asyncio.wait({self._reader}, timeout=STOP_SECONDS)  # to the end of its output, which closes the pipe
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
 
