@@ -28,7 +28,8 @@ from tests.testbed.delay import DelayProxy
 from tests.testbed.network import Machine, Network, limited_group
 
 PORT = 7410
-START_SECONDS = 60.0
+START_POLLS, POLL_SECONDS = 1200, 0.05
+LONG_SECONDS = 3600.0
 
 T = TypeVar("T")
 
@@ -101,7 +102,7 @@ class TestBed:
         self._loop.close()
 
     def _do(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(START_SECONDS)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(LONG_SECONDS)
 
     def add(self, spec: NodeSpec) -> Running:
         """A machine more, which joins over its link."""
@@ -109,7 +110,7 @@ class TestBed:
         server = JoinServer(self.cluster, machine.host_address, 0)
         self._do(server.__aenter__())
         try:
-            invite = self.cluster.invite(spec.name, server.address, START_SECONDS)
+            invite = self.cluster.invite(spec.name, server.address, LONG_SECONDS)
             node = self._start(spec, machine, ["--join", invite.token])
         finally:
             self._do(server.__aexit__())
@@ -135,12 +136,14 @@ class TestBed:
         start = log.stat().st_size if log.exists() else 0
         with log.open("ab") as output:
             process = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
-        end = time.monotonic() + START_SECONDS
-        while b"listening on" not in log.read_bytes()[start:]:
-            if process.poll() is not None or time.monotonic() > end:
-                raise RuntimeError(f"node {spec.name} does not start: {log.read_text()}")
-            time.sleep(0.05)
-        return Running(spec, machine, process, log)
+        for _ in range(START_POLLS):  # counted, not timed: the machine may stand still meanwhile
+            if b"listening on" in log.read_bytes()[start:]:
+                return Running(spec, machine, process, log)
+            if process.poll() is not None:
+                break
+            time.sleep(POLL_SECONDS)
+        process.kill()
+        raise RuntimeError(f"node {spec.name} does not start: {log.read_text()}")
 
     def stop(self, name: str, number: signal.Signals = signal.SIGTERM) -> None:
         """End a node's process; SIGKILL ends it without a word."""
