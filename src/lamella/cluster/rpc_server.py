@@ -15,7 +15,7 @@ from lamella.serving.restarts import GiveUp, RestartHistory, RestartLimits, deci
 
 RPC_COMMAND = (sys.executable, "-P", "-m", "lamella.cluster.rpc_process")
 START_SECONDS = 60.0
-STOP_SECONDS = 5.0
+STOP_SECONDS = 20.0
 FRUITFUL_SECONDS = 5.0
 """A server that lived for so long, with a client, was not ended by its start."""
 _POLL_SECONDS = 0.02
@@ -37,6 +37,7 @@ class RpcServer:
         self._process: asyncio.subprocess.Process | None = None
         self._port, self._started = 0, 0.0
         self._starting = asyncio.Lock()
+        self._is_closed = False
         self._lines: deque[str] = deque(maxlen=10)
         self._reader: asyncio.Task[None] | None = None
 
@@ -49,6 +50,8 @@ class RpcServer:
         end = time.monotonic() + START_SECONDS
         while True:
             async with self._starting:
+                if self._is_closed:
+                    raise RemoteFailed("the RPC server is being shut down")
                 if self._process is None or self._process.returncode is not None:
                     await self._start()
             with contextlib.suppress(OSError):  # it does not listen yet
@@ -100,8 +103,10 @@ class RpcServer:
         return self._process.pid if self._process is not None and self._process.returncode is None else None
 
     async def close(self) -> None:
-        """End the process."""
-        process = self._process
+        """End the process, also one that is just being started."""
+        self._is_closed = True
+        async with self._starting:
+            process = self._process
         if process is None:
             return
         if process.returncode is None:
