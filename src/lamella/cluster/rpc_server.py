@@ -15,7 +15,7 @@ from lamella.serving.restarts import GiveUp, RestartHistory, RestartLimits, deci
 
 RPC_COMMAND = (sys.executable, "-P", "-m", "lamella.cluster.rpc_process")
 START_SECONDS = 60.0
-STOP_SECONDS = 20.0
+STOP_SECONDS = 5.0
 FRUITFUL_SECONDS = 5.0
 """A server that lived for so long, with a client, was not ended by its start."""
 _POLL_SECONDS = 0.02
@@ -36,8 +36,7 @@ class RpcServer:
         self._history = RestartHistory()
         self._process: asyncio.subprocess.Process | None = None
         self._port, self._started = 0, 0.0
-        self._starting = asyncio.Lock()
-        self._is_closed = False
+        self._starting, self._is_closed = asyncio.Lock(), False
         self._lines: deque[str] = deque(maxlen=10)
         self._reader: asyncio.Task[None] | None = None
 
@@ -51,7 +50,7 @@ class RpcServer:
         while True:
             async with self._starting:
                 if self._is_closed:
-                    raise RemoteFailed("the RPC server is being shut down")
+                    raise RemoteFailed("the session has ended")
                 if self._process is None or self._process.returncode is not None:
                     await self._start()
             with contextlib.suppress(OSError):  # it does not listen yet
@@ -103,22 +102,19 @@ class RpcServer:
         return self._process.pid if self._process is not None and self._process.returncode is None else None
 
     async def close(self) -> None:
-        """End the process, also one that is just being started."""
+        """End the process, and start no other.  Where it is cancelled, it can be called again."""
         self._is_closed = True
-        async with self._starting:
+        async with self._starting:  # who is starting one has it
             process = self._process
         if process is None:
             return
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(STOP_SECONDS):
-                await process.wait()
-        if self._reader is not None:
-            await asyncio.wait({self._reader}, timeout=STOP_SECONDS)  # to the end of its output, which closes the pipe
-            self._reader.cancel()
-            await asyncio.gather(self._reader, return_exceptions=True)
+        if self._reader is not None:  # reads to the end of its output, and awaits its own
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STOP_SECONDS):
+                    await asyncio.shield(self._reader)
 
 
 def _free_port() -> int:
