@@ -23,6 +23,7 @@ from pathlib import Path
 from lamella.core.artifacts import Variant
 from lamella.core.errors import EngineFailed, StoreError
 from lamella.core.model import TensorSpec
+from lamella.core.units import MIB
 from lamella.llama import gguf
 from lamella.llama.model import Model
 from lamella.llama.weights import WeightState
@@ -35,6 +36,9 @@ from lamella.run.process_memory import private_bytes
 from lamella.run.shards import Placement, ShardPool
 from lamella.run.stepwise import StepwiseChange
 from lamella.store.store import Store
+
+SAVING_SLACK_BYTES = 16 * MIB
+"""What a change that saves memory may take beyond what is taken: the process grows a little while it goes on."""
 
 
 class LiveVariants:
@@ -125,7 +129,9 @@ class LiveVariants:
         with self._lock:
             usual = self._ceiling = self._usual_ceiling
             measure = usual.measure if usual else private_bytes
-            now = Ceiling(self._pool.mapped_bytes + measure(), planned_bytes=0, measure=measure)
+            weights = total_bytes(self._pool.open_ids, self._pool.footprints)
+            others = measure() - self._pool.repacked_bytes
+            now = Ceiling(weights + others + SAVING_SLACK_BYTES, planned_bytes=0, measure=measure)
             if is_on and (usual is None or now.n_bytes < usual.n_bytes):
                 self._ceiling = now
 
