@@ -30,7 +30,7 @@ VIEWS = {
     "dashboard-light": {"viewport": {"width": 1240, "height": 900}, "color_scheme": "light"},
     "dashboard-phone": {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark", "device_scale_factor": 1.5},
 }
-LOAD_SECONDS = 40
+LOAD_SECONDS = 75
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def load(url: str, until: float, priority: int) -> None:
     while time.monotonic() < until:
         post(
             f"{url}/v1/completions",
-            {"prompt": "Once upon a time", "max_tokens": 48, "ignore_eos": True, "priority": priority},
+            {"prompt": "Once upon a time", "max_tokens": 12, "ignore_eos": True, "priority": priority},
         )
         time.sleep(0.5)
 

@@ -168,6 +168,7 @@ function base(look, { xaxis, yaxis }) {
     margin: { l: 56, r: 14, t: 26, b: 28 },
     xaxis: { ...axisLook(look), ...xaxis },
     yaxis: { ...axisLook(look), ...yaxis },
+    showlegend: true,
     legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
     hoverlabel: { bgcolor: look.card, bordercolor: look.line, font: { color: look.text } },
     dragmode: false,

@@ -109,7 +109,7 @@ function isPlain(layer) {
 
 /** What fits into a narrow box: the bits. */
 function short(layer) {
-  return Number.isInteger(layer.bits) ? `${layer.bits}` : layer.bits.toFixed(1);
+  return `${Number(layer.bits.toFixed(1))}`;
 }
 
 /** Whether a policy decides now: it is on, and no choice by hand stands. */
