@@ -1,6 +1,6 @@
 """The pictures of docs/dashboard.md: a real server, some load, two switches, and Chromium.
 
-scripts/screenshots.py STORE            # a store with several variants; takes a minute and needs lamella[browser]
+scripts/screenshots.py STORE [OPTION ...]     # options of lamella serve; takes a minute and needs lamella[browser]
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,9 +34,9 @@ LOAD_SECONDS = 40
 
 
 @contextmanager
-def served(store: str) -> Iterator[str]:
+def served(store: str, options: Sequence[str]) -> Iterator[str]:
     """The URL of a server of a store."""
-    command = [sys.executable, "-m", "lamella", "serve", store, "--port", "0", "--sequences", "4", "--context", "1024"]
+    command = [sys.executable, "-m", "lamella", "serve", store, "--port", "0", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         words = server.stderr.readline().split()
@@ -64,9 +64,9 @@ def load(url: str, until: float, priority: int) -> None:
         time.sleep(0.5)
 
 
-def main(store: str) -> None:
+def main(store: str, options: Sequence[str]) -> None:
     """Load a server, switch it, and take its pictures."""
-    with served(store) as url, sync_playwright() as playwright:
+    with served(store, options) as url, sync_playwright() as playwright:
         until = time.monotonic() + LOAD_SECONDS
         readers = [threading.Thread(target=load, args=(url, until, priority)) for priority in (0, 0, 1)]
         for reader in readers:
@@ -94,4 +94,4 @@ def take(browser: Browser, url: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], sys.argv[2:])

@@ -48,8 +48,8 @@ class PanelEngine(FakeEngine):
     def __init__(self, **fields: Any) -> None:
         super().__init__(**{"facts": msgspec.structs.replace(FACTS, variants=VARIANTS), "status": STATUS} | fields)
 
-    async def switch(self, variant: str, *, recompute_cache: bool = False) -> Switched:
-        switched = await super().switch(variant, recompute_cache=recompute_cache)
+    async def switch(self, variant: str, *, recompute_cache: bool = False, saves_memory: bool = False) -> Switched:
+        switched = await super().switch(variant, recompute_cache=recompute_cache, saves_memory=saves_memory)
         self.run_at(variant)
         return switched
 

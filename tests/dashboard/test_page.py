@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Serve = Callable[..., Running]
 USER, ADMIN = "user-key-5f1c", "admin-key-9a3e"
 RING = KeyRing([(USER, "user"), (ADMIN, "admin")])
+PATIENCE_MS = 120_000
+"""A machine that is busy with other things may take its time to draw."""
 PHONE = {"width": 390, "height": 844}
 
 pytestmark = pytest.mark.skipif(not is_installed(), reason="plotly is not installed")
@@ -35,7 +37,7 @@ class Watching:
         self.page = page
         self.faults: list[str] = []
         self.urls: list[str] = []
-        page.set_default_timeout(0)  # pytest's own is long enough for a machine that is busy with other things
+        page.set_default_timeout(PATIENCE_MS)
         page.on("console", lambda said: self.faults.append(said.text) if said.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: self.faults.append(str(error)))
         page.on("request", lambda request: self.urls.append(request.url))

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,11 +32,14 @@ PROGRAM = [sys.executable, "-m", "lamella"]
 LARGE, SMALL = "uniform-int8", "uniform-int4"
 SPARE_MIB = 200
 """What the limit leaves beyond what the server takes at its start."""
+LEFT_MIB = 56
+"""What the other process leaves of that: less than the 64 MiB that shall stay free."""
+PATIENCE_SECONDS = 60
 HOG = """
 import sys, time
 taken = []
 for _ in range(int(sys.argv[1])):
-    taken.append(bytearray(b"x" * (8 << 20)))
+    taken.append(bytearray(b"x" * (4 << 20)))
     time.sleep(0.25)
 print("full", flush=True)
 sys.stdin.read()
@@ -126,6 +130,14 @@ def ask(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         return dict(json.load(answer))
 
 
+def wait_for_decision(url: str) -> list[dict[str, Any]]:
+    """All of them, once there is one."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not (decisions := ask(f"{url}/admin/decisions")["decisions"]) and time.monotonic() < end:
+        time.sleep(0.2)
+    return list(decisions)
+
+
 class Client:
     """Asks for one answer after the other until it is told to stop; every failure is kept."""
 
@@ -154,14 +166,14 @@ def test_a_squeezed_server_steps_down_and_loses_no_request(store: Path, group: G
         ask(f"{url}/v1/completions", {"prompt": "Once upon a time", "max_tokens": 8})
         group.limit(group.private_bytes + SPARE_MIB * MIB)
         clients = [Client(url) for _ in range(2)]
-        n_blocks = (SPARE_MIB - 40) // 8  # less than the 64 MiB that shall stay free
+        n_blocks = (SPARE_MIB - LEFT_MIB) // 4
         hog = subprocess.Popen(
             group.inside([sys.executable, "-c", HOG, str(n_blocks)]), stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         with hog:
             assert hog.stdout is not None
             assert hog.stdout.readline() == b"full\n"
-            decisions = ask(f"{url}/admin/decisions")["decisions"]
+            decisions = wait_for_decision(url)
             for client in clients:
                 client.stop()
             hog.communicate()

@@ -124,6 +124,11 @@ def test_the_bench_counts_the_steps_of_a_prompt_that_is_read_in_pieces(engine_se
     assert seconds > 0
 
 
+def test_streams_that_end_too_early_are_not_waited_for(engine_settings: EngineSettings) -> None:
+    with Bench.open(engine_settings) as bench, pytest.raises(EngineFailed, match="do not write 400 steps together"):
+        bench.step_seconds(2, 16, n_steps=400)
+
+
 def test_points_stay_within_the_engine() -> None:
     points = Points().within(EngineShape(5, 512, 600, "F16", "auto"))
     assert max(points.prompts) == 512

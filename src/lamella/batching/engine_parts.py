@@ -14,6 +14,7 @@ from lamella.batching.messages import PROTOCOL_VERSION, Hello, LayerFacts, Sampl
 from lamella.batching.prompts import Prompt, PromptMaker
 from lamella.batching.running import SCORED_AT_ONCE
 from lamella.batching.settings import EngineSettings
+from lamella.batching.spread import Spread
 from lamella.core.artifacts import LayerPlan, Plan, Variant
 from lamella.core.errors import InvalidRequest, UnknownVariant
 from lamella.core.precision import GGML_TYPES, nominal_bits
@@ -68,8 +69,10 @@ class EngineParts:
         Raises:
             LamellaError: as ``run.engine.Engine.open``.
         """
-        if settings.device and settings.memory_bytes:
+        if (settings.device or settings.layers) and settings.memory_bytes:
             raise InvalidRequest(NO_CEILING_ON_DEVICES)
+        if settings.device and settings.layers:
+            raise InvalidRequest("either one device, or layers on several")
         if settings.is_reproducible:
             _check_reproducible(settings)
             reproducible.use_plain_products()
@@ -77,20 +80,23 @@ class EngineParts:
         for endpoint in settings.rpc:
             rpc.connect(endpoint)
         device = devices.besides_cpu(settings.device)
+        spread = Spread.connect(settings.layers)
         store = Store.open(Path(settings.store))
         variants = _served(store, settings.variants)
         options = _context_options(settings)
         kernel_file = Path(settings.kernel_file) if settings.kernel_file else None
         kernels = KernelTable(kernel_file, settings.n_threads or usable_cores())
         policy = "mapped" if settings.is_reproducible else settings.layout
-        layouts = {} if device else layouts_of(policy, kernels, variants)
+        layouts = {} if device or spread else layouts_of(policy, kernels, variants)
         first = plan_start(store, variants, settings.variant, options, layouts, settings.memory_bytes)
         with store.lease(reading=True) as lease, contextlib.ExitStack() as on_failure:
             paths = store.ready_paths(lease.hold(first.variant))
             tensors = {n: t.spec for path in paths for n, t in gguf.read_tensors(path).items()}
-            model = Model.load(paths, device=device)
+            if spread:
+                spread.check_covers(1 + max(t.layer for t in tensors.values() if t.layer is not None))
+            model = Model.load(paths, device=device, layers=spread.ranges if spread else ())
             on_failure.callback(model.close)
-            if options.has_shared_cells and not (settings.n_cells or settings.memory_bytes):
+            if options.has_shared_cells and not (settings.n_cells or settings.memory_bytes or spread):
                 free = devices.find(device).free_bytes if device else cpu_memory().available_bytes
                 options = own_cells_where_there_is_room(options, settings, model.kv_bytes_per_token, free)
             context = Context(model, options)
@@ -103,8 +109,8 @@ class EngineParts:
                 n_warm=settings.n_warm,
                 check=settings.check,
                 ceiling=first.ceiling,
-                device=device,
-                on_moved=context.rebuild_graph if device else None,
+                device_of=spread.device_of if spread else (lambda _: device) if device else None,
+                on_moved=context.rebuild_graph if device or spread else None,
             )
             on_failure.callback(live.close)
             live.change_to(first.variant)
@@ -194,6 +200,8 @@ class EngineParts:
 def _check_reproducible(settings: EngineSettings) -> None:
     if settings.device:
         raise InvalidRequest(f"--reproducible is for the CPU; leave --device {settings.device} away")
+    if settings.layers:
+        raise InvalidRequest("--reproducible is for the CPU of one machine, and not for layers on several")
     if settings.layout == "repacked":
         raise InvalidRequest("--reproducible reads mapped weights; leave --layout repacked away")
     if settings.n_cells:

@@ -13,6 +13,9 @@ from typer.exceptions import TyperException
 from lamella.cli import (
     build,
     chat,
+    cluster,
+    cluster_plan,
+    cluster_share,
     devices,
     doctor,
     eval,
@@ -24,6 +27,7 @@ from lamella.cli import (
     ladder,
     lm_eval,
     measure,
+    node,
     plan,
     prepare,
     profile,
@@ -110,6 +114,10 @@ app.command("import", rich_help_panel=STORES)(exchange.import_file)
 app.command("pull", rich_help_panel=ELSEWHERE)(remote.pull)
 app.command("push", rich_help_panel=ELSEWHERE)(remote.push)
 app.command("serve-store", rich_help_panel=ELSEWHERE)(remote.serve_store)
+cluster.app.command("plan")(cluster_plan.cluster_plan)
+cluster.app.command("share")(cluster_share.cluster_share)
+app.add_typer(cluster.app, name="cluster", rich_help_panel=ELSEWHERE)
+app.command("node", rich_help_panel=ELSEWHERE)(node.node)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

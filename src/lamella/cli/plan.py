@@ -83,7 +83,7 @@ def plan(
         typer.Option(help="What 'lamella measure --out' wrote. Default: measured once a model."),
     ] = None,
     scheme: Annotated[
-        Scheme, typer.Option(help="How weights are rounded: ggml's blocks, or one scale a row.")
+        Scheme, typer.Option(help="How weights are rounded: ggml's blocks, one scale a row, or its top bits.")
     ] = "block",
     out: Annotated[Path | None, typer.Option(help="Write the plan to this file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw it to this file (png, svg or pdf).")] = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
@@ -209,7 +209,7 @@ def serve(
     `lamella chat --url URL`.  A request may ask for one by the model name MODEL@VARIANT.  With objectives a policy
     changes it: the best variant that keeps them under the load of the moment.
     """
-    engine = _engine_settings(
+    engine = engine_settings(
         context,
         sequences,
         cells,
@@ -227,7 +227,7 @@ def serve(
     )
     promised = [*(class_ or ()), *usual_class(ttft_p95, token_p95, quality_floor)]
     wanted = objectives_of_options(objectives, promised, power=power) if objectives or promised or power else None
-    ring = _key_ring(keys)
+    ring = key_ring(keys)
     served = find_served(target, memory, None if rpc else device)  # an RPC server's is not known to others
     engine = msgspec.structs.replace(engine, store=served.store, variant=served.variant, variants=served.variants)
     steering = None
@@ -256,7 +256,7 @@ def serve(
             note(line)
 
     folder = Config.from_environment(os.environ).cache_folder
-    _run(
+    run_in_loop(
         api.serve(
             engine,
             front,
@@ -280,7 +280,7 @@ def _steered(
     return engine, api.steering(engine, wanted, policy, profile=profile, hold_seconds=hold_seconds, cache_folder=folder)
 
 
-def _run(work: Coroutine[Any, Any, None]) -> None:
+def run_in_loop(work: Coroutine[Any, Any, None]) -> None:
     """In uvloop's event loop where there is one: the front shares the processor with the model."""
     if importlib.util.find_spec("uvloop") is None:
         asyncio.run(work)
@@ -290,7 +290,12 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
     uvloop.run(work)
 
 
-def _key_ring(file: Path | None) -> KeyRing:
+def key_ring(file: Path | None) -> KeyRing:
+    """Who may ask: by a file, or by the environment.
+
+    Raises:
+        InvalidRequest: what is meant to have keys has none, or cannot be read.
+    """
     from lamella.serving.auth import KeyRing
 
     if file is not None:
@@ -299,24 +304,28 @@ def _key_ring(file: Path | None) -> KeyRing:
     return KeyRing() if said is None else KeyRing.needed(said, "LAMELLA_API_KEYS")
 
 
-def _engine_settings(
+def engine_settings(
     context: int,
     sequences: int,
     cells: int,
     kv_type: str,
     memory: str | None,
     *,
-    rpc: list[str],
-    device: str | None,
-    longest_step: float,
-    layout: str,
+    rpc: Sequence[str] = (),
+    device: str | None = None,
+    longest_step: float = LONGEST_STEP_SECONDS,
+    layout: str = "auto",
     warm: int,
-    pooling: str,
-    prompt_cache: str | None,
-    is_reproducible: bool,
-    check: bool,
+    pooling: str = "auto",
+    prompt_cache: str | None = None,
+    is_reproducible: bool = False,
+    check: bool = False,
 ) -> EngineSettings:
-    """All but what is served, which may take long to find: what is wrong is said before."""
+    """What the options of a command say of the engine: all but what is served, which may take long to find.
+
+    Raises:
+        InvalidRequest: an option that has no meaning.
+    """
     config = Config.from_environment(os.environ)
     if sequences < 1 or warm < 1:
         raise InvalidRequest(f"--sequences and --warm must be at least 1, not {sequences} and {warm}")
@@ -334,7 +343,7 @@ def _engine_settings(
         n_threads=config.n_threads,
         layout=check_policy(layout),
         n_warm=warm,
-        rpc=rpc,
+        rpc=list(rpc),
         device=device,
         memory_bytes=parse_bytes(memory) if memory else 0,
         prompt_cache_bytes=_bytes_or_none(prompt_cache),

@@ -52,7 +52,7 @@ def build_app(
     """
     control = control or by_hand(client)
     recorder = recorder or recorder_of(client, control)
-    front = Front(client, settings, Metrics(client, control), gate or Gate(), control, recorder)
+    front = Front(client, settings, Metrics(client, control, settings.nodes), gate or Gate(), control, recorder)
     app = FastAPI(
         title="Lamella",
         version=__version__,

@@ -6,7 +6,7 @@ restarts of the engine; the engine's own counters begin anew with each process, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
@@ -19,6 +19,7 @@ from lamella.batching.messages import Finished, Hello, Status
 from lamella.qos.live.control import VariantControl
 from lamella.serving.engine_client import EngineClient
 from lamella.serving.gate import Gate
+from lamella.serving.nodes import NodeCollector, NodeFigures
 
 _FIRST_TOKEN_SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.25, 2.5, 5, 10, 20, 40, 80, 160)
 _TOKEN_SECONDS = (0.002, 0.004, 0.006, 0.008, 0.012, 0.016, 0.024, 0.032, 0.048, 0.064, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
@@ -59,8 +60,21 @@ class _Registry(CollectorRegistry):
 class Metrics:
     """The counters of one front."""
 
-    def __init__(self, client: EngineClient, control: VariantControl) -> None:
+    def __init__(
+        self,
+        client: EngineClient,
+        control: VariantControl,
+        nodes: Callable[[], Sequence[NodeFigures]] | None = None,
+    ) -> None:
+        """Begin to count.
+
+        Args:
+            control: of the variant.
+            nodes: says how the machines are that compute for this server; None where there are none.
+        """
         self._registry = _Registry()
+        if nodes is not None:
+            self._registry.register(NodeCollector(nodes))
         self._requests = Counter("lamella_requests", "Requests answered.", ["route", "status"], registry=self._registry)
         self._tokens = Counter(
             "lamella_tokens",
