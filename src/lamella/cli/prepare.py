@@ -27,7 +27,15 @@ MemoryOption = Annotated[
 ]
 
 
-def prepare(model: ModelTarget, memory: MemoryOption = None, json: JsonFlag = False) -> None:
+DeviceOption = Annotated[
+    str | None, typer.Option(help="Device whose memory that is.  Default: LAMELLA_DEVICE, else the CPU.")
+]
+HOST = "CPU"
+
+
+def prepare(
+    model: ModelTarget, memory: MemoryOption = None, device: DeviceOption = None, json: JsonFlag = False
+) -> None:
     """Make a model ready to serve: fetch, measure, plan a few variants, build them.
 
     Into a store in the cache folder (LAMELLA_CACHE), where lamella serve MODEL finds it.  May be interrupted: the same
@@ -38,7 +46,7 @@ def prepare(model: ModelTarget, memory: MemoryOption = None, json: JsonFlag = Fa
         model,
         config.cache_folder,
         memory=memory,
-        device=config.device,
+        device=device or config.device or HOST,
         llama_cpp=config.llama_cpp,
         n_threads=config.n_threads,
         stage=lambda name: _stage(name, quiet=json),
@@ -50,7 +58,7 @@ def prepare(model: ModelTarget, memory: MemoryOption = None, json: JsonFlag = Fa
     say(f"{model} is ready: {', '.join(ready.variants)} in {store}; serve it with: lamella serve {model}")
 
 
-def ready_for(model: str, memory: str | None, config: Config) -> api.Ready:
+def ready_for(model: str, memory: str | None, device: str | None, config: Config) -> api.Ready:
     """What serves a model, made ready if need be.
 
     In a process of its own: the front of a server loads no llama.cpp.
@@ -62,7 +70,8 @@ def ready_for(model: str, memory: str | None, config: Config) -> api.Ready:
     if found is not None:
         return found
     note(f"{model} is served for the first time: it is measured, and variants are built; Ctrl-C, and it goes on later")
-    code = _prepare_in_child([model, *(["--memory", memory] if memory else [])])
+    options = {"--memory": memory, "--device": device}
+    code = _prepare_in_child([model, *(part for name, value in options.items() if value for part in (name, value))])
     found = api.find_ready(model, config.cache_folder, memory)
     if code or found is None:
         raise typer.Exit(code or 1)

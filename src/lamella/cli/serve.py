@@ -228,7 +228,7 @@ def serve(
     promised = [*(class_ or ()), *usual_class(ttft_p95, token_p95, quality_floor)]
     wanted = objectives_of_options(objectives, promised, power=power) if objectives or promised or power else None
     ring = key_ring(keys)
-    served = find_served(target, memory)
+    served = find_served(target, memory, None if rpc else device)  # an RPC server's is not known to others
     engine = msgspec.structs.replace(engine, store=served.store, variant=served.variant, variants=served.variants)
     steering = None
     if wanted is not None:

@@ -29,12 +29,13 @@ class Served:
     name: str = ""
 
 
-def find_served(target: str, memory: str | None) -> Served:
+def find_served(target: str, memory: str | None, device: str | None = None) -> Served:
     """A store as it is, or a model's, made ready if need be.
 
     Args:
         target: ``STORE``, ``STORE@VARIANT``, or a model.
         memory: ceiling that a model's variants are planned for; None for what the device has free.
+        device: None for the CPU.
 
     Raises:
         StoreError: there is no such store, or it cannot be read.
@@ -42,7 +43,7 @@ def find_served(target: str, memory: str | None) -> Served:
     """
     if api.is_model(target):
         config = Config.from_environment(os.environ)
-        ready = ready_for(target, memory, config)
+        ready = ready_for(target, memory, device, config)
         store = str(ready.folder(config.cache_folder))
         return Served(store, variants=list(ready.variants), name=api.spoken_name(target))
     folder, _, variant = target.partition("@")

@@ -4,8 +4,7 @@
     steps = first_steps(source_bits=16.0, most_bits=11.2, least_bits=3.2)      # FirstSteps(4, 8.5, 3.5)
 
 Measuring takes the time: each tensor is probed by reading a text, so it goes with probes, tokens and weights.
-Tokens fall as weights rise, so that the work for a probe stays the same, down to
-a text that still ranks tensors (docs/log.md has what fewer tokens cost).
+Tokens fall as weights rise, so that the work for a probe grows less than the model, down to a fixed least.
 """
 
 from __future__ import annotations
