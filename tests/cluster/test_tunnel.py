@@ -18,6 +18,7 @@ import pytest
 
 from lamella.cluster.bringing import bring
 from lamella.cluster.forwarding import Forwarder
+from lamella.cluster.rpc_server import RpcServer
 from lamella.core.errors import RemoteFailed
 from lamella.llama import library, rpc
 from lamella.llama.context import ContextOptions
@@ -125,6 +126,21 @@ def test_a_session_ends_with_its_coordinator_and_leaves_no_process(run: Run) -> 
                 os.kill(pid, 0)
 
     run(test)
+
+
+def test_a_server_that_is_closed_while_it_starts_leaves_no_process() -> None:
+    async def main() -> None:
+        server = RpcServer(1)
+        connecting = asyncio.create_task(server.connect())
+        await asyncio.sleep(0)  # it has begun to start
+        await server.close()
+        assert server.pid is None
+        with pytest.raises(RemoteFailed, match="has ended"):
+            await connecting
+        with pytest.raises(RemoteFailed, match="has ended"):
+            await server.connect()
+
+    asyncio.run(main())
 
 
 def test_an_rpc_server_that_died_is_replaced_and_the_next_engine_works(run: Run, store_folder: Path) -> None:

@@ -101,6 +101,7 @@ class NodeAgent:
         self._backs: dict[int, asyncio.Future[Channel]] = {}
         self._n_backs = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._servers: set[RpcServer] = set()  # that may have a process
 
     async def serve(
         self,
@@ -136,6 +137,7 @@ class NodeAgent:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.gather(*(server.close() for server in self._servers))
 
     def _check(self, channel: Channel) -> Peer:
         """Only the coordinator of this node's cluster."""
@@ -196,6 +198,7 @@ class NodeAgent:
         session = Session(RpcServer(asked.n_threads or self._options.n_threads), held)
         name = uuid.uuid4().hex
         self.sessions[name] = session
+        self._servers.add(session.server)
         self._on_line(f"session {name[:8]} begins, with {len(held.tensors)} tensors in the cache")
         try:
             channel.send(Begun(name, list(held.tensors)))
@@ -206,8 +209,9 @@ class NodeAgent:
             self._on_line(f"session {name[:8]} ends: {error}")
         finally:
             del self.sessions[name]
-            await session.server.close()
             held.close()
+            await session.server.close()
+            self._servers.discard(session.server)
 
     async def _use_rpc(self, name: str, channel: Channel) -> None:
         session = self.sessions.get(name)

@@ -36,7 +36,7 @@ class RpcServer:
         self._history = RestartHistory()
         self._process: asyncio.subprocess.Process | None = None
         self._port, self._started = 0, 0.0
-        self._starting = asyncio.Lock()
+        self._starting, self._is_closed = asyncio.Lock(), False
         self._lines: deque[str] = deque(maxlen=10)
         self._reader: asyncio.Task[None] | None = None
 
@@ -49,6 +49,8 @@ class RpcServer:
         end = time.monotonic() + START_SECONDS
         while True:
             async with self._starting:
+                if self._is_closed:
+                    raise RemoteFailed("the session has ended")
                 if self._process is None or self._process.returncode is not None:
                     await self._start()
             with contextlib.suppress(OSError):  # it does not listen yet
@@ -100,19 +102,19 @@ class RpcServer:
         return self._process.pid if self._process is not None and self._process.returncode is None else None
 
     async def close(self) -> None:
-        """End the process."""
-        process = self._process
+        """End the process, and start no other.  Where it is cancelled, it can be called again."""
+        self._is_closed = True
+        async with self._starting:  # who is starting one has it
+            process = self._process
         if process is None:
             return
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(STOP_SECONDS):
-                await process.wait()
-        if self._reader is not None:
-            self._reader.cancel()
-            await asyncio.gather(self._reader, return_exceptions=True)
+        if self._reader is not None:  # reads to the end of its output, and awaits its own
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STOP_SECONDS):
+                    await asyncio.shield(self._reader)
 
 
 def _free_port() -> int:
