@@ -45,10 +45,11 @@ class Stream:
         failed: what went wrong, or "".
     """
 
-    def __init__(self, port: int, prompt: str, n_tokens: int, **fields: Any) -> None:
+    def __init__(self, port: int, prompt: str | list[int], n_tokens: int, **fields: Any) -> None:
         """Nothing is sent yet.
 
         Args:
+            prompt: text or token ids.
             fields: of the request, beside or instead of the usual ones.
         """
         self._port = port

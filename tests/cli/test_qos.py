@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from lamella.batching.settings import EngineSettings
 from lamella.qos.profiles.documents import to_json
+from lamella.qos.profiling.measure import shape_of
 from tests.cli.conftest import Run
 from tests.qos.profiles import ladder
 
@@ -84,3 +87,49 @@ def test_a_store_is_profiled_and_then_simulated(run: Run, profiled_store: Path) 
     code, out, err = run("simulate", profiled_store, "--trace", trace, "--policy", "static:int4", *engine)
     assert code == 0, err
     assert "static:int4" in out
+
+
+SMALL = ("--context", "128", "--sequences", "2", "--layout", "mapped", "--port", "0")
+
+
+def test_a_server_needs_a_profile_to_steer_by(run: Run, profiled_store: Path) -> None:
+    code, _, err = run("serve", profiled_store, "--token-p95", "80", *SMALL)
+    assert (code, f"lamella profile {profiled_store}" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--token-p95", "1"), "the nearest is"),
+        (("--quality-floor", "0.00001", "--ttft-p95", "0.1"), "the nearest is"),
+        (("--class", "a:speed=3"), "tpot_p95_ms"),
+        (("--token-p95", "5000", "--policy", "oracle"), "predictive"),
+        (("--token-p95", "5000", "--policy", "static:v9"), "v0, v1"),
+        (("--token-p95", "5000", "--hold", "-1"), "0 seconds or more"),
+        (("--objectives", "o.toml", "--token-p95", "80"), "--objectives says everything"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_server_starts(
+    run: Run, profiled_store: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    shape = shape_of(EngineSettings(store="", n_ctx=128, n_sequences=2, layout="mapped"))
+    path = tmp_path / "p.json"
+    path.write_bytes(to_json(replace(ladder(2), engine=shape)))
+    code, _, err = run("serve", profiled_store, "--profile", path, *arguments, *SMALL)
+    assert code != 0
+    assert message in err
+
+
+def test_a_profile_of_another_engine_steers_nobody(run: Run, profiled_store: Path, profile: Path) -> None:
+    code, _, err = run("serve", profiled_store, "--profile", profile, "--token-p95", "80", *SMALL)
+    assert (code, "is of an engine with" in err) == (2, True)
+
+
+def test_a_replay_is_drawn(run: Run, profile: Path, tmp_path: Path) -> None:
+    path = tmp_path / "replay.svg"
+    objectives = ("--class", "interactive:tpot_p95_ms=45")
+    code, _, err = run("simulate", profile, "--trace", BURSTS, *objectives, "--plot", path)
+    assert code == 0, err
+    assert path.read_text().count("<use") > 100  # a dot for each request
+    code, _, err = run("simulate", profile, "--trace", BURSTS, *objectives, "--plot", tmp_path / "replay.txt")
+    assert (code, ".svg" in err) == (2, True)

@@ -177,7 +177,7 @@ class FakeEngine:
             raise RequestRefused("tokens outside the vocabulary", why="invalid")
         return " ".join("x" * token for token in tokens)
 
-    async def switch(self, variant: str, *, recompute_cache: bool = False) -> Switched:
+    async def switch(self, variant: str, *, recompute_cache: bool = False, saves_memory: bool = False) -> Switched:
         self._check(variant)
         self.calls.append(("switch", variant, "recompute" if recompute_cache else "keep"))
         return Switched(

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from lamella.batching.messages import Status
+from lamella.batching.messages import Switched
 from lamella.core.errors import StoreError
-from lamella.qos.controller import RETRY_SECONDS, SAMPLE_SECONDS, Controller, LoggedChange
+from lamella.qos.controller import (
+    HOLD_SECONDS,
+    PRESSED_RETRY_SECONDS,
+    RETRY_SECONDS,
+    SAMPLE_SECONDS,
+    Controller,
+    LoggedChange,
+)
 from lamella.qos.policies.decision import Decision, PolicyState
 from lamella.qos.policies.sample import Sample
 from lamella.qos.readers.machine import MachineReader
+from lamella.qos.readers.memory import Memory
 from lamella.qos.sampling import sample_of
 from lamella.qos.watching import LoadWatch
+from lamella.resources.cgroup import GroupMemory
 from tests.qos.test_readers import LAPTOP, SERVER, no_nvidia
 
 
@@ -23,11 +34,13 @@ class Wish:
     name = "wish"
 
     def __init__(self) -> None:
-        self.variant = "large"
+        self.variant, self.is_short = "large", False
         self.seen: list[PolicyState] = []
 
     def decide(self, state: PolicyState, sample: Sample) -> Decision:
         self.seen.append(state)
+        if self.is_short:
+            state = replace(state, pressed_at=sample.time)
         if self.variant == state.variant:
             return Decision(state.variant, "all is well", state)
         return Decision(self.variant, "it is wished", state.goes_down(self.variant, sample.time))
@@ -37,23 +50,30 @@ class World:
     """A clock, an engine that may fail, and a controller between them."""
 
     def __init__(self) -> None:
-        self.now, self.running, self.fails = 100.0, "large", False
+        self.now, self.running, self.fails, self.is_short = 100.0, "large", False, False
+        self.saved_memory = False
         self.told: list[LoggedChange] = []
         self.wish = Wish()
         self.controller = Controller(
             self.wish,
-            "large",
-            lambda: Sample(self.now),
+            lambda: self.running,
+            self.sample,
             self.switch,
             on_change=self.told.append,
             clock=lambda: self.now,
+            unix_time=lambda: 1000 + self.now,
             sleep=self.sleep,
         )
 
-    async def switch(self, variant: str) -> None:
+    async def sample(self) -> Sample:
+        return Sample(self.now)
+
+    async def switch(self, variant: str, *, recompute_cache: bool = False, saves_memory: bool = False) -> Switched:
         if self.fails:
             raise StoreError("a shard is missing")
-        self.running = variant
+        self.saved_memory = saves_memory
+        before, self.running = self.running, variant
+        return Switched(id=0, before=before, after=variant, n_weights=1, n_shards=1, stall_seconds=0, prepare_seconds=0)
 
     async def sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -61,6 +81,9 @@ class World:
 
     def tick(self) -> None:
         asyncio.run(self.controller.tick())
+
+    def by_hand(self, variant: str) -> Switched:
+        return asyncio.run(self.controller.change_by_hand(variant))
 
 
 @pytest.fixture
@@ -73,16 +96,18 @@ def test_a_decision_changes_the_engine_and_is_logged_with_its_reason(world: Worl
     assert (world.running, world.told, world.controller.last_reason) == ("large", [], "all is well")
     world.wish.variant = "small"
     world.tick()
-    assert world.running == world.controller.variant == "small"
-    assert world.told == list(world.controller.log) == [LoggedChange(100.0, "large", "small", "it is wished")]
+    assert world.running == "small"
+    assert world.told == list(world.controller.log) == [LoggedChange(1100.0, "large", "small", "it is wished")]
     world.tick()
     assert len(world.told) == 1
+    assert world.controller.n_changes == {"policy": 1}
 
 
 def test_a_change_that_fails_is_logged_and_tried_again_later(world: World) -> None:
     world.fails, world.wish.variant = True, "small"
     world.tick()
-    assert (world.controller.variant, world.told[0].failure) == ("large", "a shard is missing")
+    assert (world.running, world.told[0].failure) == ("large", "a shard is missing")
+    assert not world.controller.n_changes
     world.fails = False
     world.now += RETRY_SECONDS - 1
     world.tick()
@@ -92,47 +117,93 @@ def test_a_change_that_fails_is_logged_and_tried_again_later(world: World) -> No
     assert world.running == "small"
 
 
-def test_a_choice_by_hand_holds_until_it_is_released(world: World) -> None:
-    change = asyncio.run(world.controller.change_by_hand("tiny"))
-    assert change.by_hand
-    assert (world.running, world.controller.policy) == ("tiny", "by hand")
+def test_a_choice_by_hand_holds_for_a_while(world: World) -> None:
+    assert world.by_hand("tiny").after == "tiny"
+    assert world.told[-1].by == "hand"
+    assert world.controller.held_until == pytest.approx(1100 + HOLD_SECONDS)
+    world.now += HOLD_SECONDS - 1
     world.tick()
     assert world.running == "tiny"
+    world.now += 1
+    world.tick()
+    assert (world.running, world.controller.held_until) == ("large", None)
+
+
+def test_a_hold_can_be_released(world: World) -> None:
+    world.by_hand("tiny")
     world.controller.release()
     world.tick()
-    assert (world.running, world.controller.policy) == ("large", "wish")
+    assert world.running == "large"
 
 
-def test_a_choice_by_hand_that_fails_holds_nothing(world: World) -> None:
+def test_a_choice_by_hand_that_fails_holds_nothing_and_says_why(world: World) -> None:
     world.fails = True
-    change = asyncio.run(world.controller.change_by_hand("tiny"))
-    assert change.failure
-    assert (world.controller.variant, world.controller.policy) == ("large", "wish")
+    with pytest.raises(StoreError, match="a shard is missing"):
+        world.by_hand("tiny")
+    assert (world.told[0].failure, world.controller.held_until) == ("a shard is missing", None)
+
+
+def test_memory_is_not_held_by_hands(world: World) -> None:
+    world.by_hand("tiny")
+    world.wish.is_short, world.wish.variant = True, "small"
+    world.tick()
+    assert (world.running, world.told[-1].by, world.saved_memory) == ("small", "memory", True)
+
+
+def test_memory_is_tried_again_soon(world: World) -> None:
+    world.fails, world.wish.variant, world.wish.is_short = True, "small", True
+    world.tick()
+    world.tick()
+    assert len(world.told) == 1
+    world.fails = False
+    world.now += PRESSED_RETRY_SECONDS
+    world.tick()
+    assert world.running == "small"
+
+
+def test_nothing_is_decided_while_it_is_off_or_there_is_no_policy(world: World) -> None:
+    world.wish.variant, world.controller.is_on = "small", False
+    world.tick()
+    assert world.running == "large"
+    world.controller.is_on, world.controller.policy = True, None
+    world.tick()
+    assert world.running == "large"
 
 
 def test_a_choice_by_hand_waits_for_a_change_that_is_being_made(world: World) -> None:
     world.wish.variant = "small"
+    at_once = world.switch
 
     async def both() -> None:
         await asyncio.gather(world.controller.tick(), world.controller.change_by_hand("tiny"))
 
-    async def slow_switch(variant: str) -> None:
+    async def slow_switch(variant: str, *, recompute_cache: bool = False, saves_memory: bool = False) -> Switched:
         await asyncio.sleep(0.01 if variant == "small" else 0)
-        world.running = variant
+        return await at_once(variant)
 
     world.controller._switch = slow_switch
     asyncio.run(both())
-    assert world.running == world.controller.variant == "tiny"
+    assert world.running == "tiny"
 
 
 def test_an_engine_that_came_back_at_another_variant_is_believed(world: World) -> None:
-    world.controller.found("small")
-    assert world.controller.variant == "small"
+    world.tick()
+    world.running = "small"
     world.tick()
     assert world.wish.seen[-1].variant == "small"
 
 
-def test_it_runs_until_it_is_stopped(world: World) -> None:
+def test_it_runs_until_it_is_stopped_and_outlives_a_fault(world: World) -> None:
+    decide, faults = world.wish.decide, list[int]()
+
+    def faulty(state: PolicyState, sample: Sample) -> Decision:
+        if not faults:
+            faults.append(1)
+            raise ValueError("nobody foresaw it")
+        return decide(state, sample)
+
+    world.wish.decide = faulty  # type: ignore[method-assign]
+
     async def run() -> None:
         stop = asyncio.Event()
         task = asyncio.create_task(world.controller.run(stop))
@@ -148,14 +219,19 @@ def test_it_runs_until_it_is_stopped(world: World) -> None:
 def test_a_sample_is_made_of_what_is_known() -> None:
     watch = LoadWatch()
     watch.arrived(1.0, "interactive", 50)
-    bare = sample_of(2.0, watch, None, None)
-    assert bare == Sample(2.0, watch.classes(2.0))
-    status = Status(
-        variant="a", step_seconds_now=0, n_running=3, n_waiting=2, n_parked=0, cells_used=0, n_steps=0,
-        n_prompt_tokens=0, n_cached_tokens=0, n_generated_tokens=0, n_switches=0, switch_seconds=0, flip_seconds=0,
-        mapped_bytes=0, private_bytes=0, warm=[],
-    )  # fmt: skip
+    assert sample_of(2.0, watch, None) == Sample(2.0, watch.classes(2.0))
     with MachineReader(SERVER, LAPTOP, no_nvidia) as reader:
-        full = sample_of(2.0, watch, status, reader.read(2.0), waiting_tokens=70)
+        full = sample_of(2.0, watch, reader.read(2.0), n_running=3, n_waiting=2, waiting_tokens=70)
     assert (full.n_running, full.n_waiting, full.waiting_tokens) == (3, 2, 70)
     assert (full.available_bytes, full.memory_stall, full.on_battery) == (2_000_000_000, 0.0125, True)
+
+
+def test_mapped_weights_are_not_available_and_no_more_than_the_groups_cache_is_counted() -> None:
+    watch, gib = LoadWatch(), 1 << 30
+    with MachineReader(SERVER, LAPTOP, no_nvidia) as reader:
+        machine = reader.read(2.0)
+    group = GroupMemory("/group", 4 * gib, 3 * gib, gib // 2, Path("none"))
+    for limited_by, expected in (("machine", gib), ("/group", 3 * gib // 2)):
+        memory = Memory(4 * gib, 2 * gib, limited_by, (group,))
+        sample = sample_of(2.0, watch, replace(machine, memory=memory), mapped_bytes=gib)
+        assert sample.available_bytes == expected

@@ -13,9 +13,9 @@ from lamella.core.errors import InvalidRequest, UnknownVariant
 from lamella.qos.objectives.stated import ClassObjectives, Objectives
 from lamella.qos.policies.constraints import CALM_SECONDS, RESERVE_BYTES
 from lamella.qos.policies.decision import HOLD_SECONDS, LONGEST_HOLD_SECONDS, Policy, PolicyState
-from lamella.qos.policies.forecast import forecast
+from lamella.qos.policies.forecast import Z95, forecast
 from lamella.qos.policies.named import named_policy
-from lamella.qos.policies.predictive import Predictive, excess_of
+from lamella.qos.policies.predictive import Predictive, caution_of, excess_of
 from lamella.qos.policies.sample import ClassSample, Sample, slowdown_by_others
 from lamella.qos.policies.setting import Rung, Setting
 from lamella.qos.policies.threshold import Threshold
@@ -197,12 +197,23 @@ def test_a_burst_goes_down_at_once_and_comes_back_after_a_while() -> None:
     assert up.variant == "v0"
 
 
+def test_forecasts_are_the_more_cautious_the_more_promises_were_broken() -> None:
+    setting = setting_for(Objectives({"interactive": ClassObjectives(None, 0.045)}))
+    cautions = [caution_of(Sample(0.0, {"interactive": replace(load(1.0), kept_share=k)})) for k in (1, 0.98, 0.9)]
+    assert cautions == [0.0, pytest.approx(Z95 / 2), Z95]
+    sample = Sample(10.0, {"interactive": load(1.0)})
+    bold, careful = (forecast(setting.rungs[0], setting, sample, 1.0, c).tpot_seconds for c in (0.0, Z95))
+    assert bold < careful
+
+
 def test_a_better_variant_must_bear_more_than_the_load_and_the_running_one_only_the_load() -> None:
     setting = setting_for(Objectives({"interactive": ClassObjectives(None, 0.045)}))
     policy, kinds = Predictive(setting), set()
     for rate in (i / 10 for i in range(1, 40)):
         sample = Sample(10.0, {"interactive": load(rate)})
-        met = [not excess_of(forecast(setting.rungs[0], setting, sample, g), setting, sample).worst for g in (1, 1.2)]
+        caution = caution_of(sample)
+        found = [forecast(setting.rungs[0], setting, sample, g, caution) for g in (1, 1.2)]
+        met = [not excess_of(one, setting, sample).worst for one in found]
         kinds.add(tuple(met))
         assert (settle(policy, PolicyState("v1"), sample)[-1] == "v0") == met[1]
         assert (settle(policy, PolicyState("v0"), sample)[-1] == "v0") == met[0]

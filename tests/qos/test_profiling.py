@@ -16,7 +16,10 @@ from lamella.qos.profiles.speed import SpeedModel
 from lamella.qos.profiling.bench import Bench
 from lamella.qos.profiling.energy import EnergyMeter
 from lamella.qos.profiling.points import Points
+from lamella.qos.profiling.quiet import MOST_TRIES, Quiet
 from lamella.qos.readers.nvidia import NvidiaReader
+from lamella.qos.readers.processor import ProcessorTimes
+from lamella.qos.readers.reading import Absent
 from tests.qos.conftest import FEW
 from tests.qos.test_readers import LAPTOP, LATER, fake_nvml, no_nvidia
 
@@ -121,6 +124,11 @@ def test_the_bench_counts_the_steps_of_a_prompt_that_is_read_in_pieces(engine_se
     assert seconds > 0
 
 
+def test_streams_that_end_too_early_are_not_waited_for(engine_settings: EngineSettings) -> None:
+    with Bench.open(engine_settings) as bench, pytest.raises(EngineFailed, match="do not write 400 steps together"):
+        bench.step_seconds(2, 16, n_steps=400)
+
+
 def test_points_stay_within_the_engine() -> None:
     points = Points().within(EngineShape(5, 512, 600, "F16", "auto"))
     assert max(points.prompts) == 512
@@ -147,3 +155,40 @@ def test_idle_power_is_none_where_nothing_counts(tmp_path: Path) -> None:
         assert meter.idle_watts() is None
     with EnergyMeter(LAPTOP, no_nvidia) as meter:
         assert meter.idle_watts(sleep=lambda _: None) == 0.0
+
+
+class Processor:
+    """Counters of a machine on which others take shares that are told in advance; 100 ticks a look."""
+
+    def __init__(self, *shares: float) -> None:
+        self._shares, self._busy, self._total, self.n_tries = iter(shares), 0.0, 0, 0
+
+    def look(self) -> ProcessorTimes:
+        return ProcessorTimes(round(self._busy), self._total, {})
+
+    def work(self) -> int:
+        self.n_tries += 1
+        self._busy += 100 * next(self._shares)
+        self._total += 100
+        return self.n_tries
+
+
+@pytest.mark.parametrize(
+    ("shares", "counts", "most"),
+    [
+        ((0.02,), 1, 0.02),
+        ((0.5, 0.03), 2, 0.03),
+        ((0.5, 0.2, 0.4, 0.3, 0.0), 2, 0.2),
+    ],
+)
+def test_what_others_disturb_is_measured_again(shares: tuple[float, ...], counts: int, most: float) -> None:
+    processor = Processor(*shares)
+    quiet = Quiet(processor.look)
+    assert quiet.measure(processor.work) == counts
+    assert quiet.most_others == pytest.approx(most)
+    assert processor.n_tries <= MOST_TRIES
+
+
+def test_a_machine_that_does_not_tell_is_believed_to_be_quiet() -> None:
+    quiet = Quiet(lambda: Absent("processor", "no /proc"))
+    assert (quiet.measure(lambda: 7), quiet.most_others) == (7, 0.0)

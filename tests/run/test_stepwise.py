@@ -322,3 +322,22 @@ def _ceiling_of_nothing_to_spare(store: Store, name: str) -> int:
     with pytest.raises(ExceedsCeiling) as caught:
         Engine.open(store, name, replace(OPTIONS, memory_bytes=1))
     return caught.value.needed_bytes + (1 << 20)  # the process measures itself again, a little larger
+
+
+def test_saving_memory_closes_what_is_warm_and_takes_no_more_than_was_taken(
+    store: Store, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lamella.run.variants.SAVING_SLACK_BYTES", 0)
+    running = run("large", 1 << 40)
+    running.live.change_to("small")
+    assert set(running.live.warm) == {"large", "small"}
+    running.live.change_to("large")
+    running.live.save_memory(is_on=True)
+    assert set(running.live.warm) == {"large"}
+    taken = running.open_bytes
+    report = running.live.change_to("small")
+    assert report.n_steps > 1
+    assert report.peak_bytes <= taken
+    running.live.save_memory(is_on=False)
+    assert running.live.change_to("large").n_steps == 1
+    assert set(running.live.warm) == {"large", "small"}

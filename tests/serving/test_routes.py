@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import struct
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -298,6 +299,35 @@ def test_admin_sees_and_switches_variants(front: Make) -> None:
     assert one.engine.calls == [("switch", "small", "recompute"), ("switch", "large", "keep"), ("prepare", "small")]
     status = one.get("/admin/status").json()
     assert (status["ready"], status["engine"]["model"], status["status"]["n_steps"]) == (True, "tiny", 7)
+
+
+def test_switches_by_hand_are_kept_with_their_time(front: Make) -> None:
+    one = front()
+    assert one.get("/admin/decisions").json() == {"control": None, "decisions": [], "sample": {}}
+    before = time.time()
+    one.post("/admin/switch", {"variant": "small"})
+    one.post("/admin/switch", {"variant": "medium"})
+    done, failed = one.get("/admin/decisions").json()["decisions"]
+    assert (done["from"], done["to"], done["by"], done["failure"]) == ("large", "small", "hand", None)
+    assert before <= done["at"] <= time.time()
+    assert "medium" in failed["failure"]
+    assert figures(one)["lamella_decisions_total", (("by", "hand"),)] == 1
+    assert figures(one)["lamella_policy_steering", ()] == 0
+
+
+def test_what_cannot_be_controlled_is_refused(front: Make) -> None:
+    one = front()
+    answer = one.post("/admin/control", {"on": False})
+    assert (answer.status_code, "--objectives" in answer.json()["error"]["message"]) == (400, True)
+    for body in ({"on": "yes"}, {"objectives": {"speed": 1}}, {"objectives": 5}):
+        assert one.post("/admin/control", body).status_code == 400
+
+
+def test_a_server_without_objectives_knows_no_classes(front: Make) -> None:
+    one = front()
+    assert one.post(COMPLETE, {"prompt": "a", "class": "batch", "priority": 4}).status_code == 200
+    assert (one.engine.requests[0].class_name, one.engine.requests[0].priority) == ("", 4)
+    assert one.post(COMPLETE, {"prompt": "a", "class": 5}).status_code == 400
 
 
 def test_admin_requests_that_make_no_sense(front: Make) -> None:

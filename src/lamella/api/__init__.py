@@ -17,13 +17,17 @@ nothing else.
 ``losses``     what plans are predicted to lose, and how fast this machine is with each type
 ``plans``      how many bits each layer gets
 ``frontiers``  many plans at once: the frontier, and ladders
+``placements`` which node of a cluster runs each layer
 ``variants``   built, run, evaluated, exported, imported, got back
 ``sources``    where shards can be had from
 ``remotes``    stores and models elsewhere
+``homes``      from a model's name to variants that can be served, in the user's cache
+``checkups``   whether models can run on this machine
 ``clusters``   several machines: joining, nodes, a model served over them
 ``placed``     placements put to work: layers of nodes, and the variant that one is of
 """
 
+from lamella.api.checkups import doctor
 from lamella.api.clusters import (
     NodeStatus,
     describe_cluster,
@@ -35,12 +39,22 @@ from lamella.api.clusters import (
     serve_cluster,
 )
 from lamella.api.connecting import connect
+from lamella.api.controlling import Steering, steering
 from lamella.api.documents import read_importance, read_measurement, read_plan, write_artifact, write_importance
 from lamella.api.frontiers import DEFAULT_FIRST_BITS, DEFAULT_STEPS, frontier, ladder
+from lamella.api.homes import Ready, find_ready, is_model, prepare, spoken_name
 from lamella.api.losses import kernel_times, measured_prices, predicted_loss
 from lamella.api.measuring import gather_importance, measure, measure_once, tune_on
 from lamella.api.models import OnMeasure, devices, load, load_spec
 from lamella.api.placed import HERE, NodeLayers, parse_layers, placed_plan, read_placed_layers
+from lamella.api.placements import (
+    placement,
+    placement_baselines,
+    placement_problem,
+    read_cluster,
+    several_placements,
+    several_problem,
+)
 from lamella.api.plans import (
     DEFAULT_CONTEXT,
     Budget,
@@ -53,7 +67,7 @@ from lamella.api.plans import (
 from lamella.api.profiles import find_profile, profile, read_profile
 from lamella.api.remotes import HUB_PREFIX, pull, pull_from_hub, push, serving_store
 from lamella.api.serving import Listening, model_name, serve
-from lamella.api.simulations import simulate
+from lamella.api.simulations import plot_outcome, simulate
 from lamella.api.sources import reach, shard_source
 from lamella.api.variants import build, evaluate, export, import_file, open_engine, open_store, repair, restore, trim
 
@@ -68,6 +82,8 @@ __all__ = [
     "NodeLayers",
     "NodeStatus",
     "OnMeasure",
+    "Ready",
+    "Steering",
     "build",
     "check_plan_arguments",
     "connect",
@@ -75,14 +91,17 @@ __all__ = [
     "default_policy",
     "describe_cluster",
     "devices",
+    "doctor",
     "evaluate",
     "export",
     "find_profile",
+    "find_ready",
     "found_cluster",
     "frontier",
     "gather_importance",
     "import_file",
     "invite",
+    "is_model",
     "kernel_times",
     "ladder",
     "load",
@@ -98,13 +117,19 @@ __all__ = [
     "open_store",
     "parse_layers",
     "placed_plan",
+    "placement",
+    "placement_baselines",
+    "placement_problem",
     "plan",
+    "plot_outcome",
     "predicted_loss",
+    "prepare",
     "profile",
     "pull",
     "pull_from_hub",
     "push",
     "reach",
+    "read_cluster",
     "read_importance",
     "read_measurement",
     "read_placed_layers",
@@ -116,8 +141,12 @@ __all__ = [
     "serve",
     "serve_cluster",
     "serving_store",
+    "several_placements",
+    "several_problem",
     "shard_source",
     "simulate",
+    "spoken_name",
+    "steering",
     "trim",
     "tune_on",
     "write_artifact",

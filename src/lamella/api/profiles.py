@@ -106,7 +106,7 @@ def profile(
                 on_point=lambda done, total, what, name=variant.name: on_point(name, done, total, what),  # type: ignore[misc]
             )  # fmt: skip
             found = _with(found, measured)
-            _write(found, path)
+            write_profile(found, path)
     return found, path
 
 
@@ -150,7 +150,8 @@ def _with(profile: Profile, measured: VariantProfile) -> Profile:
     return replace(profile, variants=tuple(sorted((*others, measured), key=lambda v: v.name)))
 
 
-def _write(profile: Profile, path: Path) -> None:
+def write_profile(profile: Profile, path: Path) -> None:
+    """Write a profile, in place of what is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = to_json(profile)
     with new_file(path, len(data), replace=True) as file:

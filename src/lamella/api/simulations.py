@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from lamella.qos.objectives.feasibility import check_feasible
 from lamella.qos.objectives.stated import Objectives
 from lamella.qos.policies.decision import Policy
@@ -40,3 +42,17 @@ def simulate(
         chosen,
         ReplayOptions(start, options.sample_seconds, options.max_queue, options.n_warm, options.slowdown),
     )
+
+
+def plot_outcome(trace: Trace, profile: Profile, objectives: Objectives, outcome: Outcome, path: Path) -> None:
+    """Draw a replay to a file: what came, how long tokens took, and which variant ran.
+
+    Raises:
+        InvalidRequest: the suffix is none that is drawn.
+        StorageFailed: the file cannot be written.
+    """
+    from lamella.report.replays import plot_replay
+
+    rungs = [rung.name for rung in Setting.of(profile, objectives).rungs]
+    start = outcome.changes[0].before if outcome.changes else max(outcome.share_at, key=outcome.share_at.__getitem__)
+    plot_replay(trace, outcome.served, objectives, rungs, start, outcome.changes, path)

@@ -10,20 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from lamella.batching.messages import PROTOCOL_VERSION, Hello, Sampling, VariantFacts
+from lamella.batching.messages import PROTOCOL_VERSION, Hello, LayerFacts, Sampling, VariantFacts
 from lamella.batching.prompts import Prompt, PromptMaker
 from lamella.batching.running import SCORED_AT_ONCE
 from lamella.batching.settings import EngineSettings
 from lamella.batching.spread import Spread
-from lamella.core.artifacts import Variant
+from lamella.core.artifacts import LayerPlan, Plan, Variant
 from lamella.core.errors import InvalidRequest, UnknownVariant
-from lamella.core.precision import GGML_TYPES
+from lamella.core.precision import GGML_TYPES, nominal_bits
 from lamella.llama import devices, gguf, reproducible, rpc
 from lamella.llama.context import Context, ContextOptions, usable_cores
 from lamella.llama.embeddings import Embedder
 from lamella.llama.grammar import schema_to_grammar
 from lamella.llama.model import Model
 from lamella.llama.sampling import SamplingOptions
+from lamella.planning.words import layer_words
 from lamella.resources.machine import cpu_memory
 from lamella.run.ceiling import NO_CEILING_ON_DEVICES
 from lamella.run.engine import by_size
@@ -275,4 +276,19 @@ def _facts(variant: Variant) -> VariantFacts:
         n_bytes=variant.n_bytes,
         bits_per_weight=variant.plan.bits_per_weight,
         predicted_kl=variant.plan.predicted_loss,
+        layers=[_layer_facts(variant.plan, layer) for layer in sorted(variant.plan.layers, key=lambda x: x.layer)],
     )
+
+
+def _layer_facts(plan: Plan, layer: LayerPlan) -> LayerFacts:
+    return LayerFacts(precision=layer_words(plan, layer), bits=_layer_bits(plan, layer))
+
+
+def _layer_bits(plan: Plan, layer: LayerPlan) -> float:
+    """As stored where the plan says it, else what its precision is called by; the model's where that says nothing."""
+    if layer.bits_per_weight is not None:
+        return layer.bits_per_weight
+    try:
+        return nominal_bits(layer.precision)
+    except InvalidRequest:
+        return plan.bits_per_weight

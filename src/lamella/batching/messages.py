@@ -97,6 +97,7 @@ class Generate(_Message, frozen=True, kw_only=True):
         deadline_seconds: from now; what is not finished then ends with ``deadline``.  None for none.
         generated: tokens that an earlier engine wrote and the front has passed on; they count for ``max_tokens``.
         ignore_end: go on after end-of-text tokens (benchmarks).
+        class_name: the class that its promises are made to; "" for the usual one.  The engine knows priorities only.
     """
 
     id: int
@@ -111,6 +112,7 @@ class Generate(_Message, frozen=True, kw_only=True):
     deadline_seconds: float | None = None
     generated: list[int] = []
     ignore_end: bool = False
+    class_name: str = ""
 
 
 class Embed(_Message, frozen=True, kw_only=True):
@@ -146,11 +148,14 @@ class Switch(_Message, frozen=True, kw_only=True):
 
     Attributes:
         cache: what becomes of the KV cache: ``keep`` it, or ``recompute`` it when the engine is idle.
+        saves_memory: take no more than what is taken now meanwhile, shard by shard if need be, and keep nothing warm
+            after it; until a switch without it.
     """
 
     id: int
     variant: str
     cache: Literal["keep", "recompute"] = "keep"
+    saves_memory: bool = False
 
 
 class Prepare(_Message, frozen=True, kw_only=True):
@@ -170,13 +175,21 @@ FrontMessage = Generate | Embed | Tokenize | Detokenize | Cancel | Switch | Prep
 # --- engine to front -------------------------------------------------------------------------------------------------
 
 
+class LayerFacts(_Message, frozen=True, kw_only=True):
+    """One layer of a variant: its precision in words (``int8``, or ``5 Q4_K, 2 Q6_K``) and its bits per weight."""
+
+    precision: str
+    bits: float
+
+
 class VariantFacts(_Message, frozen=True, kw_only=True):
-    """A variant that can be served: its name, bytes of its shards, mean bits per weight and predicted KL (or None)."""
+    """A variant that can be served: name, bytes of its shards, mean bits per weight, predicted KL (or None), layers."""
 
     name: str
     n_bytes: int
     bits_per_weight: float
     predicted_kl: float | None = None
+    layers: list[LayerFacts] = []
 
 
 class Hello(_Message, frozen=True, kw_only=True):

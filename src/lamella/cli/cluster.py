@@ -195,14 +195,18 @@ def serve(
     if (layers is None) == (placement is None):
         raise InvalidRequest("say where layers go: --layers NODE=A-B,... or --placement FILE")
     placed = api.read_placed_layers(placement) if placement else api.parse_layers(layers or "")
-    engine = engine_settings(target, context, sequences, cells, kv_type, None, warm=warm, prompt_cache=NO_PROMPT_CACHE)
+    engine = engine_settings(context, sequences, cells, kv_type, None, warm=warm, prompt_cache=NO_PROMPT_CACHE)
+    store, _, variant = target.partition("@")
+    Store.open(Path(store))  # what is wrong with it is said here, and not by a process that dies
+    engine = msgspec.structs.replace(engine, store=store, variant=variant or None)
+    from lamella.dashboard.assets import is_installed
     from lamella.serving.settings import FrontSettings
 
     ring = key_ring(keys)
     front = FrontSettings(name=name or api.model_name(Store.open(Path(engine.store))), host=host, port=port, keys=ring)
 
     def say_hello(listening: api.Listening) -> None:
-        for line in opening_lines(listening, len(ring)):
+        for line in opening_lines(listening, len(ring), has_dashboard=is_installed()):
             note(line)
 
     run_in_loop(

@@ -19,6 +19,7 @@ from lamella.evaluating.evaluation import Exams
 from lamella.qos.profiles.documents import Profile, VariantProfile
 from lamella.qos.profiles.speed import SpeedModel
 from lamella.qos.profiling.points import Points
+from lamella.qos.profiling.quiet import MOST_OTHERS
 from lamella.run.layouts import check_policy
 
 ENGINE = "Engine (as 'lamella serve')"
@@ -101,6 +102,10 @@ def show_profile(found: Profile) -> None:
     stdout.print(shown)
     if any(v.quality.kl is not None and not v.quality.is_measured for v in found.variants):
         say("KL is what the plans predict; --text FILE measures it")
+    disturbed = [v for v in found.variants if v.others_share > MOST_OTHERS]
+    if disturbed:
+        most, names = max(v.others_share for v in disturbed), " ".join(v.name for v in disturbed)
+        say(f"others took up to {most:.0%} of the processor meanwhile; measure again when it is quiet: {names} --again")
 
 
 def _row(variant: VariantProfile, found: Profile) -> tuple[str, ...]:

@@ -6,19 +6,26 @@ import asyncio
 import importlib.util
 import os
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
+import msgspec
 import typer
 
 from lamella import api
 from lamella.batching.settings import EngineSettings, Pooling
 from lamella.batching.steps import LONGEST_STEP_SECONDS
+from lamella.cli.objectives import objectives_of_options, usual_class
 from lamella.cli.opening import opening_lines
 from lamella.cli.output import note
+from lamella.cli.served import find_served
 from lamella.config import Config
 from lamella.core.errors import InvalidRequest
 from lamella.core.units import parse_bytes
+from lamella.qos.controller import HOLD_SECONDS
+from lamella.qos.objectives.stated import Objectives
+from lamella.qos.policies.named import DEFAULT_POLICY, KNOWN
 from lamella.run.layouts import check_policy
 from lamella.store.store import Store
 
@@ -28,10 +35,17 @@ if TYPE_CHECKING:
 POOLINGS = get_args(Pooling)
 DEFAULT_PORT = 8080
 SERVER, ENGINE, LIMITS = "Server", "Engine", "Limits"
+OBJECTIVES = "Objectives: a policy changes the variant so that they are kept"
 
 
 def serve(
-    target: Annotated[str, typer.Argument(metavar="STORE[@VARIANT]", help="Store and variant; default: the largest.")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|STORE[@VARIANT]",
+            help="A model: 'smollm2', a GGUF file, hf:OWNER/REPO; or a store, and the variant to begin with.",
+        ),
+    ],
     host: Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=SERVER)] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one.", rich_help_panel=SERVER)] = DEFAULT_PORT,
     keys: Annotated[
@@ -44,7 +58,7 @@ def serve(
     name: Annotated[
         str,
         typer.Option(
-            help="What requests call the model.  Default: 'smollm2' for that, else the name of the store's folder.",
+            help="What requests call the model.  Default: 'smollm2' for that, else the name of file or folder.",
             rich_help_panel=SERVER,
             show_default=False,
         ),
@@ -60,6 +74,14 @@ def serve(
         Path | None, typer.Option(help="PEM file for TLS; with --private-key.", rich_help_panel=SERVER)
     ] = None,
     private_key: Annotated[Path | None, typer.Option(help="PEM file.", rich_help_panel=SERVER)] = None,
+    dashboard: Annotated[
+        bool,
+        typer.Option(
+            "--dashboard/--no-dashboard",
+            help="A page at / that shows what runs (extra 'dashboard').",
+            rich_help_panel=SERVER,
+        ),
+    ] = True,
     access_log: Annotated[
         bool, typer.Option("--access-log", help="One line a request.", rich_help_panel=SERVER)
     ] = False,
@@ -142,14 +164,52 @@ def serve(
         int | None, typer.Option(help="Of one answer.  Default: what --context holds.", rich_help_panel=LIMITS)
     ] = None,
     max_body: Annotated[str, typer.Option(help="Size of a request.", rich_help_panel=LIMITS)] = "8MiB",
+    objectives: Annotated[
+        Path | None, typer.Option(help="TOML file of objectives (docs/qos.md).", rich_help_panel=OBJECTIVES)
+    ] = None,
+    class_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class",
+            metavar="NAME:FIELD=NUMBER,...",
+            help="Objectives of a class: ttft_p95_ms, tpot_p95_ms, max_kl, priority; may be repeated.",
+            rich_help_panel=OBJECTIVES,
+        ),
+    ] = None,
+    ttft_p95: Annotated[
+        float | None,
+        typer.Option(help="Milliseconds to the first token, for 95 % of the requests.", rich_help_panel=OBJECTIVES),
+    ] = None,
+    token_p95: Annotated[
+        float | None,
+        typer.Option(help="Milliseconds for each further token, for 95 %.", rich_help_panel=OBJECTIVES),
+    ] = None,
+    quality_floor: Annotated[
+        float | None, typer.Option(help="Largest KL of a variant that runs.", rich_help_panel=OBJECTIVES)
+    ] = None,
+    power: Annotated[float | None, typer.Option(help="Most watts.", rich_help_panel=OBJECTIVES)] = None,
+    policy: Annotated[
+        str, typer.Option(help=f"One of {', '.join(KNOWN)}.", rich_help_panel=OBJECTIVES)
+    ] = DEFAULT_POLICY,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of a profile.  Default: the one that 'lamella profile STORE' keeps.", rich_help_panel=OBJECTIVES
+        ),
+    ] = None,
+    hold: Annotated[
+        float, typer.Option(help="Seconds that a switch by hand holds the policy.", rich_help_panel=OBJECTIVES)
+    ] = HOLD_SECONDS,
 ) -> None:
-    """Serve a store's variants behind an OpenAI-compatible API.
+    """Serve a model, or a store's variants, behind an OpenAI-compatible API.
+
+    A model is measured and gets a few variants the first time (lamella prepare); afterwards it starts in seconds.
 
     The variant changes while requests run: POST /admin/switch {"variant": "small"}, or /switch small in
-    `lamella chat --url URL`.  A request may ask for one by the model name MODEL@VARIANT.
+    `lamella chat --url URL`.  A request may ask for one by the model name MODEL@VARIANT.  With objectives a policy
+    changes it: the best variant that keeps them under the load of the moment.
     """
     engine = engine_settings(
-        target,
         context,
         sequences,
         cells,
@@ -165,11 +225,19 @@ def serve(
         is_reproducible=reproducible,
         check=check,
     )
+    promised = [*(class_ or ()), *usual_class(ttft_p95, token_p95, quality_floor)]
+    wanted = objectives_of_options(objectives, promised, power=power) if objectives or promised or power else None
+    ring = key_ring(keys)
+    served = find_served(target, memory, None if rpc else device)  # an RPC server's is not known to others
+    engine = msgspec.structs.replace(engine, store=served.store, variant=served.variant, variants=served.variants)
+    steering = None
+    if wanted is not None:
+        engine, steering = _steered(engine, wanted, policy, profile, hold)
+    from lamella.dashboard.assets import is_installed
     from lamella.serving.settings import FrontSettings, Limits
 
-    ring = key_ring(keys)
     front = FrontSettings(
-        name=name or api.model_name(Store.open(Path(engine.store))),
+        name=name or served.name or api.model_name(Store.open(Path(engine.store))),
         host=host,
         port=port,
         keys=ring,
@@ -179,14 +247,37 @@ def serve(
         certificate=certificate,
         private_key=private_key,
         drain_seconds=drain_seconds,
+        dashboard=dashboard,
         access_log=access_log,
     )
 
     def say_hello(listening: api.Listening) -> None:
-        for line in opening_lines(listening, len(ring)):
+        for line in opening_lines(listening, len(ring), has_dashboard=dashboard and is_installed()):
             note(line)
 
-    run_in_loop(api.serve(engine, front, max_queue=queue, on_listening=say_hello, on_line=note))
+    folder = Config.from_environment(os.environ).cache_folder
+    run_in_loop(
+        api.serve(
+            engine,
+            front,
+            steering=steering,
+            max_queue=queue,
+            cache_folder=folder,
+            on_listening=say_hello,
+            on_line=note,
+        )
+    )
+
+
+def _steered(
+    engine: EngineSettings, wanted: Objectives, policy: str, profile: Path | None, hold_seconds: float
+) -> tuple[EngineSettings, api.Steering]:
+    """Engine and policy under one memory ceiling: the lower one of what the engine and the objectives say."""
+    ceilings = [n for n in (engine.memory_bytes, wanted.memory_bytes) if n]
+    wanted = replace(wanted, memory_bytes=min(ceilings, default=None))
+    engine = msgspec.structs.replace(engine, memory_bytes=min(ceilings, default=0))
+    folder = Config.from_environment(os.environ).cache_folder
+    return engine, api.steering(engine, wanted, policy, profile=profile, hold_seconds=hold_seconds, cache_folder=folder)
 
 
 def run_in_loop(work: Coroutine[Any, Any, None]) -> None:
@@ -214,7 +305,6 @@ def key_ring(file: Path | None) -> KeyRing:
 
 
 def engine_settings(
-    target: str,
     context: int,
     sequences: int,
     cells: int,
@@ -231,15 +321,12 @@ def engine_settings(
     is_reproducible: bool = False,
     check: bool = False,
 ) -> EngineSettings:
-    """What the options of a command say of the engine.
+    """What the options of a command say of the engine: all but what is served, which may take long to find.
 
     Raises:
         InvalidRequest: an option that has no meaning.
-        StoreError: there is no store.
     """
     config = Config.from_environment(os.environ)
-    store, _, variant = target.partition("@")
-    Store.open(Path(store))  # what is wrong with it is said here, and not by a process that dies
     if sequences < 1 or warm < 1:
         raise InvalidRequest(f"--sequences and --warm must be at least 1, not {sequences} and {warm}")
     if not longest_step > 0:
@@ -247,8 +334,7 @@ def engine_settings(
     if pooling not in POOLINGS:
         raise InvalidRequest(f"unknown pooling '{pooling}'; known: {', '.join(POOLINGS)}")
     return EngineSettings(
-        store=store,
-        variant=variant or None,
+        store="",
         n_ctx=context,
         n_cells=cells,
         n_sequences=sequences,

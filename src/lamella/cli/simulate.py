@@ -10,12 +10,11 @@ import msgspec
 import typer
 
 from lamella import api
+from lamella.cli.objectives import objectives_of_options
 from lamella.cli.output import JsonFlag, print_json, progress, say, stdout, table
 from lamella.cli.profile import engine_settings
 from lamella.config import Config
 from lamella.core.errors import InvalidRequest
-from lamella.qos.objectives.files import read_objectives, stated_objectives
-from lamella.qos.objectives.stated import Objectives
 from lamella.qos.policies.named import DEFAULT_POLICY, KNOWN
 from lamella.qos.profiles.documents import Profile
 from lamella.qos.simulator.outcome import Outcome
@@ -71,6 +70,9 @@ def simulate(
     slowdown: Annotated[
         float, typer.Option(help="How many times slower than the profile the machine is.", rich_help_panel=ENGINE)
     ] = 1.0,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw load, latency and variants of the last policy: .png, .svg, .pdf.")
+    ] = None,
     changes: Annotated[bool, typer.Option("--changes", help="Show every change with its reason.")] = False,
     json: JsonFlag = False,
 ) -> None:
@@ -81,7 +83,8 @@ def simulate(
     replayed = _trace(trace, faster, seconds)
     if write:
         _write(replayed, write)
-    wanted = _objectives(objectives, class_, memory, power, replayed)
+    promised = class_ or ([] if objectives else list(replayed.classes()))  # without any, nothing is promised to them
+    wanted = objectives_of_options(objectives, promised, memory=memory, power=power)
     options = ReplayOptions(max_queue=queue, slowdown=slowdown)
     outcomes = []
     names = policy or [DEFAULT_POLICY]
@@ -89,6 +92,8 @@ def simulate(
         for i, name in enumerate(names):
             update(i, len(names), name)
             outcomes.append(api.simulate(replayed, profile, wanted, name, options))
+    if plot:
+        api.plot_outcome(replayed, profile, wanted, outcomes[-1], plot)
     if json:
         print_json({"trace": _trace_fields(replayed), "outcomes": [_outcome_fields(o) for o in outcomes]})
     else:
@@ -138,17 +143,6 @@ def _write(trace: Trace, path: Path) -> None:
     data = write_trace(trace)
     with new_file(path, len(data), replace=True) as file:
         file.write(data)
-
-
-def _objectives(
-    path: Path | None, classes: list[str] | None, memory: str | None, power: float | None, trace: Trace
-) -> Objectives:
-    """The file's, or the flags'; without either, the trace's classes are promised nothing."""
-    if path is not None:
-        if classes or memory or power:
-            raise InvalidRequest("--objectives says everything; leave out --class, --memory and --power")
-        return read_objectives(path)
-    return stated_objectives(classes or list(trace.classes()), memory=memory, power=power)
 
 
 def _milliseconds(seconds: float | None) -> str:

@@ -10,6 +10,7 @@ policies     which variant should run: pure functions
 simulator    a trace replayed in virtual time
 sampling     what a policy is shown, of all these
 controller   samples to a policy, its decisions to the engine, every one logged
+live         the loop in a running server: what it hears, learns, and may be asked
 
 >>> from lamella.qos.traces.named import named_trace
 >>> len(named_trace("poisson:rate=2,seconds=60,seed=1").arrivals)

@@ -1,28 +1,48 @@
 """The loop that is closed: samples to a policy, its decisions to the engine, every change logged with its reason.
 
-    controller = Controller(Predictive(setting), start="large", sample=take_sample, switch=client.switch)
+    controller = Controller(Predictive(setting), running=running_variant, sample=take_sample, switch=client.switch)
     await controller.run(stop)
 
-Knows no server: what is sampled, how a variant is changed and what time it is are given to it.  ``take_sample`` is made
-of ``sampling.sample_of`` and a ``LoadWatch`` that hears what requests do.
+Knows no server: what is sampled, what runs, how a variant is changed and what time it is are given to it.  Hands come
+before policies for as long as they hold, and memory comes before hands: a process that the kernel kills serves nobody.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, Protocol
 
+from lamella.batching.messages import Switched
 from lamella.core.errors import LamellaError
-from lamella.qos.policies.decision import Policy, PolicyState
+from lamella.qos.policies.decision import Decision, Policy, PolicyState
 from lamella.qos.policies.sample import Sample
 
 SAMPLE_SECONDS = 0.5
 MOST_LOGGED = 1000
 RETRY_SECONDS = 10.0
-"""After a change that failed, nothing is tried for so long."""
+"""After a change that failed, nothing is tried for so long..."""
+PRESSED_RETRY_SECONDS = 1.0
+"""...or only for so long where memory is short."""
+HOLD_SECONDS = 300.0
+"""A switch by hand holds the policy for so long."""
+
+_log = logging.getLogger(__name__)
+
+By = Literal["policy", "hand", "memory"]
+"""Who changed the variant: a policy by what it promised, a policy because memory was short, or somebody."""
+
+
+class Switch(Protocol):
+    """Changes the variant; raises ``LamellaError`` where it cannot, and nothing has changed then."""
+
+    def __call__(
+        self, variant: str, *, recompute_cache: bool = False, saves_memory: bool = False
+    ) -> Awaitable[Switched]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,64 +50,69 @@ class LoggedChange:
     """A change of variant.
 
     Attributes:
-        time: as the controller's clock has it.
+        at: unix time.
         before, after: the variants.
         reason: in words.
+        by: whose decision it was.
         failure: why it did not happen; "" if it did.
-        by_hand: somebody asked for it.
     """
 
-    time: float
+    at: float
     before: str
     after: str
     reason: str
+    by: By = "policy"
     failure: str = ""
-    by_hand: bool = False
 
 
 class Controller:
     """Samples, decides and changes; one ``tick`` at a time.
 
     Attributes:
-        variant: that runs, as far as the controller knows.
+        policy: that decides; None where nobody but hands does.
+        is_on: whether the policy may change anything.
+        hold_seconds: how long a switch by hand holds the policy.
         last_reason: of the last decision, be it a change or not.
+        n_changes: changes that happened, by whose decision it was.
     """
 
     def __init__(
         self,
-        policy: Policy,
-        start: str,
-        sample: Callable[[], Sample],
-        switch: Callable[[str], Awaitable[object]],
+        policy: Policy | None,
+        running: Callable[[], str],
+        sample: Callable[[], Awaitable[Sample]],
+        switch: Switch,
         *,
+        hold_seconds: float = HOLD_SECONDS,
         on_change: Callable[[LoggedChange], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
+        unix_time: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        """Control an engine that runs at ``start``.
+        """Control an engine.
 
         Args:
+            running: the variant that the engine runs at now, whoever changed it.
             sample: what is seen now; its time is of ``clock``.
-            switch: changes the variant; raises ``LamellaError`` where it cannot, and nothing has changed then.
             on_change: told every change, those that failed too.
         """
-        self._policy, self._take_sample, self._switch = policy, sample, switch
-        self._on_change, self._clock, self._sleep = on_change, clock, sleep
-        self._state = PolicyState(start, since=clock())
+        self.policy, self.is_on, self.hold_seconds = policy, True, hold_seconds
+        self._running, self._take_sample, self._switch = running, sample, switch
+        self._on_change, self._clock, self._unix_time, self._sleep = on_change, clock, unix_time, sleep
+        self._state: PolicyState | None = None
         self._log: deque[LoggedChange] = deque(maxlen=MOST_LOGGED)
-        self._quiet_until = 0.0
-        self._is_held = False
+        self._failed_at: float | None = None
+        self._held_until: float | None = None
         self._one_at_a_time = asyncio.Lock()
         self.last_reason = "nothing was decided yet"
+        self.n_changes: Counter[By] = Counter()
 
     @property
-    def variant(self) -> str:
-        return self._state.variant
-
-    @property
-    def policy(self) -> str:
-        """Name of the policy; ``by hand`` while somebody's choice is held."""
-        return "by hand" if self._is_held else self._policy.name
+    def held_until(self) -> float | None:
+        """Unix time until which somebody's choice stays; None where none does."""
+        if self._held_until is None or self._clock() >= self._held_until:
+            return None
+        return self._unix_time() + self._held_until - self._clock()
 
     @property
     def log(self) -> Sequence[LoggedChange]:
@@ -95,46 +120,79 @@ class Controller:
         return tuple(self._log)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Tick until told to stop."""
+        """Tick until told to stop; a fault is logged, and does not end what keeps the others' promises."""
         while not stop.is_set():
-            await self.tick()
+            try:
+                await self.tick()
+            except Exception:
+                _log.exception("a decision failed")
             await self._sleep(SAMPLE_SECONDS)
 
     async def tick(self) -> None:
         """Sample, decide, and change if that was decided; a change that fails is logged and tried again later."""
         async with self._one_at_a_time:
-            if self._is_held or self._clock() < self._quiet_until:
+            if self.policy is None or not self.is_on:
                 return
-            decision = self._policy.decide(self._state, self._take_sample())
+            sample = await self._take_sample()
+            decision = self.policy.decide(self._believed(sample.time), sample)
             self.last_reason = decision.reason
-            if decision.variant == self._state.variant or await self._change(decision.variant, decision.reason):
-                self._state = decision.state
+            by: By = "memory" if decision.state.pressed_at == sample.time else "policy"
+            if by == "policy" and self.held_until is not None:
+                return
+            await self._follow(decision, by)
 
-    async def change_by_hand(self, variant: str) -> LoggedChange:
-        """Run at a variant until ``release``; the policy decides nothing meanwhile.  Nothing is held if it fails."""
+    async def change_by_hand(self, variant: str, *, recompute_cache: bool = False) -> Switched:
+        """Run at a variant; the policy decides nothing for ``hold_seconds``, unless memory is short.
+
+        Raises:
+            LamellaError: as the switch; it is logged, and nothing is held.
+        """
         async with self._one_at_a_time:
-            if await self._change(variant, "somebody asked for it", by_hand=True):
-                self._is_held = True
-                self._state = replace(self._state, variant=variant, since=self._clock(), better_since=None)
-            return self._log[-1]
+            switched = await self._change(variant, "somebody asked for it", "hand", recompute_cache=recompute_cache)
+            self._held_until = self._clock() + self.hold_seconds
+            return switched
 
     def release(self) -> None:
         """Let the policy decide again."""
-        self._is_held = False
+        self._held_until = None
 
-    def found(self, variant: str) -> None:
-        """The engine runs at another variant than was decided, for example because a new one was started."""
-        if variant != self._state.variant:
-            self._state = PolicyState(variant, since=self._clock())
+    def _believed(self, now: float) -> PolicyState:
+        """What the policy remembers, if the engine still runs at the variant that was decided."""
+        running = self._running()
+        if self._state is None or self._state.variant != running:
+            pressed_at = self._state.pressed_at if self._state else None
+            self._state = PolicyState(running, since=now, pressed_at=pressed_at)
+        return self._state
 
-    async def _change(self, variant: str, reason: str, *, by_hand: bool = False) -> bool:
-        failure, before = "", self._state.variant
+    async def _follow(self, decision: Decision, by: By) -> None:
+        assert self._state is not None  # a decision was made of it
+        if decision.variant == self._state.variant:
+            self._state = decision.state
+        elif not self._is_too_early(by):
+            try:
+                await self._change(decision.variant, decision.reason, by)
+            except LamellaError:  # it is in the log
+                self._state = replace(self._state, pressed_at=decision.state.pressed_at)
+                return
+            self._state = decision.state
+
+    def _is_too_early(self, by: By) -> bool:
+        pause = PRESSED_RETRY_SECONDS if by == "memory" else RETRY_SECONDS
+        return self._failed_at is not None and self._clock() < self._failed_at + pause
+
+    async def _change(self, variant: str, reason: str, by: By, *, recompute_cache: bool = False) -> Switched:
+        before = self._running()
         try:
-            await self._switch(variant)
+            switched = await self._switch(variant, recompute_cache=recompute_cache, saves_memory=by == "memory")
         except LamellaError as error:
-            failure = str(error)
-            self._quiet_until = self._clock() + RETRY_SECONDS
-        change = LoggedChange(self._clock(), before, variant, reason, failure, by_hand)
+            self._failed_at = self._clock()
+            self._note(LoggedChange(self._unix_time(), before, variant, reason, by, str(error)))
+            raise
+        self._failed_at = None
+        self.n_changes[by] += 1
+        self._note(LoggedChange(self._unix_time(), before, variant, reason, by))
+        return switched
+
+    def _note(self, change: LoggedChange) -> None:
         self._log.append(change)
         self._on_change(change)
-        return not failure

@@ -1,31 +1,46 @@
-"""What a policy is shown, put together from what requests do, what the engine says and what the machine says."""
+"""What a policy is shown, put together from what requests do and what the machine says."""
 
 from __future__ import annotations
 
-from lamella.batching.messages import Status
 from lamella.qos.policies.sample import Sample, slowdown_by_others
 from lamella.qos.readers.machine import MachineSample
+from lamella.qos.readers.memory import Memory
 from lamella.qos.watching import LoadWatch
 
 
 def sample_of(
-    now: float, watch: LoadWatch, status: Status | None, machine: MachineSample | None, waiting_tokens: int = 0
+    now: float,
+    watch: LoadWatch,
+    machine: MachineSample | None,
+    *,
+    n_running: int = 0,
+    n_waiting: int = 0,
+    waiting_tokens: int = 0,
+    mapped_bytes: int = 0,
 ) -> Sample:
     """What a policy is shown, of what is known; what is not known is left out.
 
     Args:
-        status: the engine's last heartbeat.
+        n_running, n_waiting: requests with and without a slot.
         waiting_tokens: prompt tokens of requests that have no token yet.
+        mapped_bytes: weights that the engine has mapped.  The kernel could take their pages back, and calls them
+            available; a model that has to read its weights anew for every step is of no use to anybody.
     """
     memory, pressure, battery = (machine.memory, machine.pressure, machine.battery) if machine else (None, None, None)
     return Sample(
         time=now,
         classes=watch.classes(now),
-        n_running=status.n_running if status else 0,
-        n_waiting=status.n_waiting if status else 0,
+        n_running=n_running,
+        n_waiting=n_waiting,
         waiting_tokens=waiting_tokens,
         slowdown=slowdown_by_others(machine.others_share if machine else None),
-        available_bytes=memory.available_bytes if memory else None,
+        available_bytes=max(0, memory.available_bytes - _needed_cache(memory, mapped_bytes)) if memory else None,
         memory_stall=pressure.full_share if pressure else None,
         on_battery=battery.is_discharging if battery else False,
     )
+
+
+def _needed_cache(memory: Memory, mapped_bytes: int) -> int:
+    """Page cache that was called available and holds mapped weights; in a control group at most what is its own."""
+    group = next((g for g in memory.groups if g.group == memory.limited_by), None)
+    return mapped_bytes if group is None else min(mapped_bytes, group.cache_bytes)

@@ -63,12 +63,17 @@ class ShardPool:
         self._layouts = layouts
         self._placement = placement
         self._repackable = repackable
-        self._gives_back = gives_back
         self._mapped: dict[str, MappedShard] = {}
         self._repacked: dict[str, RepackedShard | DeviceShard] = {}
         self._footprints: dict[str, Footprint] = {}
-        if gives_back:
+        self._gives_back = False
+        self.give_back(is_on=gives_back)
+
+    def give_back(self, *, is_on: bool) -> None:
+        """Whether what is closed from now on leaves page cache and process."""
+        if is_on and not self._gives_back:
             give_back_what_is_freed()
+        self._gives_back = is_on
 
     def footprint(self, shard_id: str, path: Path, tensors: Mapping[str, TensorSpec]) -> Footprint:
         """What a shard takes, or would take, by the header of its file.

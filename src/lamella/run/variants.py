@@ -23,6 +23,7 @@ from pathlib import Path
 from lamella.core.artifacts import Variant
 from lamella.core.errors import EngineFailed, StoreError
 from lamella.core.model import TensorSpec
+from lamella.core.units import MIB
 from lamella.llama import gguf
 from lamella.llama.model import Model
 from lamella.llama.weights import WeightState
@@ -31,10 +32,13 @@ from lamella.run.layouts import Layout
 from lamella.run.open_variants import OpenVariants
 from lamella.run.pointers import WeightPointers
 from lamella.run.prepared import PreparedVariant, Ready, StagedVariant, SwitchReport
+from lamella.run.process_memory import private_bytes
 from lamella.run.shards import Placement, ShardPool
 from lamella.run.stepwise import StepwiseChange
 from lamella.store.store import Store
 
+SAVING_SLACK_BYTES = 16 * MIB
+"""What a change that saves memory may take beyond what is taken: the process grows a little while it goes on."""
 DeviceOf = Callable[[int | None], str | None]
 """The ggml device that has a layer, or what stands outside of layers (None); None for the CPU."""
 
@@ -71,7 +75,7 @@ class LiveVariants:
             on_moved: called after weights were pointed elsewhere; the CPU plans each graph anew and needs no telling.
         """
         self._store, self._tensors, self._n_warm, self._check = store, tensors, n_warm, check
-        self._ceiling = ceiling
+        self._ceiling = self._usual_ceiling = ceiling
         self._pointers = WeightPointers(model, tensors)
         self._on_moved = on_moved
         placement = Placement(self._placed(device_of)) if device_of else None
@@ -120,6 +124,23 @@ class LiveVariants:
         with self._lock:
             warm = [n for n, p in self._open.warm.items() if not p.is_mixed]
             return (*warm, *(p.variant.name for p in self._open.prepared if isinstance(p, PreparedVariant)))
+
+    def save_memory(self, *, is_on: bool) -> None:
+        """Take no more than what is taken now, or as much as before again: for when a machine is short of memory.
+
+        What is only warm is closed now, and a change goes shard by shard where both variants have no room.
+        """
+        self._pool.give_back(is_on=is_on or self._usual_ceiling is not None)
+        if is_on:
+            self._close_spare()
+        with self._lock:
+            usual = self._ceiling = self._usual_ceiling
+            measure = usual.measure if usual else private_bytes
+            weights = total_bytes(self._pool.open_ids, self._pool.footprints)
+            others = measure() - self._pool.repacked_bytes
+            now = Ceiling(weights + others + SAVING_SLACK_BYTES, planned_bytes=0, measure=measure)
+            if is_on and (usual is None or now.n_bytes < usual.n_bytes):
+                self._ceiling = now
 
     # --- getting ready ---------------------------------------------------------------------------------------------
 
@@ -435,6 +456,18 @@ class LiveVariants:
         drop = what_to_drop((), self._open.ids_in_use, spare, self._pool.footprints, room)
         for name in [n for n, _ in spare] if drop is None else drop:
             self._open.let_go(name)
+
+    def _close_spare(self) -> None:
+        """Close what does not run and is not held."""
+        with self._lock:
+            for name in self._open.spare():
+                self._open.let_go(name)
+            if self._open.is_preparing or not self._pool_use.acquire(blocking=False):
+                return  # who opens shards closes what is too much before
+            try:
+                self._close_unused()
+            finally:
+                self._pool_use.release()
 
     def _close_unused(self) -> None:
         """Close every shard that no variant needs that runs, is held, warm or prepared."""

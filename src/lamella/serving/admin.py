@@ -7,14 +7,16 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 from fastapi import APIRouter
+from pydantic import StrictBool
 from starlette.responses import Response
 
 from lamella.batching.messages import Hello
 from lamella.core.errors import RequestRefused
+from lamella.qos.objectives.files import objectives_of
 from lamella.serving.front import Front
 from lamella.serving.openai.bodies import REFUSALS, JsonRoute
 from lamella.serving.openai.errors import api_error
-from lamella.serving.openai.requests import Body, Filled
+from lamella.serving.openai.requests import Body, Filled, Text
 from lamella.serving.openai.streams import encode
 
 T = TypeVar("T")
@@ -25,6 +27,14 @@ class SwitchBody(Body):
 
     variant: Filled
     cache: Literal["keep", "recompute"] = "keep"
+
+
+class ControlBody(Body):
+    """What to change: ``on`` also ends the hold of a switch by hand; ``objectives`` are of the file's form."""
+
+    on: StrictBool | None = None
+    objectives: dict[str, Any] | None = None
+    policy: Text = ""
 
 
 class PrepareBody(Body):
@@ -68,9 +78,9 @@ def admin_routes(front: Front) -> APIRouter:
 
     @router.post("/switch", responses=REFUSALS)
     async def switch(body: SwitchBody) -> Response:
-        """Run at another variant; answers when it runs."""
+        """Run at another variant, which a policy leaves alone for a while; answers when it runs."""
         front.gate.check()
-        work = front.client.switch(body.variant, recompute_cache=body.cache == "recompute")
+        work = front.control.switch(body.variant, recompute_cache=body.cache == "recompute")
         return _json(_fields(await _of_variant(work)))
 
     @router.post("/prepare", responses=REFUSALS)
@@ -78,6 +88,18 @@ def admin_routes(front: Front) -> APIRouter:
         """Read a variant in; answers when a switch to it takes a millisecond."""
         front.gate.check()
         return _json(_fields(await _of_variant(front.client.prepare(body.variant))))
+
+    @router.get("/decisions")
+    async def decisions() -> Response:
+        """Who decides, what was decided and why, and what was seen last."""
+        return _json(await front.control.document())
+
+    @router.post("/control", responses=REFUSALS)
+    async def control(body: ControlBody) -> Response:
+        """Turn the policy on or off, or give it other objectives; answers as ``/admin/decisions``."""
+        objectives = None if body.objectives is None else objectives_of(body.objectives)
+        front.control.change(is_on=body.on, objectives=objectives, policy=body.policy)
+        return _json(await front.control.document())
 
     return router
 

@@ -88,8 +88,12 @@ class EngineClient(Protocol):
     async def detokenize(self, tokens: list[int]) -> str:
         """The text of tokens.  Raises ``RequestRefused`` for one that the vocabulary has not."""
 
-    async def switch(self, variant: str, *, recompute_cache: bool = False) -> Switched:
-        """Run at another variant.  Raises ``RequestRefused``; nothing has changed then."""
+    async def switch(self, variant: str, *, recompute_cache: bool = False, saves_memory: bool = False) -> Switched:
+        """Run at another variant.  Raises ``RequestRefused``; nothing has changed then.
+
+        Args:
+            saves_memory: take no more memory than now meanwhile, and keep nothing warm after it.
+        """
 
     async def prepare(self, variant: str) -> Prepared:
         """Read a variant in, so that a later switch takes a millisecond."""

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lamella.batching.messages import Finished, Hello, Status
+from lamella.qos.live.control import VariantControl
 from lamella.serving.engine_client import EngineClient
 from lamella.serving.gate import Gate
 from lamella.serving.nodes import NodeCollector, NodeFigures
@@ -34,6 +35,18 @@ class Timing:
     last: float | None
     n_tokens: int
 
+    @property
+    def ttft_seconds(self) -> float | None:
+        """To the first token."""
+        return None if self.first is None else self.first - self.begun
+
+    @property
+    def tpot_seconds(self) -> float | None:
+        """Mean between tokens; None of fewer than two."""
+        if self.first is None or self.last is None or self.n_tokens < 2:
+            return None
+        return (self.last - self.first) / (self.n_tokens - 1)
+
 
 class _Registry(CollectorRegistry):
     """A registry without the times at which each label was first seen: they double the series, and nobody asks."""
@@ -47,10 +60,16 @@ class _Registry(CollectorRegistry):
 class Metrics:
     """The counters of one front."""
 
-    def __init__(self, client: EngineClient, nodes: Callable[[], Sequence[NodeFigures]] | None = None) -> None:
+    def __init__(
+        self,
+        client: EngineClient,
+        control: VariantControl,
+        nodes: Callable[[], Sequence[NodeFigures]] | None = None,
+    ) -> None:
         """Begin to count.
 
         Args:
+            control: of the variant.
             nodes: says how the machines are that compute for this server; None where there are none.
         """
         self._registry = _Registry()
@@ -73,6 +92,7 @@ class Metrics:
             "time_per_output_token", "Mean time between tokens of a request.", _TOKEN_SECONDS, self._registry
         )
         self._registry.register(_EngineFigures(client))
+        self._registry.register(_ControlFigures(control))
         ProcessCollector(registry=self._registry)
 
     def answered(self, route: str, status: int) -> None:
@@ -86,11 +106,10 @@ class Metrics:
         self._tokens.labels("prompt").inc(end.prompt_tokens)
         self._tokens.labels("cached").inc(end.cached_tokens)
         self._tokens.labels("generated").inc(end.generated_tokens)
-        if timing.first is None or timing.last is None:
-            return
-        self._first_token.labels(label).observe(timing.first - timing.begun)
-        if timing.n_tokens > 1:
-            self._per_token.labels(label).observe((timing.last - timing.first) / (timing.n_tokens - 1))
+        if timing.ttft_seconds is not None:
+            self._first_token.labels(label).observe(timing.ttft_seconds)
+        if timing.tpot_seconds is not None:
+            self._per_token.labels(label).observe(timing.tpot_seconds)
 
     def text(self) -> bytes:
         """Prometheus' text format."""
@@ -148,6 +167,22 @@ class _EngineFigures(Collector):
             yield from _facts(client.facts)
         if client.status:
             yield from _status(client.status)
+
+
+class _ControlFigures(Collector):
+    """What the loop decided."""
+
+    def __init__(self, control: VariantControl) -> None:
+        self._control = control
+
+    def collect(self) -> Iterable[Metric]:
+        controller = self._control.controller
+        steers = self._control.steering is not None and controller.is_on and controller.held_until is None
+        yield _gauge("policy_steering", "Whether a policy decides now: it is on, and no hand holds it.", steers)
+        decisions = CounterMetricFamily("lamella_decisions", "Changes of variant, by who decided.", labels=["by"])
+        for by in ("policy", "hand", "memory"):
+            decisions.add_metric([by], controller.n_changes[by])
+        yield decisions
 
 
 def _facts(facts: Hello) -> Iterable[Metric]:

@@ -99,8 +99,9 @@ class OpenRequests:
         has_fruit: the living engine has computed something.
     """
 
-    def __init__(self, poison_limit: int) -> None:
-        self._poison_limit = poison_limit
+    def __init__(self, poison_limit: int, on_removed: Callable[[int], None] = lambda _: None) -> None:
+        """None is open; ``on_removed`` is told the number of each that is over."""
+        self._poison_limit, self._on_removed = poison_limit, on_removed
         self._open: dict[int, OpenRequest] = {}
         self._trial: OpenRequest | None = None
         self._seconds: deque[float] = deque(maxlen=N_REMEMBERED_TIMES)
@@ -238,4 +239,6 @@ class OpenRequests:
         request = self._open.pop(number, None)
         if request is not None and request is self._trial:
             self._trial = None
+        if request is not None:
+            self._on_removed(number)
         return request

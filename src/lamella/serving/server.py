@@ -14,15 +14,21 @@ import copy
 import ipaddress
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 from uvicorn.config import LOGGING_CONFIG
 
 from lamella.core.errors import InvalidRequest
+from lamella.dashboard.assets import is_installed
+from lamella.dashboard.state import Measured
+from lamella.dashboard.steering import recorder_of
+from lamella.qos.live.control import VariantControl
 from lamella.serving.app import build_app
+from lamella.serving.by_hand import by_hand
 from lamella.serving.engine_client import EngineClient
 from lamella.serving.gate import Gate
 from lamella.serving.settings import FrontSettings
@@ -37,6 +43,8 @@ async def serve(
     client: EngineClient,
     settings: FrontSettings,
     *,
+    control: VariantControl | None = None,
+    measured: Mapping[str, Measured] | None = None,
     on_listening: Callable[[str], None] = lambda _: None,
     stop: asyncio.Event | None = None,
 ) -> None:
@@ -45,22 +53,30 @@ async def serve(
     The client is neither started nor closed here.  On the main thread, signals are caught meanwhile.
 
     Args:
+        control: of the variant; its loop runs for as long as the server does.  None where only hands decide.
+        measured: what the dashboard shows of each variant; a control that has a profile knows better.
         on_listening: told the URL, with the real port, once connections are accepted.
 
     Raises:
         InvalidRequest: the address is taken or not of this machine, or certificate or key cannot be used.
     """
     gate, stops = Gate(), _Stops(stop or asyncio.Event())
-    config = _config(client, settings, gate)
+    control = control or by_hand(client)
+    recorder = recorder_of(client, control, measured or {})
+    config = _config(build_app(client, settings, gate, control, recorder), settings)
     with contextlib.closing(_listen(settings.host, settings.port)) as listener:
         server = _Server(config, stops.signalled)
         running = asyncio.create_task(server.serve(sockets=[listener]))
         on_listening(_url(settings, listener))
-        draining = asyncio.create_task(_drain(server, gate, stops, settings.drain_seconds))
+        beside = [asyncio.create_task(_drain(server, gate, stops, settings.drain_seconds))]
+        beside.append(asyncio.create_task(control.run(asyncio.Event())))
+        if settings.dashboard and is_installed():
+            beside.append(asyncio.create_task(recorder.run()))
         try:
             await running
         finally:
-            draining.cancel()
+            for task in beside:
+                task.cancel()
 
 
 async def _drain(server: _Server, gate: Gate, stops: _Stops, seconds: float) -> None:
@@ -103,9 +119,9 @@ class _Server(uvicorn.Server):
         self._signalled()
 
 
-def _config(client: EngineClient, settings: FrontSettings, gate: Gate) -> uvicorn.Config:
+def _config(app: FastAPI, settings: FrontSettings) -> uvicorn.Config:
     config = uvicorn.Config(
-        build_app(client, settings, gate),
+        app,
         http="httptools",
         ws="none",
         lifespan="off",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from lamella.batching.messages import Hello, Status, Switched
+from lamella.batching.messages import EngineMessage, Generate, Hello, Status, Switched
 from lamella.core.errors import InvalidRequest
 from lamella.serving.child import ENGINE_COMMAND
 from lamella.serving.restarts import RestartLimits
@@ -57,3 +58,16 @@ class EngineDied:
 
 EngineEvent = Hello | Switched | Status | EngineDied
 """What may interest a dashboard: an engine is up, runs at another variant, lives, died."""
+
+
+class TrafficWatcher(Protocol):
+    """Hears what goes on between front and engine, each soon after it happened and in order."""
+
+    def submitted(self, request: Generate) -> None:
+        """A request came."""
+
+    def heard(self, message: EngineMessage) -> None:
+        """The engine says something."""
+
+    def gone(self, number: int) -> None:
+        """A request is over: it ended, failed, or its reader left."""

@@ -41,7 +41,7 @@ from lamella.core.errors import Draining, EngineUnavailable, InvalidRequest, Que
 from lamella.serving.engine_client import EngineStream
 from lamella.serving.keeper import EngineKeeper
 from lamella.serving.questions import Answer, Asked
-from lamella.serving.supervision import EngineEvent, SupervisorOptions
+from lamella.serving.supervision import EngineEvent, SupervisorOptions, TrafficWatcher
 from lamella.serving.traffic import Traffic
 
 _DRAIN_POLL_SECONDS = 0.02
@@ -118,6 +118,10 @@ class SupervisedEngine:
         """Have a function called with every ``EngineEvent`` from now on, soon after it happened."""
         self._traffic.listeners.append(listener)
 
+    def watch(self, watcher: TrafficWatcher) -> None:
+        """Have a watcher told of every request and every message from now on."""
+        self._traffic.watchers.append(watcher)
+
     # --- what can be asked of it -------------------------------------------------------------------------------------
 
     def check_room(self, n_requests: int) -> None:
@@ -162,10 +166,12 @@ class SupervisedEngine:
         assert isinstance(answer, Detokenized)
         return answer.text
 
-    async def switch(self, variant: str, *, recompute_cache: bool = False) -> Switched:
+    async def switch(self, variant: str, *, recompute_cache: bool = False, saves_memory: bool = False) -> Switched:
         """See ``EngineClient``.  An engine that dies of it is replaced by one at the variant that ran before."""
         cache: Literal["recompute", "keep"] = "recompute" if recompute_cache else "keep"
-        answer = await self._ask(Switch(id=next(self._numbers), variant=variant, cache=cache))
+        answer = await self._ask(
+            Switch(id=next(self._numbers), variant=variant, cache=cache, saves_memory=saves_memory)
+        )
         assert isinstance(answer, Switched)
         return answer
 

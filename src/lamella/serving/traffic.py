@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -32,7 +32,9 @@ from lamella.serving.last_good import LastGood
 from lamella.serving.open_requests import OpenRequests
 from lamella.serving.questions import Answer, Asked, Question, Questions
 from lamella.serving.streams import RequestStream
-from lamella.serving.supervision import EngineDied, EngineEvent
+from lamella.serving.supervision import EngineDied, EngineEvent, TrafficWatcher
+
+T = TypeVar("T")
 
 
 class Traffic:
@@ -44,6 +46,7 @@ class Traffic:
         last_failure: how the last engine ended that nobody had asked to, for operators; "" while none has.
         closed_for: makes the error that new requests get; None while they are taken.
         listeners: called with every ``EngineEvent``.
+        watchers: told of every request and every message.
     """
 
     def __init__(
@@ -66,7 +69,8 @@ class Traffic:
         self.last_failure = ""
         self.closed_for: Callable[[], LamellaError] | None = closed_for
         self.listeners: list[Callable[[EngineEvent], object]] = []
-        self._requests, self._questions = OpenRequests(poison_limit), Questions()
+        self.watchers: list[TrafficWatcher] = []
+        self._requests, self._questions = OpenRequests(poison_limit, self._gone), Questions()
         self._last_good = LastGood(variant)
         self._send, self._clock = send, clock
         self._is_up = False
@@ -105,6 +109,8 @@ class Traffic:
         """Take a request, and send it when that may be."""
         stream = RequestStream(lambda: self._cancel(request.id))
         self._requests.add(request, stream, self._clock())
+        for watcher in self.watchers:
+            _soon(watcher.submitted, request)
         self._send_held()
         return stream
 
@@ -149,6 +155,8 @@ class Traffic:
     def receive(self, message: EngineMessage) -> None:
         """An engine says something."""
         was_trying = self._requests.is_trying
+        for watcher in self.watchers:
+            _soon(watcher.heard, message)
         self._handlers[type(message)](message)
         if was_trying and not self._requests.is_trying:
             self._send_held()
@@ -178,9 +186,12 @@ class Traffic:
         self._questions.answered(answer)
 
     def _tell(self, event: EngineEvent) -> None:
-        loop = asyncio.get_running_loop()
         for listener in self.listeners:
-            loop.call_soon(listener, event)  # a fault in it must not look like a fault of the engine
+            _soon(listener, event)
+
+    def _gone(self, number: int) -> None:
+        for watcher in self.watchers:
+            _soon(watcher.gone, number)
 
     # --- life and death ----------------------------------------------------------------------------------------------
 
@@ -228,3 +239,8 @@ class Traffic:
     def look_after(self, now: float) -> None:
         """End requests that no engine can end."""
         self._requests.expire(now)
+
+
+def _soon(tell: Callable[[T], object], what: T) -> None:
+    """Not at once: a fault in who is told must not look like a fault of the engine."""
+    asyncio.get_running_loop().call_soon(tell, what)

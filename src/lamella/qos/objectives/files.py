@@ -20,6 +20,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -64,6 +65,37 @@ def read_objectives(path: Path) -> Objectives:
     return _objectives(found)
 
 
+def objectives_of(document: object) -> Objectives:
+    """Objectives from a document of the file's form, as JSON has it.
+
+    Raises:
+        InvalidRequest: a field or a value that has no meaning; names it.
+    """
+    try:
+        return _objectives(msgspec.convert(document, _File))
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"objectives: {error}") from None
+
+
+def objectives_fields(objectives: Objectives) -> dict[str, Any]:
+    """The document that ``objectives_of`` reads."""
+    fields: dict[str, Any] = {
+        "class": {
+            name: {
+                "priority": wanted.priority,
+                "ttft_p95_ms": _milliseconds(wanted.ttft_seconds),
+                "tpot_p95_ms": _milliseconds(wanted.tpot_seconds),
+                "max_kl": wanted.most_kl,
+            }
+            for name, wanted in objectives.classes.items()
+        },
+        "memory": None if objectives.memory_bytes is None else f"{objectives.memory_bytes}B",
+        "power_watts": objectives.power_watts,
+        "battery_watts": objectives.battery_watts,
+    }
+    return fields
+
+
 def stated_objectives(
     classes: Iterable[str], *, memory: str | None = None, power: float | None = None, battery: float | None = None
 ) -> Objectives:
@@ -94,6 +126,10 @@ def _objectives(found: _File) -> Objectives:
         power_watts=found.power_watts,
         battery_watts=found.battery_watts,
     )
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * _MILLI, 6)
 
 
 def _read_class(text: str) -> tuple[str, _Class]:

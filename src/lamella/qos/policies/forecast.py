@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from lamella.batching.steps import Pace, prompt_tokens_for
 from lamella.qos.policies.sample import ClassSample, Sample
 from lamella.qos.policies.setting import Rung, Setting
+from lamella.qos.profiles.documents import EngineShape
 
 Z95 = 1.645
 """95th percentile of the standard normal distribution."""
@@ -73,17 +74,29 @@ class _Engine:
         n_present: sequences that write together: what the load makes likely, or what is there now if that is more.
     """
 
-    __slots__ = ("_depth", "_n_slots", "_piece", "_piece_work", "_slowdown", "_speed", "_write", "n_present", "share")
+    __slots__ = (
+        "_caution",
+        "_depth",
+        "_n_slots",
+        "_piece",
+        "_piece_work",
+        "_slowdown",
+        "_speed",
+        "_write",
+        "n_present",
+        "share",
+    )
 
-    def __init__(self, rung: Rung, setting: Setting, sample: Sample, total: _Demand) -> None:
+    def __init__(self, rung: Rung, setting: Setting, sample: Sample, total: _Demand, caution: float) -> None:
+        self._caution = caution
         self._speed, self._slowdown = rung.speed, sample.slowdown
         self._n_slots = setting.engine.n_sequences
         self._depth = total.prompt + total.generated / 2
         self._write = self._speed.writing(1, self._depth)
-        self._piece = self._piece_tokens(setting.engine.n_batch)
+        self._piece = self._piece_tokens(setting.engine)
         self._piece_work = self._work(self._piece)
         self.share = self._reading_share(total)
-        likely = _likely(self._writers(total))
+        likely = self._likely(self._writers(total))
         self.n_present = min(float(self._n_slots), max(likely, sample.n_running + sample.n_waiting))
 
     def step(self, n: float) -> float:
@@ -110,7 +123,7 @@ class _Engine:
 
     def slot_wait(self, demand: _Demand, n_present: int) -> float:
         """Waiting for a slot: until enough of those before have written everything."""
-        n_ahead = max(_likely(self._writers(demand)), n_present) - self._n_slots
+        n_ahead = max(self._likely(self._writers(demand)), n_present) - self._n_slots
         return max(0.0, n_ahead) * demand.generated * self.step(self._n_slots) / self._n_slots
 
     def queue_wait(self, demand: _Demand) -> float:
@@ -119,10 +132,16 @@ class _Engine:
         busy = min(MOST_BUSY, demand.rate * each)
         return each * math.log(busy / 0.05) / (1 - busy) if busy > 0.05 else 0.0
 
-    def _piece_tokens(self, n_batch: int) -> int:
+    def _likely(self, n: float) -> float:
+        """A high percentile of a Poisson number around n, nearly."""
+        return n + self._caution * math.sqrt(n)
+
+    def _piece_tokens(self, engine: EngineShape) -> int:
         """Tokens of a prompt in one step while others write, as the engine chooses them."""
-        whole = self._slowdown * self._speed.reading(n_batch)
-        return prompt_tokens_for(Pace(n_batch / whole), n_streams=1, n_prompts=1, n_batch=n_batch)
+        n_batch = engine.n_batch
+        read = n_batch / (self._slowdown * self._speed.reading(n_batch))
+        pace = Pace(read, self._slowdown * self._write, engine.longest_step_seconds)
+        return prompt_tokens_for(pace, n_streams=1, n_prompts=1, n_batch=n_batch)
 
     def _work(self, n_tokens: int) -> float:
         return self._slowdown * (self._speed.mixed(1, self._depth, n_tokens) - self._write)
@@ -145,19 +164,15 @@ class _Engine:
         return needed
 
 
-def _likely(n: float) -> float:
-    """95th percentile of a Poisson number around n, nearly."""
-    return n + Z95 * math.sqrt(n)
-
-
-def forecast(rung: Rung, setting: Setting, sample: Sample, growth: float = 1.0) -> Forecast:
+def forecast(rung: Rung, setting: Setting, sample: Sample, growth: float = 1.0, caution: float = Z95) -> Forecast:
     """What a rung would do.
 
     Args:
         growth: of the arrivals beyond the sample's.
+        caution: how many standard deviations more sequences write together than in the mean.
     """
     total = _Demand.of(sample.classes.values(), growth)
-    engine = _Engine(rung, setting, sample, total)
+    engine = _Engine(rung, setting, sample, total, caution)
     return Forecast(
         tpot_seconds=engine.tpot(),
         ttft_seconds={name: _ttft(name, engine, setting, sample, growth) for name in sample.classes},

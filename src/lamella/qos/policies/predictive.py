@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from lamella.qos.policies.constraints import allowed
 from lamella.qos.policies.decision import Decision, PolicyState
-from lamella.qos.policies.forecast import Forecast, forecast
+from lamella.qos.policies.forecast import Z95, Forecast, forecast
 from lamella.qos.policies.sample import Sample
 from lamella.qos.policies.setting import Rung, Setting
 
@@ -19,6 +19,8 @@ HEADROOM = 1.2
 """A better variant must bear so many times the load."""
 PROMISED_SHARE = 0.95
 """What a 95th percentile promises: so many requests have it."""
+CAUTIOUS_SHARE = 0.96
+"""Where no more were kept lately, a forecast is of the 95th percentile of the load; where all were, of its mean."""
 SWITCH_SHARE = 0.04
 """Share of the time that may go into changes of variant."""
 
@@ -105,7 +107,16 @@ class Predictive:
         return Decision(to.name, reason, moved)
 
     def _excess(self, rung: Rung, sample: Sample, growth: float = 1.0) -> Excess:
-        return excess_of(forecast(rung, self.setting, sample, growth), self.setting, sample)
+        return excess_of(forecast(rung, self.setting, sample, growth, caution_of(sample)), self.setting, sample)
+
+
+def caution_of(sample: Sample) -> float:
+    """How cautious a forecast has to be: fully where promises were broken, not at all where none was.
+
+    Requests that come between bursts are kept at any variant; those in bursts may share out what may be broken.
+    """
+    kept = min((c.kept_share for c in sample.classes.values()), default=1.0)
+    return Z95 * min(1.0, max(0.0, (1 - kept) / (1 - CAUTIOUS_SHARE)))
 
 
 def excess_of(found: Forecast, setting: Setting, sample: Sample) -> Excess:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from lamella.batching.steps import LONGEST_STEP_SECONDS
 from lamella.core.artifacts import Variant, read_document, write_document
 from lamella.core.errors import ArtifactError, UnknownVariant
 from lamella.core.model import ModelIdentity
@@ -43,6 +44,7 @@ class EngineShape:
     n_ctx: int
     kv_type: str
     layout: str
+    longest_step_seconds: float = LONGEST_STEP_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,7 @@ class VariantProfile:
         joules_per_token: above idle, a token written; None where energy cannot be measured.
         joules_per_prompt_token: above idle, a token read.
         quality: of its answers.
+        others_share: of the processor, the most that others took while a point was measured that counts.
     """
 
     name: str
@@ -139,6 +142,7 @@ class VariantProfile:
     joules_per_token: float | None = None
     joules_per_prompt_token: float | None = None
     quality: Quality = field(default_factory=Quality)
+    others_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,5 +3,6 @@
 bench    an engine loop and a front that writes down when it hears of each step
 points   which points are measured
 energy   joules of everything that counts them
+quiet    what others disturb is measured again
 measure  one variant's profile
 """

@@ -27,6 +27,7 @@ from lamella.qos.profiles.documents import (
 from lamella.qos.profiling.bench import Bench
 from lamella.qos.profiling.energy import EnergyMeter
 from lamella.qos.profiling.points import Points
+from lamella.qos.profiling.quiet import Quiet
 from lamella.run.kernel_table import processor_name
 
 T = TypeVar("T")
@@ -43,7 +44,14 @@ def this_machine(n_threads: int) -> Machine:
 
 def shape_of(settings: EngineSettings) -> EngineShape:
     """The settings of an engine that a profile holds for."""
-    return EngineShape(settings.n_sequences, settings.n_batch, settings.n_ctx, settings.kv_type, settings.layout)
+    return EngineShape(
+        n_sequences=settings.n_sequences,
+        n_batch=settings.n_batch,
+        n_ctx=settings.n_ctx,
+        kv_type=settings.kv_type,
+        layout=settings.layout,
+        longest_step_seconds=settings.longest_step_seconds,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +72,7 @@ def measure_variant(
     meter: EnergyMeter,
     idle_watts: float | None,
     on_point: OnPoint = lambda _done, _total, _what: None,
+    quiet: Quiet | None = None,
 ) -> VariantProfile:
     """Measure one variant in an engine of its own.
 
@@ -72,6 +81,7 @@ def measure_variant(
         quality: what is known of its answers.
         other: a variant to switch from; None: changes cost nothing that could be measured.
         idle_watts: of the machine; None where energy is not counted.
+        quiet: repeats what others disturb; None for the usual one.
 
     Raises:
         LamellaError: the variant cannot be run.
@@ -79,7 +89,8 @@ def measure_variant(
     points = points.within(shape_of(settings))
     own = msgspec.structs.replace(settings, variant=variant.name, n_warm=1)
     with Bench.open(own) as bench:
-        run = _Run(bench, points, on_point)
+        quiet = quiet or Quiet()
+        run = _Run(bench, points, on_point, quiet)
         bench.prompt_seconds(points.prompts[0])  # the first decode of an engine sets up what later ones have
         prompt = run.prompts()
         memory_bytes = bench.memory_bytes
@@ -101,14 +112,15 @@ def measure_variant(
             joules_per_token=joules.written,
             joules_per_prompt_token=joules.read,
             quality=quality,
+            others_share=round(quiet.most_others, 4),
         )
 
 
 class _Run:
     """The points of one variant, one after another."""
 
-    def __init__(self, bench: Bench, points: Points, on_point: OnPoint) -> None:
-        self._bench, self._points, self._on_point = bench, points, on_point
+    def __init__(self, bench: Bench, points: Points, on_point: OnPoint, quiet: Quiet) -> None:
+        self._bench, self._points, self._on_point, self._quiet = bench, points, on_point, quiet
         self._n_deep = 2 if len(points.sequences) > 1 else 1
         self._n_all = len(points.prompts) + len(points.sequences) + self._n_deep + len(points.mixed)
         self._n_done = 0
@@ -131,7 +143,8 @@ class _Run:
 
     def _step(self, n: int, depth: int) -> StepPoint:
         self._tick(f"{n} streams, {depth} tokens deep")
-        return StepPoint(n, float(depth), self._bench.step_seconds(n, depth, self._points.n_steps))
+        seconds = self._quiet.measure(lambda: self._bench.step_seconds(n, depth, self._points.n_steps))
+        return StepPoint(n, float(depth), seconds)
 
     def _mixed(self, n: int, n_prompt: int) -> MixedPoint:
         self._tick(f"{n} streams and a prompt of {n_prompt} tokens")
@@ -146,10 +159,14 @@ class _Run:
 
     def _repeated(self, measure: Callable[[], T]) -> list[T]:
         """As many measurements as were asked for, or as fit into ``LONG_SECONDS``: long ones scatter little."""
-        start, found = time.perf_counter(), [measure()]
-        while len(found) < self._points.repeats and time.perf_counter() - start < LONG_SECONDS:
-            found.append(measure())
-        return found
+
+        def several() -> list[T]:
+            start, found = time.perf_counter(), [measure()]
+            while len(found) < self._points.repeats and time.perf_counter() - start < LONG_SECONDS:
+                found.append(measure())
+            return found
+
+        return self._quiet.measure(several)
 
     def _tick(self, what: str) -> None:
         self._on_point(self._n_done, self._n_all, what)

@@ -4,7 +4,8 @@ Requests get slots by ``steps.admit`` and steps are put together by ``steps.comp
 engine.  While everybody writes and nobody waits for a slot that could become free, steps are all alike and are passed
 over together, up to the next event; this is what makes a replay fast.
 
-Not modelled: prefixes that requests share, a KV cache smaller than its slots, and requests at variants of their own.
+Not modelled: prefixes that requests share, a KV cache smaller than its slots, requests at variants of their own; and
+that llama.cpp reads pieces of several prompts in one step one after the other where each sequence has cells of its own.
 """
 
 from __future__ import annotations
@@ -174,7 +175,9 @@ class VirtualEngine:
 
     def _mixed_step(self) -> None:
         candidates = [r.candidate(self.variant) for r in self.running.values()]
-        plan = steps.compose(candidates, self.variant, self._shape.n_batch, self._speeds.pace())
+        plan = steps.compose(
+            candidates, self.variant, self._shape.n_batch, self._speeds.pace(self._shape.longest_step_seconds)
+        )
         parts = [(self.running[number], n) for number, n in plan.parts]
         writers = [r for r, _ in parts if r.n_written]
         readers = [(r, n) for r, n in parts if not r.n_written]

@@ -34,7 +34,9 @@ def chat_routes(front: Front) -> APIRouter:
         """Answer a chat."""
         target = front.target(body.model)
         draws = Draws(front.new_seed() if body.seed is None else body.seed, SEEDS)
-        requests = chat_requests(body, target, front.settings.limits, draws)
+        requests = front.classified(
+            chat_requests(body, target, front.settings.limits, draws), body.class_name, body.priority
+        )
         runs = await Runs.begin(front, requests, body.n_choices, request.receive)
         if body.stream:
             return _stream(front, body, runs, target)

@@ -31,7 +31,9 @@ def completion_routes(front: Front) -> APIRouter:
         """Continue prompts."""
         target = front.target(body.model)
         draws = Draws(front.new_seed() if body.seed is None else body.seed, SEEDS)
-        requests = completion_requests(body, target, front.settings.limits, draws)
+        requests = front.classified(
+            completion_requests(body, target, front.settings.limits, draws), body.class_name, body.priority
+        )
         runs = await Runs.begin(front, requests, body.n_choices, request.receive)
         has_usage = bool(body.stream and body.stream_options and body.stream_options.include_usage)
         envelope = Envelope.new("cmpl", front.new_id(), "text_completion", target, has_usage)

@@ -37,7 +37,7 @@ class StreamOptions(Body):
 
 
 class GenerationBody(Body):
-    """What chat and completions share: OpenAI's fields, some of llama.cpp's, and ``priority`` and ``timeout``."""
+    """Of chats and completions: OpenAI's fields, some of llama.cpp's, ``priority``, ``class`` and ``timeout``."""
 
     model: Text = ""
     stream: StrictBool | None = None
@@ -58,6 +58,7 @@ class GenerationBody(Body):
     grammar: Text | None = None
     ignore_eos: StrictBool | None = None
     priority: Annotated[StrictInt, Field(ge=-_INT32, le=_INT32)] | None = None
+    class_name: Filled | None = Field(default=None, alias="class")
     timeout: Annotated[StrictFloat, Field(gt=0, le=MAX_TIMEOUT_SECONDS)] | None = None
 
     @property

@@ -1,0 +1,333 @@
+"""Claim: a policy keeps a promise that the best variant breaks, at far less divergence than the smallest one has.
+
+    .venv/bin/python -m benchmarks.qos [--model smollm2] [--minutes 10] [--ways highest,lowest,predictive]
+
+One bursty trace, one promise (p95 time per output token), six ways to serve it, one after the other on this machine:
+the highest variant alone, the lowest alone, the policies ``threshold`` and ``predictive`` of ``lamella serve``, the
+``oracle`` that knows the trace, and ``restart``: llama-server restarted for changes that ``predictive`` made, behind
+a proxy that lets streams end first (one that the next has overtaken is left out).  Reported: requests that met the
+promise, mean KL over tokens, failures; and what the simulator said before, from the profile alone.
+
+Profile and store are kept in ``--work``.  Measure on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from benchmarks import clients, servers
+from benchmarks.common import DATA, record, table
+from benchmarks.proxy import RestartingProxy
+from benchmarks.qos_load import Contest, find_contest
+from benchmarks.replayed import Replayed, Timeline, on_clients_clock, replay_live
+from benchmarks.stores import stock_store, work_folder
+from lamella import api
+from lamella.batching.settings import EngineSettings
+from lamella.evaluating.evaluation import Exams
+from lamella.llama.model import Model
+from lamella.qos.policies.schedule import Schedule
+from lamella.qos.policies.setting import Setting
+from lamella.qos.profiles.documents import Profile
+from lamella.qos.profiling.points import Points
+from lamella.qos.simulator.oracle import plan_oracle
+from lamella.qos.simulator.outcome import Change, Served, attainment, mean_kl, met
+from lamella.qos.simulator.replay import ReplayOptions
+from lamella.qos.watching import p95
+from lamella.report.replays import plot_replay
+from lamella.store.store import Store
+
+MIXES = ("Q8_0", "Q6_K", "Q4_K_M", "Q4_0")
+WAYS = ("highest", "lowest", "threshold", "predictive", "oracle", "restart")
+N_CTX, N_SEQUENCES = 1024, 8
+KL_TEXT, KL_WINDOWS = DATA / "wikitext2" / "wiki.test.raw", 4
+N_WARM_UP, WARM_UP_TOKENS = 3, 16
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What all ways share."""
+
+    store: Store
+    folder: Path
+    profile_file: Path
+    setting: Setting
+    contest: Contest
+    prompts: Sequence[list[int]]
+
+    @property
+    def start(self) -> str:
+        return self.contest.highest
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way, live.
+
+    Attributes:
+        served: what each request had.
+        timeline: which variant ran when; times from the trace's beginning.
+        reasons: of the changes, in words; empty where nobody says any.
+    """
+
+    served: tuple[Served, ...]
+    timeline: Timeline
+    reasons: tuple[str, ...] = ()
+
+
+def main() -> None:
+    args = _arguments()
+    with work_folder(args.work) as folder:
+        store = stock_store(args.model, args.mixes.split(","), folder / f"store-{args.model}")
+        path = folder / f"profile-{args.model}.json"
+        profile = profiled(store, path, folder, again=args.profile_again)
+        contest = find_contest(profile, args.minutes, args.seed)
+        setting = Setting.of(profile, contest.objectives)
+        prompts = token_prompts(store, contest, args.seed)
+        bench = Bench(store, folder, path, setting, contest, prompts)
+        ways: dict[str, Way] = {}
+        for name in args.ways.split(","):
+            ways[name] = asyncio.run(measure(name, bench, ways))
+            print(f"{name}: {_line(bench, ways[name].served)}", flush=True)
+    report(args.model, bench, ways, args.plot)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2", help="smollm2 or qwen-0.5b")
+    parser.add_argument("--minutes", type=float, default=10, help="of the trace; each way takes so long")
+    parser.add_argument("--ways", default=",".join(WAYS))
+    parser.add_argument("--mixes", default=",".join(MIXES), help="variants, as llama-quantize calls their types")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--profile-again", action="store_true", help="measure the profile anew")
+    parser.add_argument("--plot", type=Path, help="draw predictive, or the last way, to this file")
+    parser.add_argument("--work", type=Path, help="folder in which store and profile are kept for the next time")
+    return parser.parse_args()
+
+
+# --- before ----------------------------------------------------------------------------------------------------------
+
+
+def profiled(store: Store, path: Path, cache_folder: Path, *, again: bool) -> Profile:
+    """The variants measured here; what the file has stays."""
+    settings = EngineSettings(store=str(store.path), n_ctx=N_CTX, n_sequences=N_SEQUENCES)
+    exams = None if path.exists() and not again else Exams(text=KL_TEXT, n_windows=KL_WINDOWS)
+    found, _ = api.profile(
+        settings, out=path, cache_folder=cache_folder, exams=exams, points=Points(repeats=2), again=again,
+        on_point=lambda variant, done, total, what: print(f"profile of {variant}, {done + 1}/{total}: {what}"),
+    )  # fmt: skip
+    return found
+
+
+def token_prompts(store: Store, contest: Contest, seed: int) -> list[list[int]]:
+    """Pieces of a text as long as the trace says, the same for every way."""
+    with Model.load(store.shard_paths(store.variant(contest.lowest))) as model:
+        tokens = model.vocabulary.tokenize(KL_TEXT.read_text()[:2_000_000])
+    draws = random.Random(seed)
+    starts = [(draws.randrange(len(tokens) - a.n_prompt), a.n_prompt) for a in contest.trace.arrivals]
+    return [tokens[start : start + n] for start, n in starts]
+
+
+# --- the ways --------------------------------------------------------------------------------------------------------
+
+
+async def measure(name: str, bench: Bench, before: dict[str, Way]) -> Way:
+    """One way from the start of its server to its last answer."""
+    if name == "restart":
+        return await restarted(bench, before["predictive"].timeline)
+    if name in ("threshold", "predictive"):
+        promise = ("--token-p95", bench.contest.token_ms, "--policy", name, "--profile", bench.profile_file)
+        return await served_by(bench, bench.start, *promise)
+    if name == "oracle":
+        schedule = plan_oracle(bench.contest.trace, bench.setting, ReplayOptions(start=bench.start))
+        return await served_by(bench, schedule.variants[0], schedule=schedule)
+    return await served_by(bench, getattr(bench.contest, name))
+
+
+async def served_by(bench: Bench, variant: str, *options: object, schedule: Schedule | None = None) -> Way:
+    """``lamella serve``, with a policy of its own, or switched by a schedule."""
+    sizes = {"n_ctx": N_CTX, "n_sequences": N_SEQUENCES}
+    with servers.ours(bench.store.path, variant, *options, log=bench.folder / "ours.log", **sizes) as port:
+        async with clients.admin(port) as client:
+            await warm_up(port)
+            follow = asyncio.create_task(_follow(client, schedule)) if schedule else None
+            found = await replay_live(port, bench.contest.trace, bench.prompts)
+            if follow:
+                follow.cancel()
+            answer = await client.get("/admin/decisions")
+            decisions = [d for d in answer.json()["decisions"] if not d["failure"]]
+    changes = [(on_clients_clock(d["at"]), d["to"]) for d in decisions]
+    return _way(found, Timeline(variant, changes), [d["reason"] for d in decisions])
+
+
+async def _follow(client: httpx.AsyncClient, schedule: Schedule) -> None:
+    """Switch as planned."""
+    began = time.perf_counter() + 1.0  # as replay_live
+    running = schedule.variants[0]
+    for at, variant in zip(schedule.starts, schedule.variants, strict=True):
+        if variant != running:
+            await asyncio.sleep(max(0.0, began + at - time.perf_counter()))
+            (await client.post("/admin/switch", json={"variant": variant})).raise_for_status()
+            running = variant
+
+
+async def restarted(bench: Bench, wishes: Timeline) -> Way:
+    """llama-server, restarted for every change of another way."""
+    async with RestartingProxy(N_CTX, N_SEQUENCES, bench.folder / "theirs.log", drains=True) as proxy:
+        await proxy.change(bench.store.first_link(wishes.start))
+        await warm_up(proxy.port)
+        done: list[tuple[float, str]] = []
+
+        async def follow() -> None:
+            began = time.perf_counter() + 1.0
+            for i, (at, variant) in enumerate(wishes.changes):
+                await asyncio.sleep(max(0.0, began + at - time.perf_counter()))
+                overtaken = i + 1 < len(wishes.changes) and began + wishes.changes[i + 1][0] <= time.perf_counter()
+                if not overtaken:
+                    await proxy.change(bench.store.first_link(variant))
+                    done.append((time.perf_counter(), variant))
+
+        following = asyncio.create_task(follow())
+        found = await replay_live(proxy.port, bench.contest.trace, bench.prompts)
+        following.cancel()
+        with suppress(asyncio.CancelledError):
+            await following
+    return _way(found, Timeline(wishes.start, done))
+
+
+async def warm_up(port: int) -> None:
+    """The first steps of a process are slower than others; one request at a time, so that no policy sees a burst."""
+    for _ in range(N_WARM_UP):
+        await clients.write_all(port, ["Once upon a time"], WARM_UP_TOKENS)
+
+
+def _way(found: Replayed, timeline: Timeline, reasons: Sequence[str] = ()) -> Way:
+    shifted = Timeline(timeline.start, [(at - found.began, variant) for at, variant in timeline.changes])
+    return Way(found.served(timeline), shifted, tuple(reasons))
+
+
+# --- what came of it -------------------------------------------------------------------------------------------------
+
+
+def report(model: str, bench: Bench, ways: dict[str, Way], plot: Path | None) -> None:
+    contest = bench.contest
+    found = {name: {**_figures(bench, way), "simulated": _simulated(name, bench)} for name, way in ways.items()}
+    rows: list[list[object]] = [
+        ["way", "requests", "met", "p95 ms/token", "p95 first ms", "KL", "failed", "changes", "simulated met", "KL"]
+    ]
+    for name, f in found.items():
+        said = f["simulated"] or {}
+        promised = f"{said['attainment']:.1%}" if said else "-"
+        rows.append([name, f["requests"], f"{f['attainment']:.1%}", f["tpot_p95_ms"], f["ttft_p95_ms"], f["kl"],
+                     f["failed"], f["changes"], promised, said.get("kl", "-")])  # fmt: skip
+    table(rows)
+    print(f"promise: {contest.token_ms:.0f} ms a token for 95 % of the requests; {contest.trace.name}")
+    if plot:
+        draw(bench, ways.get("predictive") or list(ways.values())[-1], plot)
+    record(f"qos-{model}", {"model": model, **_claims(found), **_terms(bench), "ways": found})
+
+
+def _claims(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What the claim is made of; None where a way was left out."""
+
+    def of(way: str, key: str) -> Any:
+        return found[way][key] if way in found else None
+
+    def ratio(above: float | None, below: float | None) -> float | None:
+        return round(above / below, 4) if above is not None and below else None
+
+    missed = [None if (a := of(way, "attainment")) is None else 1 - a for way in ("predictive", "highest")]
+    fewer = ratio(missed[0], missed[1])
+    ours = [name for name in found if name != "restart"]
+    return {
+        "attainment": of("predictive", "attainment"),
+        "static_high_attainment": of("highest", "attainment"),
+        "kl_vs_static_low": ratio(of("predictive", "kl"), of("lowest", "kl")),
+        "kl_vs_oracle": ratio(of("predictive", "kl"), of("oracle", "kl")),
+        "failed": sum(found[name]["failed"] for name in ours),
+        "fewer_violations": None if fewer is None else round(1 - fewer, 4),
+        "restart_attainment": of("restart", "attainment"),
+    }
+
+
+def _terms(bench: Bench) -> dict[str, Any]:
+    contest = bench.contest
+    return {
+        "trace": contest.trace.name,
+        "trace_seconds": round(contest.trace.seconds, 1),
+        "promised_token_ms": round(contest.token_ms, 2),
+        "highest": contest.highest,
+        "lowest": contest.lowest,
+        "rungs": {rung.name: _rung_fields(rung) for rung in bench.setting.rungs},
+    }
+
+
+def _rung_fields(rung: Any) -> dict[str, Any]:
+    n = N_SEQUENCES
+    return {
+        "kl": rung.kl,
+        "token_ms": round(1000 * rung.speed.writing(1, 100), 2),
+        f"token_ms_of_{n}": round(1000 * rung.speed.writing(n, 100), 2),
+        "others_share": rung.profile.others_share,
+    }
+
+
+def _figures(bench: Bench, way: Way) -> dict[str, Any]:
+    good = [one for one in way.served if not one.failure]
+    kl = mean_kl(way.served, {rung.name: rung.kl for rung in bench.setting.rungs})
+    return {
+        "requests": len(way.served),
+        "attainment": round(attainment(way.served, bench.contest.objectives), 4),
+        "kl": None if kl is None else round(kl, 5),
+        "tpot_p95_ms": _ms(p95(one.tpot_seconds for one in good)),
+        "ttft_p95_ms": _ms(p95(one.ttft_seconds for one in good)),
+        "failed": len(way.served) - len(good),
+        "failures": sorted({one.failure for one in way.served if one.failure}),
+        "changes": len(way.timeline.changes),
+        "changed_to": [[round(at, 2), variant] for at, variant in way.timeline.changes],
+        "reasons": list(way.reasons),
+    }
+
+
+def _simulated(name: str, bench: Bench) -> dict[str, Any] | None:
+    """What the simulator says of a way, from the profile as it was before; None for what it does not know."""
+    contest = bench.contest
+    policy = {"highest": f"static:{contest.highest}", "lowest": f"static:{contest.lowest}"}.get(name, name)
+    if policy == "restart":
+        return None
+    profile = api.read_profile(bench.profile_file)
+    outcome = api.simulate(contest.trace, profile, contest.objectives, policy)
+    return {
+        "attainment": round(outcome.attainment, 4),
+        "kl": None if outcome.mean_kl is None else round(outcome.mean_kl, 5),
+        "changes": outcome.n_switches,
+    }
+
+
+def draw(bench: Bench, way: Way, path: Path) -> None:
+    """Load, latency against the promise, and which variant ran."""
+    changes = [Change(at, "", variant, "") for at, variant in way.timeline.changes]
+    rungs = [rung.name for rung in bench.setting.rungs]
+    plot_replay(bench.contest.trace, way.served, bench.contest.objectives, rungs, way.timeline.start, changes, path)
+
+
+def _line(bench: Bench, served: tuple[Served, ...]) -> str:
+    n_met = sum(met(one, bench.contest.objectives) for one in served)
+    return f"{n_met} of {len(served)} met {bench.contest.token_ms:.0f} ms a token"
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 1)
+
+
+if __name__ == "__main__":
+    main()

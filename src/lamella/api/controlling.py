@@ -1,0 +1,125 @@
+"""The loop of a running server: its engine, this machine's readers, and a profile joined to a ``VariantControl``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lamella.api.profiles import find_profile, profile_file, read_profile, write_profile
+from lamella.core.errors import InvalidRequest
+from lamella.qos.controller import HOLD_SECONDS, LoggedChange
+from lamella.qos.objectives.feasibility import check_feasible
+from lamella.qos.objectives.stated import Objectives
+from lamella.qos.policies.named import DEFAULT_POLICY, named_policy
+from lamella.qos.policies.setting import Setting
+from lamella.qos.profiles.documents import Profile
+
+if TYPE_CHECKING:
+    from lamella.batching.settings import EngineSettings
+    from lamella.qos.live.control import VariantControl
+    from lamella.serving.supervisor import SupervisedEngine
+
+
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """What a server is to keep, and by what it knows how; made by ``steering``.
+
+    Attributes:
+        objectives: of its classes and of the machine.
+        policy: its name.
+        profile: of its variants, on this machine.
+        kept_in: file that the profile goes back to when it has followed what the server observed; None for none.
+        hold_seconds: how long a switch by hand stays.
+    """
+
+    objectives: Objectives
+    policy: str
+    profile: Profile
+    kept_in: Path | None = None
+    hold_seconds: float = HOLD_SECONDS
+
+
+def steering(
+    settings: EngineSettings,
+    objectives: Objectives,
+    policy: str = DEFAULT_POLICY,
+    *,
+    profile: Path | None = None,
+    hold_seconds: float = HOLD_SECONDS,
+    cache_folder: Path,
+) -> Steering:
+    """What a server needs so that a policy decides; all is checked before anything is started.
+
+    Args:
+        policy: as ``lamella simulate`` has it; ``oracle`` knows traces and no server.
+        profile: a file, which stays as it is; None for what ``lamella profile`` kept of this store on this machine.
+
+    Raises:
+        InvalidRequest: impossible objectives, with the nearest that are possible; an unknown policy; nothing was
+            measured on this machine, and how to; the profile is of another engine.
+        ArtifactError: the file cannot be read.
+        UnknownVariant: a static policy of a variant that the profile has not.
+    """
+    if hold_seconds < 0:
+        raise InvalidRequest(f"a switch by hand holds for 0 seconds or more, not {hold_seconds:g}")
+    found = find_profile(settings, cache_folder) if profile is None else _read(profile, settings)
+    setting = Setting.of(found, objectives)
+    check_feasible(setting)
+    named_policy(policy, setting)
+    kept_in = None if profile else profile_file(found.model, found.machine, found.engine, cache_folder)
+    return Steering(objectives, policy, found, kept_in, hold_seconds)
+
+
+def _read(path: Path, settings: EngineSettings) -> Profile:
+    from lamella.qos.profiling.measure import shape_of
+
+    found, wanted = read_profile(path), shape_of(settings)
+    if found.engine != wanted:
+        raise InvalidRequest(f"{path} is of an engine with {found.engine}, and this one has {wanted}")
+    return found
+
+
+@contextmanager
+def controlled(
+    client: SupervisedEngine, steering: Steering | None, on_line: Callable[[str], None]
+) -> Iterator[VariantControl]:
+    """The control of a started engine; in the end its profile is kept, with what it has learned.
+
+    Args:
+        steering: None where only hands decide.
+        on_line: told every change of variant, in words.
+    """
+    from lamella.qos.live.control import VariantControl
+    from lamella.qos.live.hearing import RequestHearing
+    from lamella.qos.live.telemetry import Telemetry
+    from lamella.qos.readers.machine import MachineReader
+    from lamella.serving.by_hand import running_variant
+
+    assert client.facts is not None  # it has started
+    hearing = RequestHearing()
+    with MachineReader() as reader:
+        telemetry = Telemetry(hearing, reader, n_sequences=client.facts.n_sequences, status=lambda: client.status)
+        control = VariantControl(
+            hearing,
+            running=lambda: running_variant(client),
+            switch=client.switch,
+            take=telemetry.take,
+            figures=telemetry.figures,
+            hold_seconds=steering.hold_seconds if steering else HOLD_SECONDS,
+            on_change=lambda change: on_line(in_words(change)),
+        )
+        if steering is not None:
+            control.steer(steering.profile, steering.objectives, steering.policy)
+        client.watch(hearing)
+        yield control
+        if steering is not None and steering.kept_in is not None and control.steering is not None:
+            write_profile(control.steering.profile, steering.kept_in)
+
+
+def in_words(change: LoggedChange) -> str:
+    """A line for the log."""
+    end = f"; it failed: {change.failure}" if change.failure else ""
+    return f"{change.before} -> {change.after} (by {change.by}): {change.reason}{end}"
