@@ -93,7 +93,7 @@ class MixedLoad:
                 await request()
                 self.outcomes.good[kind] += 1
             except (Unexpected, httpx.HTTPError, OSError) as error:
-                self.outcomes.bad[f"{kind}: {error or type(error).__name__}"] += 1
+                self.outcomes.bad[f"{kind}: {str(error) or type(error).__name__}"] += 1
             await asyncio.sleep(pause_seconds)
 
     # --- kinds -------------------------------------------------------------------------------------------------------

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from lamella.planning.placement.cluster import Cluster, Link, Node, Speed, Transfer
 from lamella.planning.placement.problem import Layer, Option, PlacementProblem, Request
+from lamella.planning.placement.several.problem import SeveralProblem, Tenant
 
 BITS = {"fp16": 16.0, "int8": 8.5, "int6": 6.6, "int5": 5.5, "int4": 4.5, "int3": 3.4}
 LAYER_WEIGHTS = 855_000_000
@@ -30,6 +32,29 @@ def random_problem(seed: int, n_layers: int, n_nodes: int, transfer: Transfer = 
     cluster = Cluster(nodes, "coordinator" if draw.random() < 0.5 else nodes[0].name, links, transfer)
     request = Request(draw.choice([64, 512, 4096]), draw.choice([16, 128, 512]))
     return PlacementProblem(layers, cluster, request, budget, input_bytes=16384)
+
+
+def random_several(seed: int, n_tenants: int, n_nodes: int, n_layers: int) -> SeveralProblem:
+    """Models of unequal size that share nodes, which hold them at 5 to 9 bits and would be busy half of their time."""
+    draw = random.Random(seed)
+    names = list(BITS)
+    sizes = [max(2, round(n_layers * draw.uniform(0.6, 1.0))) for _ in range(n_tenants)]
+    memory_bytes = sum(sizes) * LAYER_WEIGHTS * draw.uniform(5, 9) / 8
+    nodes = tuple(replace(node, buffer_bytes=2**24) for node in _nodes(draw, n_nodes, names, memory_bytes))
+    links = {
+        ("coordinator", node.name): Link(10 ** draw.uniform(7.5, 9.2), 10 ** draw.uniform(-4, -3)) for node in nodes
+    }
+    cluster = Cluster(nodes, "coordinator", links)
+    tenants = []
+    for k, size in enumerate(sizes):
+        layers = tuple(_layer(draw, names) for _ in range(size))
+        budget = sum(layer.options[draw.choice(["int4", "int5", "int6"])].loss for layer in layers)
+        request = Request(draw.choice([64, 512]), draw.choice([16, 128]))
+        problem = PlacementProblem(layers, cluster, request, budget, input_bytes=16384)
+        typical = sum(problem.layer_seconds(i, draw.choice(nodes), "int4") or 0.0 for i in range(size))
+        rate = draw.uniform(0.2, 0.8) * n_nodes / n_tenants / typical
+        tenants.append(Tenant(f"model-{k}", problem, rate, draw.choice([1.0, 2.0])))
+    return SeveralProblem(tuple(tenants))
 
 
 def _layer(draw: random.Random, names: list[str]) -> Layer:

@@ -70,20 +70,20 @@ def alternate(our_port: int, their_port: int, rounds: int) -> tuple[dict[str, li
     text = (DATA / "wikitext2" / "wiki.test.raw").read_text()
     found: dict[int, dict[str, list[float]]] = {p: {load: [] for load in LOADS} for p in (our_port, their_port)}
     for port in (our_port, their_port):  # warm up: pages, buffers, thread pools
-        asyncio.run(concurrent(port, Texts(text, -1)))
+        asyncio.run(concurrent(port, Texts(text, "warm")))
     for i in range(rounds):
         for load in LOADS:
             for port in (our_port, their_port) if i % 2 else (their_port, our_port):
                 measure: Callable[..., object] = globals()[load]
-                found[port][load].append(asyncio.run(measure(port, Texts(text, i))))  # type: ignore[arg-type]
+                found[port][load].append(asyncio.run(measure(port, Texts(text, f"{load} {i}"))))  # type: ignore[arg-type]
     return found[our_port], found[their_port]
 
 
 class Texts:
-    """Prompts of a round: equal for both servers, new in every round, so that no earlier round is of help."""
+    """Prompts of a load and round: equal for both servers, new each time, so that nothing kept is of help."""
 
-    def __init__(self, text: str, number: int) -> None:
-        self._text, self._random = text, random.Random(number)
+    def __init__(self, text: str, name: str) -> None:
+        self._text, self._random = text, random.Random(name)
 
     def prompt(self, n_characters: int) -> str:
         start = self._random.randrange(len(self._text) - n_characters)

@@ -1,12 +1,13 @@
 """Claim: the engine may be killed again and again, and every stream ends as if nothing had happened.
 
-    .venv/bin/python -m benchmarks.serve_kills [--model smollm2] [--kills 20]
+    .venv/bin/python -m benchmarks.serve_kills [--model smollm2] [--kills 20] [--as-default]
 
 Sixteen greedy streams write, and the engine process is killed (SIGKILL) whenever they have come a further share of
 their way, so that each kill meets running streams.  Their answers are compared with those of the same requests before,
-undisturbed, and those with a second undisturbed run, which shows what rounding alone does (``sameness.py``).  Reported
-too: whether the front stayed the same process, and how long it took after each kill until some stream had its next
-token and until every stream that was writing had.
+undisturbed, and those with a second undisturbed run.  The server runs with ``--reproducible``; ``--as-default`` leaves
+that away, and the second run then shows what rounding alone does (``sameness.py``).  Reported too: whether the front
+stayed the same process, and how long it took after each kill until some stream had its next token and until every
+stream that was writing had.
 """
 
 from __future__ import annotations
@@ -58,16 +59,16 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=400, help="of each stream")
-    parser.add_argument("--layout", default="auto")
+    parser.add_argument("--as-default", action="store_true", help="without --reproducible: answers depend on batches")
     parser.add_argument("--work", type=Path, help="folder in which the store is kept for the next time")
     args = parser.parse_args()
     with work_folder(args.work) as folder:
         store = stock_store(args.model, (MIX,), folder / "store")
         sizes = {"n_ctx": N_CTX, "n_sequences": N_STREAMS}
-        options = ("--layout", args.layout)
+        options = () if args.as_default else ("--reproducible",)
         with servers.ours(store.path, MIX, *options, log=folder / "ours.log", **sizes) as port:
             undisturbed, again, killed = asyncio.run(measure(port, args.tokens, args.kills))
-    report(args.model, args.layout, undisturbed, again, killed)
+    report(args.model, not args.as_default, undisturbed, again, killed)
 
 
 async def measure(port: int, n_tokens: int, n_kills: int) -> tuple[list[Stream], list[Stream], Killed]:
@@ -128,7 +129,7 @@ async def kill_and_recover(engine: int, streams: list[Stream], n_tokens: int) ->
     return Recovery(first, last)
 
 
-def report(model: str, layout: str, undisturbed: list[Stream], again: list[Stream], killed: Killed) -> None:
+def report(model: str, is_reproducible: bool, undisturbed: list[Stream], again: list[Stream], killed: Killed) -> None:
     n_tokens = max(stream.n_tokens for stream in undisturbed)
     incomplete = [s.failed or f"{s.n_tokens} tokens" for s in killed.streams if s.failed or s.n_tokens != n_tokens]
     answers = sameness.compare(undisturbed, killed.streams)
@@ -143,7 +144,7 @@ def report(model: str, layout: str, undisturbed: list[Stream], again: list[Strea
     result: dict[str, Any] = {
         "model": model,
         "mix": MIX,
-        "layout": layout,
+        "reproducible": is_reproducible,
         "tokens": n_tokens,
         "kills": len(killed.recoveries),
         "engine_restarts": killed.engine_restarts,

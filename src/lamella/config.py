@@ -8,6 +8,8 @@
 | ``LAMELLA_TOKEN`` | token of remote stores, for ``pull``, ``push`` and ``serve-store`` |
 | ``LAMELLA_API_KEYS`` | keys of ``lamella serve``: ``role:key``, by commas or lines; ``--keys`` goes before it |
 | ``LAMELLA_API_KEY`` | one key, for ``lamella chat`` |
+| ``LAMELLA_CLUSTER`` | folder of the cluster that this machine coordinates: ``$XDG_CONFIG_HOME/lamella/cluster`` |
+| ``LAMELLA_NODE`` | folder of this machine as a node; default: ``$XDG_DATA_HOME/lamella/node`` |
 | ``LAMELLA_LLAMA_CPP`` | a checkout of llama.cpp, whose script converts safetensors |
 """
 
@@ -29,6 +31,7 @@ class Config:
         device: name of a ggml device, or None.
         n_threads: 0 for all cores that this process may use.
         cache_folder: for machine measurements; may be deleted at any time.
+        cluster_folder, node_folder: of the cluster that this machine coordinates, and of it as a node of one.
         token: for remote stores, or None.
         llama_cpp: checkout of llama.cpp, or None.
         api_keys: of a server, as its file of keys has them; None where the variable is not set.  Set and without a key
@@ -39,6 +42,8 @@ class Config:
     device: str | None
     n_threads: int
     cache_folder: Path
+    cluster_folder: Path
+    node_folder: Path
     token: str | None = field(default=None, repr=False)
     llama_cpp: Path | None = None
     api_keys: str | None = field(default=None, repr=False)
@@ -57,11 +62,21 @@ class Config:
             device=environ.get("LAMELLA_DEVICE") or None,
             n_threads=_threads(environ.get("LAMELLA_THREADS", "")),
             cache_folder=folder if environ.get("LAMELLA_CACHE") else folder / "lamella",
+            cluster_folder=_folder(environ, "LAMELLA_CLUSTER", "XDG_CONFIG_HOME", ".config", "cluster"),
+            node_folder=_folder(environ, "LAMELLA_NODE", "XDG_DATA_HOME", ".local/share", "node"),
             token=environ.get("LAMELLA_TOKEN") or None,
             llama_cpp=Path(environ["LAMELLA_LLAMA_CPP"]) if environ.get("LAMELLA_LLAMA_CPP") else None,
             api_keys=environ.get("LAMELLA_API_KEYS"),
             api_key=environ.get("LAMELLA_API_KEY") or None,
         )
+
+
+def _folder(environ: Mapping[str, str], own: str, common: str, under_home: str, name: str) -> Path:
+    """What the variable ``own`` says, else a folder of ours where ``common`` says, else below the home folder."""
+    if said := environ.get(own):
+        return Path(said)
+    base = environ.get(common)
+    return (Path(base) if base else Path.home() / under_home) / "lamella" / name
 
 
 def _threads(text: str) -> int:

@@ -299,6 +299,22 @@ def test_a_kept_beginning_is_computed_again_after_a_switch_that_asks_for_it(fron
     assert end.cached_tokens > 0
 
 
+@pytest.mark.parametrize(("n_bytes", "comes_back"), [(None, True), (0, False)])
+def test_a_chat_whose_slot_others_used_comes_back(open_front: OpenFront, n_bytes: int | None, comes_back: bool) -> None:
+    chat = [1 + i % 50 for i in range(60)]
+    others = [[60 + i] * 50 for i in range(3)]
+    with open_front(n_sequences=1, prompt_cache_bytes=n_bytes) as front:
+        first = front.write(chat)
+        for other in others:
+            front.write(other)
+        number = front.start([*chat, *first])
+        end = front.end_of(number)
+        assert (end.cached_tokens >= len(chat)) == comes_back
+        again = front.tokens_of(number)
+    with open_front(n_sequences=1) as fresh:
+        assert fresh.write([*chat, *first]) == again
+
+
 def test_accepted_comes_before_everything_else(front: FakeFront) -> None:
     number = front.start("a b c")
     front.end_of(number)

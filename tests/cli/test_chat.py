@@ -93,14 +93,15 @@ def test_help_of_serve_is_in_groups(run: Run) -> None:
 
 def test_the_first_lines_say_how_to_try_it() -> None:
     listening = Listening("http://127.0.0.1:8080", "smollm2", "small", ("large", "small"), has_chat=True)
-    first, model, keys, chat, ask = opening_lines(listening, 0)
+    first, model, keys, chat, ask = opening_lines(listening, 0, has_dashboard=False)
     assert first.startswith("listening on http://127.0.0.1:8080/v1; ")
     assert "smollm2 runs at small; it can change to large" in model
     assert "no API keys" in keys
     assert chat.endswith("lamella chat --url http://127.0.0.1:8080")
     assert "Bearer" not in ask
-    assert "Bearer $LAMELLA_API_KEY" in opening_lines(listening, 2)[-1]
-    assert opening_lines(listening, 2)[2] == "2 API keys"
+    assert "Bearer $LAMELLA_API_KEY" in opening_lines(listening, 2, has_dashboard=False)[-1]
+    assert opening_lines(listening, 2, has_dashboard=False)[2] == "2 API keys"
+    assert f"look:  {listening.url}/" in opening_lines(listening, 2, has_dashboard=True)
 
 
 def test_keys_of_a_server_come_from_the_environment_and_are_not_shown() -> None:

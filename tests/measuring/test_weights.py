@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lamella.core.errors import InvalidWeights, LamellaError, StorageFailed, TruncatedModel
-from lamella.core.precision import GGML_TYPES, container
+from lamella.core.precision import GGML_TYPES, SCHEMES, Scheme, container
 from lamella.llama.gguf import ModelFile, read_model
 from lamella.llama.quantize import decode_rows, encode_rows
 from lamella.measuring import rows
@@ -87,10 +87,10 @@ def test_weight_difference_is_the_relative_norm_of_what_is_lost(tmp_path: Path) 
     assert found["int4"] == pytest.approx((expected,), rel=1e-5)
 
 
-@pytest.mark.parametrize("scheme", ["block", "channel"])
-def test_fewer_bits_lose_more(tmp_path: Path, scheme: str) -> None:
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_fewer_bits_lose_more(tmp_path: Path, scheme: Scheme) -> None:
     model_file = write_layers(tmp_path / "m.gguf", {"attn_q": normal(64, 512)}, {"attn_q": normal(64, 512)})
-    found = weight_differences(model_file, "channel" if scheme == "channel" else "block")
+    found = weight_differences(model_file, scheme)
     assert tuple(found) == PRECISIONS
     for layer in range(2):
         values = [found[name][layer] for name in PRECISIONS]  # int8 first
@@ -160,19 +160,20 @@ def test_a_stop_leaves_no_thread_at_work(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(read) < 512
 
 
+@pytest.mark.parametrize("scheme", ["channel", "truncate"])
 @pytest.mark.parametrize("name", PRECISIONS)
-def test_what_channel_rounding_loses_is_what_a_build_would_lose(tmp_path: Path, name: str) -> None:
+def test_what_one_scale_a_row_loses_is_what_a_build_would_lose(tmp_path: Path, name: str, scheme: Scheme) -> None:
     weights = normal(14, 256) * np.float32(10.0) ** np.arange(-9, 5, dtype=np.float32)[:, None]
     model_file = write_layers(tmp_path / "m.gguf", {"attn_q": weights})
-    built = container(name, 256, "channel")
-    back = decode_rows(channel.encode_rows(weights, name, built), built, 256)
+    built = container(name, 256, scheme)
+    back = decode_rows(channel.encode_rows(weights, name, built, truncated=scheme == "truncate"), built, 256)
     expected = np.linalg.norm(weights - back) / np.linalg.norm(weights)
     # the largest rows outweigh all others, so each row is looked at alone too
-    assert weight_differences(model_file, "channel")[name] == pytest.approx((expected,), rel=1e-5)
+    assert weight_differences(model_file, scheme)[name] == pytest.approx((expected,), rel=1e-5)
     for i, row in enumerate(weights):
         alone = write_layers(tmp_path / f"{i}.gguf", {"attn_q": row[None].repeat(2, axis=0)})
         expected = np.linalg.norm(row - back[i]) / np.linalg.norm(row)
-        assert weight_differences(alone, "channel")[name] == pytest.approx((expected,), rel=1e-5)
+        assert weight_differences(alone, scheme)[name] == pytest.approx((expected,), rel=1e-5)
 
 
 def test_a_scale_that_fp16_cannot_hold_is_refused_as_a_build_would(tmp_path: Path) -> None:

@@ -26,10 +26,10 @@ from lamella.core.errors import (
     StoreError,
     VariantExists,
 )
-from lamella.core.precision import GGML_TYPES, MENU, Scheme
+from lamella.core.precision import GGML_TYPES, MENU, SCHEMES, Scheme
 from lamella.llama.gguf import ModelFile, TensorData, read_model
 from lamella.llama.quantize import decode_rows, encode_rows
-from lamella.llama.rounding import quantize_rows
+from lamella.llama.rounding import quantize_rows, truncate_rows
 from lamella.quantize.build import ASK_AGAIN_S, BuildProgress, BuildStopped, build_variant
 from lamella.quantize.recipe import shard_jobs
 from lamella.store.store import Store
@@ -65,7 +65,7 @@ def values_of(tensor: TensorData) -> NDArray[np.float32]:
     return decode_rows(data_of(tensor), tensor.spec.type, tensor.spec.row_length)
 
 
-@pytest.mark.parametrize("scheme", ["block", "channel"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_variant_holds_the_planned_types_and_runs_in_stock_llama_cpp(
     tiny: ModelFile, store: Store, precision: str, scheme: Scheme
@@ -95,6 +95,15 @@ def test_channels_hold_eq4(tiny: ModelFile, store: Store) -> None:
     for layer, bits in enumerate((4, 2, 3)):
         name = f"blk.{layer}.ffn_down.weight"
         levels, scales = quantize_rows(values_of(tiny.tensors[name]), bits)
+        np.testing.assert_array_equal(values_of(built[name]), levels * scales[:, None].astype(np.float32))
+
+
+def test_truncated_rows_hold_the_top_bits(tiny: ModelFile, store: Store) -> None:
+    build_variant(tiny, make_plan(tiny.spec, ["int4", "int2", "int3"], scheme="truncate"), store, "v")
+    built = read_model(store.first_link("v")).tensors
+    for layer, bits in enumerate((4, 2, 3)):
+        name = f"blk.{layer}.ffn_down.weight"
+        levels, scales = truncate_rows(values_of(tiny.tensors[name]), bits)
         np.testing.assert_array_equal(values_of(built[name]), levels * scales[:, None].astype(np.float32))
 
 

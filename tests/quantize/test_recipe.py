@@ -40,12 +40,18 @@ def test_name_policy_and_settings_of_a_plan_change_no_recipe(tiny: ModelFile) ->
 
 
 def test_the_rounding_is_part_of_the_recipe(tiny: ModelFile) -> None:
-    """int4 by block and by channel, and int4 and int3 by channel, may all be Q4_0."""
+    """int4 by block, by channel and truncated, and int4 and int3 by channel, may all be Q4_0."""
     block = make_plan(tiny.spec, "int4", scheme="channel")
     channel = dataclasses.replace(block, scheme="block")
     int3 = dataclasses.replace(block, layers=[dataclasses.replace(layer, precision="int3") for layer in block.layers])
     assert block.tensors == channel.tensors == int3.tensors
-    assert len({recipe_ids(tiny, plan)[1] for plan in (block, channel, int3)}) == 3
+    truncated = dataclasses.replace(block, scheme="truncate")
+    assert len({recipe_ids(tiny, plan)[1] for plan in (block, channel, truncated, int3)}) == 4
+
+
+def test_eight_bits_of_eight_are_the_same_by_channel_and_truncated(tiny: ModelFile) -> None:
+    plan = make_plan(tiny.spec, "int8", scheme="channel")
+    assert recipe_ids(tiny, plan) == recipe_ids(tiny, dataclasses.replace(plan, scheme="truncate"))
 
 
 def test_other_weights_make_other_recipes(tiny: ModelFile, tmp_path: Path) -> None:

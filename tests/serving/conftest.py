@@ -11,7 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
+from lamella.dashboard.steering import recorder_of
+from lamella.qos.live.control import VariantControl
 from lamella.serving.app import build_app
+from lamella.serving.by_hand import by_hand
 from lamella.serving.server import serve
 from lamella.serving.settings import FrontSettings
 from tests.fakes.engine import FakeEngine
@@ -22,7 +25,9 @@ class InProcess:
 
     def __init__(self, engine: FakeEngine, settings: FrontSettings, client: tuple[str, int]) -> None:
         self.engine = engine
-        self._app, self._client = build_app(engine, settings), client
+        control = by_hand(engine)
+        self.recorder = recorder_of(engine, control)
+        self._app, self._client = build_app(engine, settings, control=control, recorder=self.recorder), client
 
     def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
         """One request; answers with its body read."""
@@ -50,9 +55,14 @@ class Running:
         url: where it is.
     """
 
-    def __init__(self, make: Callable[[], FakeEngine], settings: FrontSettings) -> None:
+    def __init__(
+        self,
+        make: Callable[[], FakeEngine],
+        settings: FrontSettings,
+        control: Callable[[FakeEngine], VariantControl] = by_hand,
+    ) -> None:
         self._started: Future[str] = Future()
-        self._make, self._settings = make, settings
+        self._make, self._settings, self._control = make, settings, control
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         self.url = self._started.result(30)
@@ -68,7 +78,10 @@ class Running:
     async def _serve(self) -> None:
         self.loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         self.engine = self._make()
-        await serve(self.engine, self._settings, on_listening=self._started.set_result, stop=self._stop)
+        control = self._control(self.engine)
+        await serve(
+            self.engine, self._settings, control=control, on_listening=self._started.set_result, stop=self._stop
+        )
 
     def do(self, action: Callable[[], object]) -> None:
         """Something in the server's loop."""
@@ -104,8 +117,12 @@ def front() -> Callable[..., InProcess]:
 def run_server() -> Iterator[Callable[..., Running]]:
     running: list[Running] = []
 
-    def start(make: Callable[[], FakeEngine] = FakeEngine, **settings: Any) -> Running:
-        running.append(Running(make, FrontSettings(port=0, **{"drain_seconds": 5.0, **settings})))
+    def start(
+        make: Callable[[], FakeEngine] = FakeEngine,
+        control: Callable[[Any], VariantControl] = by_hand,
+        **settings: Any,
+    ) -> Running:
+        running.append(Running(make, FrontSettings(port=0, **{"drain_seconds": 5.0, **settings}), control))
         return running[-1]
 
     yield start

@@ -240,7 +240,7 @@ def check_plan_arguments(
 
 
 def default_name(plan: Plan) -> str:
-    """A variant's name after its plan, with ``-channel`` behind it for that scheme.
+    """A variant's name after its plan, with the scheme behind it, such as ``-channel``, where it is not ``block``.
 
     ``alpha-0.5``, ``uniform-int4``, ``lsaq-6.00GiB``, ``lwq-cosine-7bits``, ``random-seed3-5.5bpw``, ``stock-q4_k_m``,
     and ``stock-q4_k_m-imatrix`` where its types were chosen for an importance matrix; ``knapsack-4.50bpw`` and

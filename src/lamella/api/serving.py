@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamella.api.controlling import Steering, controlled
@@ -64,6 +65,7 @@ async def serve(
     *,
     steering: Steering | None = None,
     max_queue: int = 64,
+    cache_folder: Path | None = None,
     on_listening: Callable[[Listening], None] = lambda _: None,
     on_line: Callable[[str], None] = lambda _: None,
 ) -> None:
@@ -72,6 +74,7 @@ async def serve(
     Args:
         steering: what a policy is to keep; None where only hands change the variant.
         max_queue: requests that may wait beside those that run.
+        cache_folder: where profiles are kept, for the dashboard; None: it shows no measured points.
         on_listening: told what there is once the model is loaded and connections are accepted.
         on_line: gets what the engine process writes on its error stream.
 
@@ -79,6 +82,7 @@ async def serve(
         EngineUnavailable: the engine cannot load the model; says why.
         InvalidRequest: the address, the certificate or a setting cannot be used.
     """
+    from lamella.api.panels import measured_variants
     from lamella.serving import server
     from lamella.serving.supervision import SupervisorOptions
     from lamella.serving.supervisor import SupervisedEngine
@@ -86,10 +90,12 @@ async def serve(
     async with SupervisedEngine(engine, SupervisorOptions(max_queue=max_queue), on_line=on_line) as client:
         facts = client.facts
         assert facts is not None  # it has started
+        measured = measured_variants(engine, cache_folder) if cache_folder else {}
         with controlled(client, steering, on_line) as control:
             await server.serve(
                 client,
                 front,
                 control=control,
+                measured=measured,
                 on_listening=lambda url: on_listening(Listening.of(url, front.name, facts)),
             )

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from lamella.batching.slots import Placement, Slot, SlotTable
+from lamella.batching.shelf import Found, ParkedState, Shelf
+from lamella.batching.slots import Placement, Slot, SlotTable, is_worth_copying
 from lamella.core.errors import CacheFull
 from lamella.llama.context import Context
-
-
-@dataclass(frozen=True, slots=True)
-class ParkedState:
-    """The KV state of a request that was pushed aside: what its slot held, who computed it, and the bytes."""
-
-    tokens: tuple[int, ...]
-    variants: frozenset[str]
-    data: bytes
 
 
 class SequenceCache:
@@ -24,12 +16,16 @@ class SequenceCache:
     Attributes:
         table: the bookkeeping.
         n_cells: tokens that the cache holds.
+        shelf: sequences that had to leave it.
     """
 
-    def __init__(self, context: Context, n_slots: int, n_cells: int, *, can_share_parts: bool) -> None:
+    def __init__(
+        self, context: Context, n_slots: int, n_cells: int, *, can_share_parts: bool, most_kept_bytes: int = 0
+    ) -> None:
         self.has_shared_cells = context.options.has_shared_cells
         self.table = SlotTable(n_slots, can_share_parts=can_share_parts, has_shared_cells=self.has_shared_cells)
         self.n_cells = n_cells
+        self.shelf = Shelf(most_kept_bytes)
         self._context = context
 
     @property
@@ -41,17 +37,65 @@ class SequenceCache:
     def free_cells(self) -> int:
         return self.n_cells - self.cells_used
 
-    def take(self, place: Placement, owner: int) -> Slot:
-        """Give a slot to a request, with the shared beginning in it."""
+    def place(self, tokens: Sequence[int], variant: str | None, owner: int, step: int) -> Slot:
+        """Give a slot to a request, with as much of its prompt in it as is anywhere; one must be free.
+
+        Args:
+            variant: only what this variant alone computed may be used; None for any.
+            step: number of this step.
+        """
+        place = self.table.find_place(tokens, variant)
+        assert place is not None
+        found = self._worth_putting_back(tokens, variant, place.n_shared)
+        if found is None:
+            return self._take(place, owner)
+        slot = place.slot
+        slot.owner = owner
+        self._leave(slot)
+        if self.restore(slot, found.state, step):
+            self.shelf.used(found.state)
+            self._cut(slot, found.n_shared)
+        return slot
+
+    def shared_with_kept(self, tokens: Sequence[int], variant: str | None) -> int:
+        """How many tokens of a prompt ``place`` would not compute."""
+        n_shared = self.table.shared_with_kept(tokens, variant)
+        found = self._worth_putting_back(tokens, variant, n_shared)
+        return found.n_shared if found else n_shared
+
+    def _worth_putting_back(self, tokens: Sequence[int], variant: str | None, n_shared: int) -> Found | None:
+        found = self.shelf.find(tokens, variant, can_share_parts=self.table.can_share_parts)
+        if found and is_worth_copying(found.n_shared - n_shared, len(found.state.tokens)):
+            return found
+        return None
+
+    def _take(self, place: Placement, owner: int) -> Slot:
         slot = place.slot
         slot.owner = owner
         if place.source is not None:
-            self.clear(slot)
+            self._leave(slot)
             self._context.copy_prefix(place.source.id, slot.id, place.n_shared)
             self.table.copy(place.source, slot, place.n_shared)
+        elif 2 * place.n_shared < len(slot.tokens):
+            self._put_away(slot)
+            self._cut(slot, place.n_shared)
         else:
             self._cut(slot, place.n_shared)
         return slot
+
+    def _leave(self, slot: Slot) -> None:
+        """What a slot holds goes to the shelf, and its cells to others."""
+        self._put_away(slot)
+        self.clear(slot)
+
+    def _put_away(self, slot: Slot) -> None:
+        if self.shelf.takes(len(slot.tokens)):
+            self.shelf.put(self._state_of(slot))
+
+    def _state_of(self, slot: Slot) -> ParkedState:
+        return ParkedState(
+            tuple(slot.tokens), frozenset(slot.variants), self._context.save_sequence(slot.id) if slot.tokens else b""
+        )
 
     def _cut(self, slot: Slot, n_tokens: int) -> None:
         if n_tokens < len(slot.tokens):
@@ -74,7 +118,7 @@ class SequenceCache:
         for slot in self.table.kept:
             if self.free_cells >= n_tokens:
                 return True
-            self.clear(slot)
+            self._leave(slot)
         return self.free_cells >= n_tokens
 
     def bring_together(self) -> None:
@@ -92,8 +136,7 @@ class SequenceCache:
 
     def park(self, slot: Slot) -> ParkedState | None:
         """Take a sequence out of the cache, to be restored into any slot of this context; None where there is none."""
-        data = self._context.save_sequence(slot.id) if slot.tokens else b""
-        parked = ParkedState(tuple(slot.tokens), frozenset(slot.variants), data)
+        parked = self._state_of(slot)
         self.release(slot)
         self.clear(slot)
         return parked if parked.tokens else None

@@ -10,19 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from lamella.batching.messages import PROTOCOL_VERSION, Hello, Sampling, VariantFacts
+from lamella.batching.messages import PROTOCOL_VERSION, Hello, LayerFacts, Sampling, VariantFacts
 from lamella.batching.prompts import Prompt, PromptMaker
 from lamella.batching.running import SCORED_AT_ONCE
 from lamella.batching.settings import EngineSettings
-from lamella.core.artifacts import Variant
+from lamella.batching.spread import Spread
+from lamella.core.artifacts import LayerPlan, Plan, Variant
 from lamella.core.errors import InvalidRequest, UnknownVariant
-from lamella.core.precision import GGML_TYPES
-from lamella.llama import devices, gguf, rpc
+from lamella.core.precision import GGML_TYPES, nominal_bits
+from lamella.llama import devices, gguf, reproducible, rpc
 from lamella.llama.context import Context, ContextOptions, usable_cores
 from lamella.llama.embeddings import Embedder
 from lamella.llama.grammar import schema_to_grammar
 from lamella.llama.model import Model
 from lamella.llama.sampling import SamplingOptions
+from lamella.planning.words import layer_words
 from lamella.resources.machine import cpu_memory
 from lamella.run.ceiling import NO_CEILING_ON_DEVICES
 from lamella.run.engine import by_size
@@ -33,6 +35,8 @@ from lamella.store.store import Store
 
 OWN_CELLS_SHARE = 1 / 8
 """Most of the available memory that KV cells may take so that each sequence has its own: faster, and not scarce."""
+PROMPT_CACHE_SHARE, MOST_PROMPT_CACHE_BYTES = 1 / 8, 1 << 30
+"""Of the available memory, for sequences that left the KV cache, where it is not said how much."""
 KEPT_PREFIXES = 8
 """Slots beyond those of running requests, for beginnings that may be used again, where slots share their cells."""
 
@@ -65,25 +69,34 @@ class EngineParts:
         Raises:
             LamellaError: as ``run.engine.Engine.open``.
         """
-        if settings.device and settings.memory_bytes:
+        if (settings.device or settings.layers) and settings.memory_bytes:
             raise InvalidRequest(NO_CEILING_ON_DEVICES)
+        if settings.device and settings.layers:
+            raise InvalidRequest("either one device, or layers on several")
+        if settings.is_reproducible:
+            _check_reproducible(settings)
+            reproducible.use_plain_products()
         start = time.monotonic()
         for endpoint in settings.rpc:
             rpc.connect(endpoint)
         device = devices.besides_cpu(settings.device)
+        spread = Spread.connect(settings.layers)
         store = Store.open(Path(settings.store))
         variants = _served(store, settings.variants)
         options = _context_options(settings)
         kernel_file = Path(settings.kernel_file) if settings.kernel_file else None
         kernels = KernelTable(kernel_file, settings.n_threads or usable_cores())
-        layouts = {} if device else layouts_of(settings.layout, kernels, variants)
+        policy = "mapped" if settings.is_reproducible else settings.layout
+        layouts = {} if device or spread else layouts_of(policy, kernels, variants)
         first = plan_start(store, variants, settings.variant, options, layouts, settings.memory_bytes)
         with store.lease(reading=True) as lease, contextlib.ExitStack() as on_failure:
             paths = store.ready_paths(lease.hold(first.variant))
             tensors = {n: t.spec for path in paths for n, t in gguf.read_tensors(path).items()}
-            model = Model.load(paths, device=device)
+            if spread:
+                spread.check_covers(1 + max(t.layer for t in tensors.values() if t.layer is not None))
+            model = Model.load(paths, device=device, layers=spread.ranges if spread else ())
             on_failure.callback(model.close)
-            if not (settings.n_cells or settings.memory_bytes):
+            if options.has_shared_cells and not (settings.n_cells or settings.memory_bytes or spread):
                 free = devices.find(device).free_bytes if device else cpu_memory().available_bytes
                 options = own_cells_where_there_is_room(options, settings, model.kv_bytes_per_token, free)
             context = Context(model, options)
@@ -96,8 +109,8 @@ class EngineParts:
                 n_warm=settings.n_warm,
                 check=settings.check,
                 ceiling=first.ceiling,
-                device=device,
-                on_moved=context.rebuild_graph if device else None,
+                device_of=spread.device_of if spread else (lambda _: device) if device else None,
+                on_moved=context.rebuild_graph if device or spread else None,
             )
             on_failure.callback(live.close)
             live.change_to(first.variant)
@@ -184,8 +197,22 @@ class EngineParts:
         self.live.close()
 
 
+def _check_reproducible(settings: EngineSettings) -> None:
+    if settings.device:
+        raise InvalidRequest(f"--reproducible is for the CPU; leave --device {settings.device} away")
+    if settings.layers:
+        raise InvalidRequest("--reproducible is for the CPU of one machine, and not for layers on several")
+    if settings.layout == "repacked":
+        raise InvalidRequest("--reproducible reads mapped weights; leave --layout repacked away")
+    if settings.n_cells:
+        raise InvalidRequest(
+            f"--reproducible gives each of {settings.n_sequences} sequences {settings.n_ctx} KV cells of its own; "
+            f"leave --cells {settings.n_cells} away, and lower --context or --sequences where that is too much"
+        )
+
+
 def _context_options(settings: EngineSettings) -> ContextOptions:
-    return ContextOptions(
+    options = ContextOptions(
         n_ctx=settings.n_ctx,
         n_sequences=settings.n_sequences + KEPT_PREFIXES,
         n_cells=settings.cells,
@@ -194,6 +221,9 @@ def _context_options(settings: EngineSettings) -> ContextOptions:
         kv_type=settings.kv_type,
         n_threads=settings.n_threads,
     )
+    if not settings.is_reproducible:
+        return options
+    return dataclasses.replace(_with_own_cells(options, settings), value_type=reproducible.value_type(settings.kv_type))
 
 
 def own_cells_where_there_is_room(
@@ -210,7 +240,20 @@ def own_cells_where_there_is_room(
     needed = bytes_per_token * scale * settings.n_ctx * settings.n_sequences
     if needed > OWN_CELLS_SHARE * available_bytes:
         return options
+    return _with_own_cells(options, settings)
+
+
+def _with_own_cells(options: ContextOptions, settings: EngineSettings) -> ContextOptions:
     return dataclasses.replace(options, n_sequences=settings.n_sequences, n_cells=0, has_shared_cells=False)
+
+
+def prompt_cache_bytes(settings: EngineSettings) -> int:
+    """Memory for sequences that left the KV cache: as asked; else none under a ceiling, or a share of what is free."""
+    if settings.prompt_cache_bytes is not None:
+        return settings.prompt_cache_bytes
+    if settings.memory_bytes:
+        return 0
+    return min(int(PROMPT_CACHE_SHARE * cpu_memory().available_bytes), MOST_PROMPT_CACHE_BYTES)
 
 
 def _served(store: Store, names: list[str] | None) -> list[Variant]:
@@ -233,4 +276,19 @@ def _facts(variant: Variant) -> VariantFacts:
         n_bytes=variant.n_bytes,
         bits_per_weight=variant.plan.bits_per_weight,
         predicted_kl=variant.plan.predicted_loss,
+        layers=[_layer_facts(variant.plan, layer) for layer in sorted(variant.plan.layers, key=lambda x: x.layer)],
     )
+
+
+def _layer_facts(plan: Plan, layer: LayerPlan) -> LayerFacts:
+    return LayerFacts(precision=layer_words(plan, layer), bits=_layer_bits(plan, layer))
+
+
+def _layer_bits(plan: Plan, layer: LayerPlan) -> float:
+    """As stored where the plan says it, else what its precision is called by; the model's where that says nothing."""
+    if layer.bits_per_weight is not None:
+        return layer.bits_per_weight
+    try:
+        return nominal_bits(layer.precision)
+    except InvalidRequest:
+        return plan.bits_per_weight

@@ -15,7 +15,7 @@ from typing import Self
 
 from lamella.batching.cache import SequenceCache
 from lamella.batching.embedding import EmbedJob, EmbedJobs
-from lamella.batching.engine_parts import EngineParts
+from lamella.batching.engine_parts import EngineParts, prompt_cache_bytes
 from lamella.batching.messages import (
     Accepted,
     Cancel,
@@ -65,7 +65,11 @@ class EngineLoop:
             wake=self._has_news.set,
         )
         self._cache = SequenceCache(
-            parts.context, parts.n_slots, parts.n_cells, can_share_parts=not parts.model.has_recurrent_state
+            parts.context,
+            parts.n_slots,
+            parts.n_cells,
+            can_share_parts=not parts.model.has_recurrent_state,
+            most_kept_bytes=prompt_cache_bytes(parts.settings),
         )
         self._scheduler = Scheduler(
             parts.context,
@@ -224,6 +228,8 @@ class EngineLoop:
 
     def _after_switch(self, message: Switch) -> None:
         self._recomputes = message.cache == "recompute"
+        if self._recomputes:
+            self._cache.shelf.clear()
 
     def _recompute(self) -> bool:
         """With nothing else to do, bring kept beginnings to the variant that runs; whether something was done."""

@@ -175,13 +175,21 @@ FrontMessage = Generate | Embed | Tokenize | Detokenize | Cancel | Switch | Prep
 # --- engine to front -------------------------------------------------------------------------------------------------
 
 
+class LayerFacts(_Message, frozen=True, kw_only=True):
+    """One layer of a variant: its precision in words (``int8``, or ``5 Q4_K, 2 Q6_K``) and its bits per weight."""
+
+    precision: str
+    bits: float
+
+
 class VariantFacts(_Message, frozen=True, kw_only=True):
-    """A variant that can be served: its name, bytes of its shards, mean bits per weight and predicted KL (or None)."""
+    """A variant that can be served: name, bytes of its shards, mean bits per weight, predicted KL (or None), layers."""
 
     name: str
     n_bytes: int
     bits_per_weight: float
     predicted_kl: float | None = None
+    layers: list[LayerFacts] = []
 
 
 class Hello(_Message, frozen=True, kw_only=True):

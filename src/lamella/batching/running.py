@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lamella.batching.cache import ParkedState
 from lamella.batching.messages import Finished, FinishReason, Generate, Logprob, Scored, TokenEvent, TokenScore
+from lamella.batching.shelf import ParkedState
 from lamella.batching.slots import Slot
 from lamella.batching.steps import Candidate
 from lamella.llama.context import Context

@@ -174,7 +174,7 @@ class Scheduler:
         readers = [r for r in (*self._running.values(), *earlier) if r.is_reading and r.request.variant == wish]
         if not readers:
             return False
-        now = self._cache.table.shared_with_kept(request.tokens, wish)
+        now = self._cache.shared_with_kept(request.tokens, wish)
         return any(r.shares_prompt_with(request) >= now + steps.WORTH_WAITING_FOR for r in readers)
 
     def _start(self, request: RunningRequest) -> None:
@@ -185,9 +185,7 @@ class Scheduler:
         if request.request.variant is not None:
             self._variants.hold(request.request.variant)
         tokens = request.tokens[:1] if request.scores_prompt else request.tokens
-        place = self._cache.table.find_place(tokens, request.request.variant)
-        assert place is not None  # there are more slots than running requests
-        slot = self._cache.take(place, number)
+        slot = self._cache.place(tokens, request.request.variant, number, self.counters.n_steps)
         if request.parked is not None and len(request.parked.tokens) > len(slot.tokens):
             self._cache.restore(slot, request.parked, self.counters.n_steps)
         request.parked = None

@@ -14,6 +14,18 @@ CELLS_FOR_EACH = 1024
 Pooling = Literal["auto", "mean", "cls", "last", "off"]
 
 
+class LayersAt(msgspec.Struct, frozen=True):
+    """Layers ``first`` to ``end - 1``, and where they are computed.
+
+    Attributes:
+        endpoint: address of an RPC server on this machine, as ``EngineSettings.rpc`` has them; "" for this process.
+    """
+
+    endpoint: str
+    first: int
+    end: int
+
+
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How the engine of a server runs.
 
@@ -36,6 +48,12 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
             Of this process; the web front beside it takes some 100 MiB of its own.
         rpc: addresses of llama.cpp's RPC servers on this machine; their devices join those there are.
         device: ggml device that computes and holds weights and KV cache; None for the CPU.  Without ``memory_bytes``.
+        layers: which RPC server computes which layers, from the first to the last; empty for one device.  Without
+            ``device`` and ``memory_bytes``.
+        prompt_cache_bytes: memory for sequences that left the KV cache, for prompts that begin like them; None for an
+            eighth of what is available, at most 1 GiB, and nothing under a ceiling.
+        is_reproducible: a request's tokens do not depend on what runs beside it, nor on a restart
+            (``llama.reproducible``); on the CPU, with mapped weights and KV cells of its own for each sequence.
         check: verify the hash of every shard before it is used.
         pooling: how embeddings are made of token states; ``auto`` for what the model file says, if anything.
         kernel_file: cache of measured kernel speeds of this machine; "" for none.
@@ -56,6 +74,9 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int = 0
     rpc: list[str] = []
     device: str | None = None
+    layers: list[LayersAt] = []
+    prompt_cache_bytes: int | None = None
+    is_reproducible: bool = False
     check: bool = False
     pooling: Pooling = "auto"
     kernel_file: str = ""

@@ -130,15 +130,9 @@ class SlotTable:
         others = [s for s in free if s is not best]
         if not others:
             return Placement(best, None, n_shared)
-        if not self._is_worth_copying(best, n_shared):
+        if not self.has_shared_cells and not is_worth_copying(n_shared, len(best.tokens)):
             return Placement(self._least_missed(free), None, 0)
         return Placement(self._least_missed(others), best, n_shared)
-
-    def _is_worth_copying(self, source: Slot, n_tokens: int) -> bool:
-        """Whether a beginning is had sooner by a copy than by computing it; separate cells are copied as a whole."""
-        if self.has_shared_cells:
-            return True
-        return n_tokens >= LEAST_COPIED and n_tokens * COPIES_FOR_ONE >= len(source.tokens)
 
     def _least_missed(self, free: Sequence[Slot]) -> Slot:
         """The slot to give away: an empty one, else the least recently used; beside running ones where that counts."""
@@ -220,6 +214,11 @@ class SlotTable:
     def stale(self, variant: str) -> list[Slot]:
         """Kept slots whose cells another variant computed, least recently used first."""
         return [s for s in self.kept if s.variants - {variant}]
+
+
+def is_worth_copying(n_used: int, n_copied: int) -> bool:
+    """Whether ``n_used`` tokens are had sooner by copying a whole sequence of ``n_copied`` than by computing them."""
+    return n_used >= LEAST_COPIED and n_used * COPIES_FOR_ONE >= n_copied
 
 
 def runs(numbers: Iterable[int]) -> list[list[int]]:

@@ -39,7 +39,7 @@ def build(
     ] = None,
     parallel: Annotated[int, typer.Option(help="With --memory: sequences at once.")] = 1,
     scheme: Annotated[
-        Scheme, typer.Option(help="How weights are rounded: ggml's blocks, or one scale a row.")
+        Scheme, typer.Option(help="How weights are rounded: ggml's blocks, one scale a row, or its top bits.")
     ] = "block",
     imatrix: Annotated[
         Path | None,

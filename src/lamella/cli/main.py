@@ -13,7 +13,11 @@ from typer.exceptions import TyperException
 from lamella.cli import (
     build,
     chat,
+    cluster,
+    cluster_plan,
+    cluster_share,
     devices,
+    doctor,
     eval,
     exchange,
     frontier,
@@ -23,7 +27,9 @@ from lamella.cli import (
     ladder,
     lm_eval,
     measure,
+    node,
     plan,
+    prepare,
     profile,
     remote,
     run,
@@ -32,14 +38,37 @@ from lamella.cli import (
     store,
 )
 from lamella.cli.output import print_json, stderr
-from lamella.cli.panels import GroupedCommand
+from lamella.cli.panels import GroupedCommand, GroupedCommands
 from lamella.core.errors import INTERRUPTED_EXIT_CODE, InvalidRequest, LamellaError
 from lamella.version import __version__
 
+STORY = """Large language models at the precision that memory, load and power allow, changed while they run.
+
+Serve a model, OpenAI-compatible; the first time it is measured and gets a few variants:
+
+    lamella serve smollm2 | model.gguf | hf:OWNER/REPO [--memory 6GiB]
+
+or go step by step:
+
+\b
+    lamella ladder smollm2 STORE              measure it, plan variants, build them into a store
+    lamella run STORE                         talk to one; /switch NAME changes it while it answers
+    lamella serve STORE                       serve them all
+
+Something does not work: lamella doctor.  Each command explains itself with --help.
+"""
+START, STEP_BY_STEP, RUNNING, STORES, ELSEWHERE = (
+    "Start here",
+    "Measure, plan, build",
+    "Run, serve, compare",
+    "Stores and files",
+    "Other machines",
+)
+
 app = typer.Typer(
     name="lamella",
-    help="Large language models at the precision that memory, load and power allow, changed while they run.\n\n"
-    "A first round, with the embedded model:  lamella build smollm2 STORE --alpha 0.5,0.9  then  lamella run STORE",
+    cls=GroupedCommands,
+    help=STORY,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -61,28 +90,34 @@ def options(
     """Options of the program itself."""
 
 
-app.command("inspect")(inspect.inspect)
-app.command("devices")(devices.devices)
-app.command("measure")(measure.measure)
-app.command("imatrix")(imatrix.imatrix)
-app.command("plan")(plan.plan)
-app.command("frontier")(frontier.frontier)
-app.command("ladder")(ladder.ladder)
-app.command("build")(build.build)
-app.command("run")(run.run)
-app.command("chat")(chat.chat)
-app.command("serve", cls=GroupedCommand)(serve.serve)
-app.command("profile")(profile.profile)
-app.command("simulate")(simulate.simulate)
-app.command("eval")(eval.evaluate)
-app.command("export")(exchange.export_variant)
-app.command("import")(exchange.import_file)
-app.command("lm-eval", context_settings=lm_eval.OPTIONS)(lm_eval.lm_eval)
-app.command("pull")(remote.pull)
-app.command("push")(remote.push)
-app.command("serve-store")(remote.serve_store)
+app.command("serve", cls=GroupedCommand, rich_help_panel=START)(serve.serve)
+app.command("chat", rich_help_panel=START)(chat.chat)
+app.command("prepare", rich_help_panel=START)(prepare.prepare)
+app.command("doctor", rich_help_panel=START)(doctor.doctor)
+app.command("devices", rich_help_panel=START)(devices.devices)
+app.command("inspect", rich_help_panel=STEP_BY_STEP)(inspect.inspect)
+app.command("measure", rich_help_panel=STEP_BY_STEP)(measure.measure)
+app.command("imatrix", rich_help_panel=STEP_BY_STEP)(imatrix.imatrix)
+app.command("plan", rich_help_panel=STEP_BY_STEP)(plan.plan)
+app.command("frontier", rich_help_panel=STEP_BY_STEP)(frontier.frontier)
+app.command("ladder", rich_help_panel=STEP_BY_STEP)(ladder.ladder)
+app.command("build", rich_help_panel=STEP_BY_STEP)(build.build)
+app.command("run", rich_help_panel=RUNNING)(run.run)
+app.command("profile", rich_help_panel=RUNNING)(profile.profile)
+app.command("simulate", rich_help_panel=RUNNING)(simulate.simulate)
+app.command("eval", rich_help_panel=RUNNING)(eval.evaluate)
+app.command("lm-eval", context_settings=lm_eval.OPTIONS, rich_help_panel=RUNNING)(lm_eval.lm_eval)
 keeping.add_to(store.app)
-app.add_typer(store.app, name="store")
+app.add_typer(store.app, name="store", rich_help_panel=STORES)
+app.command("export", rich_help_panel=STORES)(exchange.export_variant)
+app.command("import", rich_help_panel=STORES)(exchange.import_file)
+app.command("pull", rich_help_panel=ELSEWHERE)(remote.pull)
+app.command("push", rich_help_panel=ELSEWHERE)(remote.push)
+app.command("serve-store", rich_help_panel=ELSEWHERE)(remote.serve_store)
+cluster.app.command("plan")(cluster_plan.cluster_plan)
+cluster.app.command("share")(cluster_share.cluster_share)
+app.add_typer(cluster.app, name="cluster", rich_help_panel=ELSEWHERE)
+app.command("node", rich_help_panel=ELSEWHERE)(node.node)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

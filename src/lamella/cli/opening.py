@@ -10,16 +10,18 @@ if TYPE_CHECKING:
 MOST_NAMES = 6
 
 
-def opening_lines(listening: Listening, n_keys: int) -> list[str]:
+def opening_lines(listening: Listening, n_keys: int, *, has_dashboard: bool) -> list[str]:
     """Lines for people; the first begins with ``listening on URL/v1``, which programs may wait for.
 
     Args:
         n_keys: that the server knows; 0 for a server that is open.
+        has_dashboard: there is a page to look at.
     """
     return [
         f"listening on {listening.url}/v1; Ctrl-C ends",
         f"model {listening.model} runs at {listening.variant}{_others(listening)}",
         _who_may_ask(n_keys),
+        *([f"look:  {listening.url}/"] if has_dashboard else []),
         f"chat:  lamella chat --url {listening.url}",
         f"ask:   {_curl(listening, n_keys > 0)}",
     ]

@@ -11,7 +11,6 @@ import typer
 from lamella import api
 from lamella.cli.constraints import AtLeastOption, AvoidOption, FusedFlag, read_constraints
 from lamella.cli.deliver import deliver
-from lamella.cli.layers import layer_words, plan_words
 from lamella.cli.output import JsonFlag, bar, note, print_json, progress, say, stdout, table
 from lamella.config import Config
 from lamella.core.artifacts import Plan, to_plain
@@ -20,6 +19,7 @@ from lamella.core.precision import Scheme
 from lamella.core.units import format_bytes, format_seconds
 from lamella.measuring import MeasureSettings
 from lamella.planning.policies import METRICS, POLICIES
+from lamella.planning.words import layer_words, plan_words
 from lamella.report.plots import plot_plan
 from lamella.resources.waiting import Waiting
 
@@ -83,7 +83,7 @@ def plan(
         typer.Option(help="What 'lamella measure --out' wrote. Default: measured once a model."),
     ] = None,
     scheme: Annotated[
-        Scheme, typer.Option(help="How weights are rounded: ggml's blocks, or one scale a row.")
+        Scheme, typer.Option(help="How weights are rounded: ggml's blocks, one scale a row, or its top bits.")
     ] = "block",
     out: Annotated[Path | None, typer.Option(help="Write the plan to this file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw it to this file (png, svg or pdf).")] = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
@@ -19,6 +19,7 @@ from lamella.batching.steps import LONGEST_STEP_SECONDS
 from lamella.cli.objectives import objectives_of_options, usual_class
 from lamella.cli.opening import opening_lines
 from lamella.cli.output import note
+from lamella.cli.served import find_served
 from lamella.config import Config
 from lamella.core.errors import InvalidRequest
 from lamella.core.units import parse_bytes
@@ -38,7 +39,13 @@ OBJECTIVES = "Objectives: a policy changes the variant so that they are kept"
 
 
 def serve(
-    target: Annotated[str, typer.Argument(metavar="STORE[@VARIANT]", help="Store and variant; default: the largest.")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|STORE[@VARIANT]",
+            help="A model: 'smollm2', a GGUF file, hf:OWNER/REPO; or a store, and the variant to begin with.",
+        ),
+    ],
     host: Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=SERVER)] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one.", rich_help_panel=SERVER)] = DEFAULT_PORT,
     keys: Annotated[
@@ -51,7 +58,7 @@ def serve(
     name: Annotated[
         str,
         typer.Option(
-            help="What requests call the model.  Default: 'smollm2' for that, else the name of the store's folder.",
+            help="What requests call the model.  Default: 'smollm2' for that, else the name of file or folder.",
             rich_help_panel=SERVER,
             show_default=False,
         ),
@@ -67,6 +74,14 @@ def serve(
         Path | None, typer.Option(help="PEM file for TLS; with --private-key.", rich_help_panel=SERVER)
     ] = None,
     private_key: Annotated[Path | None, typer.Option(help="PEM file.", rich_help_panel=SERVER)] = None,
+    dashboard: Annotated[
+        bool,
+        typer.Option(
+            "--dashboard/--no-dashboard",
+            help="A page at / that shows what runs (extra 'dashboard').",
+            rich_help_panel=SERVER,
+        ),
+    ] = True,
     access_log: Annotated[
         bool, typer.Option("--access-log", help="One line a request.", rich_help_panel=SERVER)
     ] = False,
@@ -122,6 +137,22 @@ def serve(
     pooling: Annotated[
         str, typer.Option(help="Embeddings: auto, mean, cls, last, off.", rich_help_panel=ENGINE)
     ] = "auto",
+    prompt_cache: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory for chats that left the KV cache, as 512MiB or 0.  "
+            "Default: an eighth of what is free, at most 1GiB; none with --memory.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = None,
+    reproducible: Annotated[
+        bool,
+        typer.Option(
+            "--reproducible",
+            help="Answers do not depend on what runs beside them, nor on restarts; slower prompts and full batches.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Verify shards before they are used.", rich_help_panel=ENGINE)
     ] = False,
@@ -170,14 +201,15 @@ def serve(
         float, typer.Option(help="Seconds that a switch by hand holds the policy.", rich_help_panel=OBJECTIVES)
     ] = HOLD_SECONDS,
 ) -> None:
-    """Serve a store's variants behind an OpenAI-compatible API.
+    """Serve a model, or a store's variants, behind an OpenAI-compatible API.
+
+    A model is measured and gets a few variants the first time (lamella prepare); afterwards it starts in seconds.
 
     The variant changes while requests run: POST /admin/switch {"variant": "small"}, or /switch small in
     `lamella chat --url URL`.  A request may ask for one by the model name MODEL@VARIANT.  With objectives a policy
     changes it: the best variant that keeps them under the load of the moment.
     """
-    engine = _engine_settings(
-        target,
+    engine = engine_settings(
         context,
         sequences,
         cells,
@@ -189,18 +221,23 @@ def serve(
         layout=layout,
         warm=warm,
         pooling=pooling,
+        prompt_cache=prompt_cache,
+        is_reproducible=reproducible,
         check=check,
     )
     promised = [*(class_ or ()), *usual_class(ttft_p95, token_p95, quality_floor)]
+    wanted = objectives_of_options(objectives, promised, power=power) if objectives or promised or power else None
+    ring = key_ring(keys)
+    served = find_served(target, memory, None if rpc else device)  # an RPC server's is not known to others
+    engine = msgspec.structs.replace(engine, store=served.store, variant=served.variant, variants=served.variants)
     steering = None
-    if objectives or promised or power:
-        wanted = objectives_of_options(objectives, promised, power=power)
+    if wanted is not None:
         engine, steering = _steered(engine, wanted, policy, profile, hold)
+    from lamella.dashboard.assets import is_installed
     from lamella.serving.settings import FrontSettings, Limits
 
-    ring = _key_ring(keys)
     front = FrontSettings(
-        name=name or api.model_name(Store.open(Path(engine.store))),
+        name=name or served.name or api.model_name(Store.open(Path(engine.store))),
         host=host,
         port=port,
         keys=ring,
@@ -210,14 +247,26 @@ def serve(
         certificate=certificate,
         private_key=private_key,
         drain_seconds=drain_seconds,
+        dashboard=dashboard,
         access_log=access_log,
     )
 
     def say_hello(listening: api.Listening) -> None:
-        for line in opening_lines(listening, len(ring)):
+        for line in opening_lines(listening, len(ring), has_dashboard=dashboard and is_installed()):
             note(line)
 
-    _run(api.serve(engine, front, steering=steering, max_queue=queue, on_listening=say_hello, on_line=note))
+    folder = Config.from_environment(os.environ).cache_folder
+    run_in_loop(
+        api.serve(
+            engine,
+            front,
+            steering=steering,
+            max_queue=queue,
+            cache_folder=folder,
+            on_listening=say_hello,
+            on_line=note,
+        )
+    )
 
 
 def _steered(
@@ -231,7 +280,7 @@ def _steered(
     return engine, api.steering(engine, wanted, policy, profile=profile, hold_seconds=hold_seconds, cache_folder=folder)
 
 
-def _run(work: Coroutine[Any, Any, None]) -> None:
+def run_in_loop(work: Coroutine[Any, Any, None]) -> None:
     """In uvloop's event loop where there is one: the front shares the processor with the model."""
     if importlib.util.find_spec("uvloop") is None:
         asyncio.run(work)
@@ -241,7 +290,12 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
     uvloop.run(work)
 
 
-def _key_ring(file: Path | None) -> KeyRing:
+def key_ring(file: Path | None) -> KeyRing:
+    """Who may ask: by a file, or by the environment.
+
+    Raises:
+        InvalidRequest: what is meant to have keys has none, or cannot be read.
+    """
     from lamella.serving.auth import KeyRing
 
     if file is not None:
@@ -250,25 +304,29 @@ def _key_ring(file: Path | None) -> KeyRing:
     return KeyRing() if said is None else KeyRing.needed(said, "LAMELLA_API_KEYS")
 
 
-def _engine_settings(
-    target: str,
+def engine_settings(
     context: int,
     sequences: int,
     cells: int,
     kv_type: str,
     memory: str | None,
     *,
-    rpc: list[str],
-    device: str | None,
-    longest_step: float,
-    layout: str,
+    rpc: Sequence[str] = (),
+    device: str | None = None,
+    longest_step: float = LONGEST_STEP_SECONDS,
+    layout: str = "auto",
     warm: int,
-    pooling: str,
-    check: bool,
+    pooling: str = "auto",
+    prompt_cache: str | None = None,
+    is_reproducible: bool = False,
+    check: bool = False,
 ) -> EngineSettings:
+    """What the options of a command say of the engine: all but what is served, which may take long to find.
+
+    Raises:
+        InvalidRequest: an option that has no meaning.
+    """
     config = Config.from_environment(os.environ)
-    store, _, variant = target.partition("@")
-    Store.open(Path(store))  # what is wrong with it is said here, and not by a process that dies
     if sequences < 1 or warm < 1:
         raise InvalidRequest(f"--sequences and --warm must be at least 1, not {sequences} and {warm}")
     if not longest_step > 0:
@@ -276,8 +334,7 @@ def _engine_settings(
     if pooling not in POOLINGS:
         raise InvalidRequest(f"unknown pooling '{pooling}'; known: {', '.join(POOLINGS)}")
     return EngineSettings(
-        store=store,
-        variant=variant or None,
+        store="",
         n_ctx=context,
         n_cells=cells,
         n_sequences=sequences,
@@ -286,10 +343,19 @@ def _engine_settings(
         n_threads=config.n_threads,
         layout=check_policy(layout),
         n_warm=warm,
-        rpc=rpc,
+        rpc=list(rpc),
         device=device,
         memory_bytes=parse_bytes(memory) if memory else 0,
+        prompt_cache_bytes=_bytes_or_none(prompt_cache),
+        is_reproducible=is_reproducible,
         check=check,
         pooling=cast(Pooling, pooling),
         kernel_file=str(config.cache_folder / "kernels.json"),
     )
+
+
+def _bytes_or_none(size: str | None) -> int | None:
+    """A size, which may be 0; None where none is said."""
+    if size is None:
+        return None
+    return 0 if size.strip() == "0" else parse_bytes(size)

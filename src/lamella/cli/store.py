@@ -8,13 +8,13 @@ from typing import Annotated
 import msgspec
 import typer
 
-from lamella.cli.layers import layer_words
 from lamella.cli.leftovers import note_leftovers
 from lamella.cli.output import JsonFlag, bar, print_json, progress, say, stdout, table
 from lamella.core.artifacts import LayerPlan, Variant, to_plain
 from lamella.core.errors import ShardDamaged
 from lamella.core.precision import GGML_TYPES, MENU, nominal_bits
 from lamella.core.units import format_bytes, parse_seconds
+from lamella.planning.words import layer_words
 from lamella.store.store import Store
 from lamella.store.usage import VariantUsage
 from lamella.store.verify import Sample, VerifyReport

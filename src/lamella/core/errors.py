@@ -27,6 +27,7 @@
     |   +-- CacheFull                the KV cache has no room for these tokens; nothing of them was taken
     +-- RemoteFailed            10   another machine: not reachable, cut off, or it refuses
     |   +-- RemoteInvalid            what it sent is not what it promised; nothing of it was taken over
+    |   +-- ClusterRefused           it cannot show that it belongs to the cluster, or we cannot
     +-- Unavailable             11   the server cannot take the request now
         +-- QueueFull                too many requests are open; says when to come again
         +-- Draining                 it is shutting down
@@ -197,6 +198,10 @@ class RemoteFailed(LamellaError):
 
 class RemoteInvalid(RemoteFailed):
     """What another machine sent is not what it promised, or what nobody should take.  Nothing of it was taken over."""
+
+
+class ClusterRefused(RemoteFailed):
+    """Somebody cannot show that he belongs to the cluster: another machine to us, or we to it."""
 
 
 class RequestRefused(InvalidRequest):

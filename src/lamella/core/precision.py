@@ -12,7 +12,9 @@ from typing import Literal, get_args
 
 from lamella.core.errors import InvalidRequest, UnsupportedTensor
 
-Scheme = Literal["block", "channel"]
+Scheme = Literal["block", "channel", "truncate"]
+"""How values are rounded: as ggml's types do it, in blocks; to one scale a row (LSAQ eq. 4); or to the top bits of such
+an 8-bit code (DILEMMA)."""
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 
 
@@ -103,7 +105,7 @@ class Precision:
         name: what people write.
         bits: what the papers call it; averages of this are "average bits".
         block: types for the ``block`` scheme, best first; the first that the row length allows is taken.
-        channel: containers for LSAQ's per-channel scheme (eq. 4), smallest first; empty where it has none.
+        channel: containers for one scale a row (schemes ``channel`` and ``truncate``), smallest first.
     """
 
     name: str
@@ -131,9 +133,9 @@ def container(precision: str, row_length: int, scheme: Scheme = "block") -> Ggml
     llama-quantize does; rows that fit no block at all (odd lengths) stay F16.
 
     Raises:
-        InvalidRequest: no such precision, or one that the ``channel`` scheme does not have.
-        UnsupportedTensor: a ggml type was named and the row length does not allow it, or the
-            ``channel`` scheme has no container for such rows.
+        InvalidRequest: no such precision, or a ggml type for a scheme other than ``block``.
+        UnsupportedTensor: a ggml type was named and the row length does not allow it, or the scheme has no
+            container for such rows.
     """
     asked = MENU.get(precision.lower())
     if asked is None:

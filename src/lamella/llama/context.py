@@ -38,6 +38,7 @@ class ContextOptions:
         n_batch: most tokens in one pass through the model.
         n_outputs: most tokens of one call that logits are wanted for; bounds the compute buffer.
         kv_type: ggml type of the KV cache.
+        value_type: of the cached values, where it is not that of the keys (``reproducible``); else "".
         n_threads: for single tokens and for batches alike; 0 for the cores this process may use.
     """
 
@@ -48,6 +49,7 @@ class ContextOptions:
     n_cells: int = 0
     has_shared_cells: bool = True
     kv_type: str = "F16"
+    value_type: str = ""
     n_threads: int = 0
 
     def __post_init__(self) -> None:
@@ -58,8 +60,9 @@ class ContextOptions:
             raise InvalidRequest(f"n_cells must be at least n_ctx ({self.n_ctx}), or 0, not {self.n_cells}")
         if self.n_cells and not self.has_shared_cells:
             raise InvalidRequest(f"n_cells ({self.n_cells}) is for sequences that share their cells")
-        if self.kv_type.upper() not in CACHE_TYPES:
-            raise InvalidRequest(f"'{self.kv_type}' is no KV cache type; known: {', '.join(CACHE_TYPES)}")
+        for kind in (self.kv_type, self.value_type or self.kv_type):
+            if kind.upper() not in CACHE_TYPES:
+                raise InvalidRequest(f"'{kind}' is no KV cache type; known: {', '.join(CACHE_TYPES)}")
 
     @property
     def cells(self) -> int:
@@ -71,6 +74,11 @@ class ContextOptions:
         """Most tokens of one pass that logits can be had for."""
         return max(self.n_outputs, self.n_sequences)
 
+    @property
+    def cache_types(self) -> tuple[int, int]:
+        """ggml's numbers for the types of keys and values."""
+        return GGML_TYPES[self.kv_type.upper()].code, GGML_TYPES[(self.value_type or self.kv_type).upper()].code
+
     def parameters(self) -> Any:
         """``llama_context_params`` for these options."""
         params = library.load().llama.llama_context_default_params()
@@ -78,7 +86,7 @@ class ContextOptions:
         params.n_seq_max = self.n_sequences
         params.n_batch = params.n_ubatch = min(self.n_batch, params.n_ctx)
         params.n_outputs_max = self.most_outputs
-        params.type_k = params.type_v = GGML_TYPES[self.kv_type.upper()].code
+        params.type_k, params.type_v = self.cache_types
         params.n_threads = params.n_threads_batch = self.n_threads or usable_cores()
         params.kv_unified = self.has_shared_cells
         params.no_perf = True
@@ -299,8 +307,8 @@ class Context(Handle):
 
     def _state_header(self, n_bytes: int) -> bytes:
         """What must agree for a saved state to be read; llama.cpp takes a state for whole and of its own kind."""
-        kind = GGML_TYPES[self.options.kv_type.upper()].code
-        return struct.pack("<4sIIIQ", b"KVSQ", self.model.n_layers, self.model.vocabulary.n_tokens, kind, n_bytes)
+        shape = self.model.n_layers, self.model.vocabulary.n_tokens
+        return struct.pack("<4s4IQ", b"KVSQ", *shape, *self.options.cache_types, n_bytes)
 
     def _guarded(self, visit: observing.Visit) -> Any:
         """An evaluation callback that keeps what ``visit`` raises."""

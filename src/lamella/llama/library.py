@@ -95,9 +95,28 @@ def installed_version() -> str:
         raise LibraryError("llama-cpp-python is not installed: pip install llama-cpp-python==0.3.36") from None
 
 
+def rebuild_command(more: str = "") -> str:
+    """What builds llama.cpp for the machine it is run on, with the RPC backend.
+
+    Args:
+        more: options of CMake, each with a space before it.
+    """
+    return (
+        f"CMAKE_ARGS='-DGGML_NATIVE=ON -DGGML_RPC=ON{more}' pip install --force-reinstall --no-deps --no-cache-dir "
+        f"--no-binary llama-cpp-python llama-cpp-python=={max(KNOWN_VERSIONS)}"
+    )
+
+
 def supports_rpc() -> bool:
     """Whether llama.cpp was built with the RPC backend (``CMAKE_ARGS=-DGGML_RPC=ON``)."""
     return bool(load().llama.llama_supports_rpc())
+
+
+def features() -> frozenset[str]:
+    """What the library was built for and this processor has, as llama.cpp names it: ``AVX2``, ``FMA``, ``NEON``."""
+    said = load().llama.llama_print_system_info().decode()
+    pairs = (part.rpartition(":")[2].partition("=") for part in said.split("|"))
+    return frozenset(name.strip() for name, _, value in pairs if value.strip() == "1")
 
 
 @functools.cache
@@ -108,11 +127,7 @@ def load_rpc() -> Any:
         LibraryError: llama.cpp was built without it; says how to get it.
     """
     if not supports_rpc():
-        raise LibraryError(
-            "llama.cpp was built without its RPC backend: "
-            "CMAKE_ARGS=-DGGML_RPC=ON pip install --force-reinstall --no-binary :all: llama-cpp-python=="
-            + installed_version()
-        )
+        raise LibraryError(f"llama.cpp was built without its RPC backend: {rebuild_command()}")
     handle = _open(Path(load().llama.__file__).parent / "lib", "ggml-rpc")
     _declare(handle, api.RPC_FUNCTIONS)
     return handle

@@ -5,10 +5,11 @@ from __future__ import annotations
 import ctypes as ct
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lamella.core.errors import EngineFailed
+from lamella.core.errors import EngineFailed, InvalidRequest
 from lamella.llama import api, devices, library, log
 from lamella.llama.handle import Handle
 from lamella.llama.vocabulary import Vocabulary
@@ -16,6 +17,19 @@ from lamella.llama.vocabulary import Vocabulary
 LOAD_WITHOUT_MMAP, LOAD_MMAP = 0, 1  # enum llama_load_mode
 ALL_LAYERS = -1  # llama_model_params.n_gpu_layers: any negative number
 FILE_POOLINGS = ("1", "2", "3")  # enum llama_pooling_type: mean, cls, last; 4 is for ranking
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRange:
+    """Layers ``first`` to ``end - 1`` and the device that computes them.
+
+    Attributes:
+        device: ggml's name of it; None for the CPU.
+    """
+
+    device: str | None
+    first: int
+    end: int
 
 
 class Model(Handle):
@@ -38,6 +52,7 @@ class Model(Handle):
         repack: bool = False,
         without_weights: bool = False,
         device: str | None = None,
+        layers: Sequence[LayerRange] = (),
     ) -> Model:
         """Load a model from one file or from all parts of a split one, in order (``llama_model_load_from_splits``).
 
@@ -48,22 +63,24 @@ class Model(Handle):
             device: name of a ggml device that holds the KV cache and computes what it has the weights of.  All weights
                 are loaded into mapped host memory, to be placed on the device by ``DeviceShard``: what llama.cpp itself
                 uploads sits in one buffer, of which no part can be freed.  In place of ``n_gpu_layers``.
+            layers: the same with several devices: which computes each layer, from the first to the last.  Embedding and
+                head stay with the CPU.
             without_weights: read the header only and simulate allocations, for a dry run (``no_alloc``).
 
         Raises:
-            InvalidRequest: there is no such device.
+            InvalidRequest: there is no such device, or too many of them.
             EngineFailed: llama.cpp refuses the model; says what it said.
         """
         lib = library.load()
         params = lib.llama.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
         no_devices = (ct.c_void_p * 1)(None)
-        if device is not None:
-            chosen = (ct.c_void_p * 2)(devices.address(device), None)
+        if device is not None or layers:
+            chosen, shares, params.n_gpu_layers = _split(device, layers)
             overrides = _all_on_host()
             params.devices = ct.cast(chosen, ct.c_void_p)
+            params.tensor_split = ct.cast(shares, type(params.tensor_split))
             params.tensor_buft_overrides = ct.cast(overrides, ct.c_void_p)
-            params.n_gpu_layers = ALL_LAYERS
         elif n_gpu_layers == 0:  # else llama.cpp may still send large batches to a GPU (op_offload)
             params.devices = ct.cast(no_devices, ct.c_void_p)
         params.use_extra_bufts = repack
@@ -136,3 +153,28 @@ def _all_on_host() -> Any:
     cpu = lib.ggml.ggml_backend_dev_by_type(library.DEVICE_TYPE_CPU)
     host = lib.base.ggml_backend_dev_buffer_type(cpu)
     return (api.BufferTypeOverride * 2)(api.BufferTypeOverride(b".*", host), api.BufferTypeOverride(None, None))
+
+
+def _split(device: str | None, layers: Sequence[LayerRange]) -> tuple[Any, Any, int]:
+    """``devices``, ``tensor_split`` and ``n_gpu_layers`` by which llama.cpp gives layers to devices.
+
+    llama.cpp leaves the first layers to the CPU and parts the others, the head as one more, by shares: layer i, counted
+    from the first one parted, goes to the first device whose shares, added up, are above i over their number.  Half a
+    layer is taken from the first share and given to the last, so that no layer is on an edge.
+    """
+    if device is not None:
+        return (ct.c_void_p * 2)(devices.address(device), None), None, ALL_LAYERS
+    lib = library.load()
+    parted = list(layers[1:] if layers[0].device is None else layers)
+    most = int(lib.llama.llama_max_devices())
+    if len(parted) > most:
+        raise InvalidRequest(f"layers on {len(parted)} devices; llama.cpp has room for {most}")
+    cpu = int(lib.ggml.ggml_backend_dev_by_type(library.DEVICE_TYPE_CPU))
+    addresses = [cpu if r.device is None else devices.address(r.device) for r in parted]
+    shares = [float(r.end - r.first) for r in parted]
+    if shares:
+        shares[0] -= 0.5
+        shares[-1] += 1.5
+    n_parted = sum(r.end - r.first for r in parted)
+    n_gpu_layers = n_parted + 1 if parted else 0
+    return (ct.c_void_p * (len(addresses) + 1))(*addresses, None), (ct.c_float * most)(*shares), n_gpu_layers

@@ -15,6 +15,7 @@ import socket
 
 from lamella.core.errors import EngineFailed, InvalidRequest
 from lamella.llama import devices, library
+from lamella.llama.context import usable_cores
 
 ANSWER_SECONDS = 5.0
 
@@ -37,8 +38,12 @@ def connect(endpoint: str) -> tuple[str, ...]:
     return tuple(d.name for d in devices.list_devices() if d.name not in before)
 
 
-def serve(endpoint: str) -> None:
-    """Compute on this machine's CPU for whoever connects; does not return.
+def serve(endpoint: str, n_threads: int = 1) -> None:
+    """Compute on this machine's CPU for whoever connects, one after the other; returns only where it cannot listen.
+
+    Args:
+        endpoint: HOST:PORT, an IPv4 address.
+        n_threads: to compute with; 0 for the cores that this process may use.
 
     Raises:
         InvalidRequest: it is no loopback address with a port.
@@ -47,7 +52,8 @@ def serve(endpoint: str) -> None:
     _loopback(endpoint)
     handle = library.load_rpc()
     cpu = library.load().ggml.ggml_backend_dev_by_type(library.DEVICE_TYPE_CPU)
-    handle.ggml_backend_rpc_start_server(endpoint.encode(), None, 1, 1, (ct.c_void_p * 1)(cpu))
+    served = (ct.c_void_p * 1)(cpu)
+    handle.ggml_backend_rpc_start_server(endpoint.encode(), None, n_threads or usable_cores(), 1, served)
 
 
 def _loopback(endpoint: str) -> tuple[str, int]:

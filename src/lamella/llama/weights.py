@@ -7,6 +7,7 @@ new memory keeps it alive while a weight points at it: here that is ``MappedShar
 
 from __future__ import annotations
 
+import contextlib
 import ctypes as ct
 import mmap
 from collections.abc import Iterable, Mapping
@@ -182,7 +183,8 @@ class MappedShard:
             self._base.ggml_backend_buffer_free(self._buffer)
             self._buffer = None
             self._bytes = None
-            self._mapping.close()
+            with contextlib.suppress(BufferError):  # somebody still holds a view: unmapped with the last one
+                self._mapping.close()
             if from_cache:
                 pages.drop_from_cache(self._path)
 

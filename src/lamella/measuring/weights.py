@@ -16,7 +16,7 @@ from lamella.core.errors import InvalidWeights, UnsupportedTensor
 from lamella.core.precision import MENU, GgmlType, Scheme, container
 from lamella.llama.gguf import ModelFile, TensorData
 from lamella.llama.quantize import decode_rows, encode_rows, prepare
-from lamella.llama.rounding import quantize_rows
+from lamella.llama.rounding import quantize_rows, truncate_rows
 from lamella.measuring.progress import Count, ignore, shifted
 from lamella.measuring.rows import Piece, map_pieces, pieces
 
@@ -126,8 +126,8 @@ def _errors_of(piece: Piece, names: Sequence[str], scheme: Scheme) -> tuple[floa
     weights = piece.read()
     square = _sum_of_squares(weights)
     _check_finite(square, piece.tensor)
-    if scheme == "channel":
-        return square, [_lost_by_channel(weights, MENU[name].bits, piece.tensor) for name in names]
+    if scheme != "block":
+        return square, [_lost_by_row(weights, MENU[name].bits, piece.tensor, scheme) for name in names]
     by_type: dict[GgmlType, float] = {piece.tensor.spec.type: 0.0}
     lost = []
     for name in names:
@@ -139,9 +139,9 @@ def _errors_of(piece: Piece, names: Sequence[str], scheme: Scheme) -> tuple[floa
     return square, lost
 
 
-def _lost_by_channel(weights: NDArray[np.float32], bits: int, tensor: TensorData) -> float:
+def _lost_by_row(weights: NDArray[np.float32], bits: int, tensor: TensorData, scheme: Scheme) -> float:
     try:
-        levels, scales = quantize_rows(weights, bits)
+        levels, scales = quantize_rows(weights, bits) if scheme == "channel" else truncate_rows(weights, bits)
     except InvalidWeights as error:
         raise InvalidWeights(f"tensor {tensor.spec.name} of {tensor.path} {error}") from None
     return _sum_of_squares(weights - levels * scales.astype(np.float32)[:, None])

@@ -37,11 +37,15 @@ def kv_cache_bytes(spec: ModelSpec, n_ctx: int, n_sequences: int = 1, kv_type: s
     Raises:
         UnsupportedTensor: rows of K or V cannot be of ``kv_type``.
     """
+    return sum(kv_row_bytes(spec, layer, kv_type) for layer in spec.layers) * kv_cells(n_ctx, n_sequences)
+
+
+def kv_row_bytes(spec: ModelSpec, layer: LayerSpec, kv_type: str = "F16") -> int:
+    """Bytes of one layer's KV cache for one token; models and errors as ``kv_cache_bytes``."""
     cache_type = GGML_TYPES.get(kv_type.upper())
     if cache_type is None:
         raise InvalidRequest(f"unknown KV cache type '{kv_type}'")
-    row_bytes = sum(cache_type.row_bytes(width) for layer in spec.layers for width in _kv_widths(spec, layer))
-    return row_bytes * kv_cells(n_ctx, n_sequences)
+    return sum(cache_type.row_bytes(width) for width in _kv_widths(spec, layer))
 
 
 def compute_bytes_estimate(

@@ -25,7 +25,7 @@ def plan_stock(request: PlanRequest) -> Plan:
     if stock is None:
         raise InvalidRequest("policy stock needs a mix that llama-quantize knows, such as Q4_K_M")
     if request.scheme != "block" or request.outside is not None:
-        raise InvalidRequest("policy stock takes every type from the mix: scheme channel and outside do not go with it")
+        raise InvalidRequest("policy stock takes every type from the mix: schemes and outside do not go with it")
     check_kept(request.spec, stock)
     plan = _plan(request, stock)
     if not is_within(plan, request):

@@ -127,7 +127,8 @@ def build_variant(
         on_progress, should_stop: called from this thread, before and after each chunk of rows.
 
     Raises:
-        InvalidRequest: the name cannot name a variant; an importance matrix or tuning for scheme ``channel``, or both.
+        InvalidRequest: the name cannot name a variant; an importance matrix or tuning for a scheme other than
+            ``block``, or both.
         ArtifactError: plan or importance matrix are for another model.
         UnsupportedTensor, InvalidWeights: a tensor that cannot be converted, by name.
         StoreError: the store holds another model, or a variant of that name with other contents.

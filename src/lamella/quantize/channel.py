@@ -1,4 +1,4 @@
-"""LSAQ's per-channel symmetric quantization (eq. 4), stored so that llama.cpp reads it.
+"""One scale a row, LSAQ's rounding (eq. 4) or DILEMMA's truncation, stored so that llama.cpp reads it.
 
     encode_rows(weights, "int4", GGML_TYPES["Q4_0"])
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from lamella.core.errors import UnsupportedTensor
 from lamella.core.precision import MENU, GgmlType
-from lamella.llama.rounding import quantize_rows
+from lamella.llama.rounding import quantize_rows, truncate_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,13 +25,14 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
 
 
-def encode_rows(rows: NDArray[np.float32], precision: str, container: GgmlType) -> Bytes:
+def encode_rows(rows: NDArray[np.float32], precision: str, container: GgmlType, *, truncated: bool = False) -> Bytes:
     """Float32 rows to stored rows.
 
     Args:
         rows: shape (rows, row_length), row_length a multiple of the container's block.
         precision: ``int2`` ... ``int8``.
         container: one of the precision's containers (``core.precision.MENU``).
+        truncated: keep the top bits of an 8-bit code, instead of rounding to so many bits.
 
     Returns:
         The stored bytes, one dimension.
@@ -42,8 +43,8 @@ def encode_rows(rows: NDArray[np.float32], precision: str, container: GgmlType) 
     """
     menu = MENU.get(precision)
     if menu is None or container.name not in menu.channel or container.name not in _PACKERS:
-        raise UnsupportedTensor(f"scheme channel does not put {precision} into {container.name}")
-    levels, scales = quantize_rows(rows, menu.bits)
+        raise UnsupportedTensor(f"one scale a row does not put {precision} into {container.name}")
+    levels, scales = truncate_rows(rows, menu.bits) if truncated else quantize_rows(rows, menu.bits)
     n_rows, row_length = rows.shape
     blocks = levels.reshape(-1, container.block_weights)
     block_scales = np.repeat(scales, row_length // container.block_weights)

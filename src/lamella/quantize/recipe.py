@@ -75,7 +75,7 @@ def shard_jobs(
 
     Raises:
         ArtifactError: plan or importance matrix are for another model, or the plan does not name every tensor.
-        InvalidRequest: an importance matrix or tuning for scheme ``channel``, which uses neither; or both.
+        InvalidRequest: an importance matrix or tuning for a scheme other than ``block``, which uses neither; or both.
         UnsupportedTensor: a type that the tensor's row length or the scheme does not allow, or that needs an
             importance matrix.
     """
@@ -154,7 +154,8 @@ def _conversion(
     target = GGML_TYPES.get(name)
     if target is None:
         raise ArtifactError(f"the plan gives tensor {tensor.name} the unknown type {name!r}")
-    conversion = Conversion(data, target, _rounding(plan, tensor, target))
+    rounding = _rounding(plan, tensor, target)
+    conversion = Conversion(data, target, rounding, truncated=_truncates(plan, rounding))
     if tuning is not None and _is_tuned(conversion):
         return replace(conversion, tuned_on=tuning.identity)
     if importance is None or conversion.copies or target.name in IGNORE_IMPORTANCE:
@@ -175,7 +176,7 @@ def _is_tuned(conversion: Conversion) -> bool:
 
 
 def _rounding(plan: Plan, tensor: TensorSpec, target: GgmlType) -> str | None:
-    """The precision eq. 4 rounds to: the layer's, where the type is its container, or else the container's own."""
+    """The precision of one scale a row: the layer's, where the type is its container, or else the container's own."""
     if plan.scheme == "block" or target.name in _FLOATS:
         return None
     by_layer = {layer.layer: layer.precision for layer in plan.layers}
@@ -183,8 +184,13 @@ def _rounding(plan: Plan, tensor: TensorSpec, target: GgmlType) -> str | None:
     if precision in MENU and target.name in MENU[precision].channel:
         return precision
     if target.name not in _PRECISION_OF_CONTAINER:
-        raise UnsupportedTensor(f"tensor {tensor.name}: scheme channel has no container {target.name}")
+        raise UnsupportedTensor(f"tensor {tensor.name}: scheme {plan.scheme} has no container {target.name}")
     return _PRECISION_OF_CONTAINER[target.name]
+
+
+def _truncates(plan: Plan, rounding: str | None) -> bool:
+    """Whether bits are dropped: not of 8, so that both schemes share such layers."""
+    return plan.scheme == "truncate" and rounding is not None and MENU[rounding].bits < 8
 
 
 def _recipe(source: ModelFile, group: ShardGroup, conversions: tuple[Conversion, ...]) -> dict[str, Any]:
@@ -199,11 +205,13 @@ def _recipe(source: ModelFile, group: ShardGroup, conversions: tuple[Conversion,
 
 
 def _tensor_recipe(conversion: Conversion) -> list[str]:
-    """Name, type and rounding; the scheme shows per tensor, so layers that both schemes leave alone are shared.
+    """Name, type and rounding; the scheme shows per tensor, so layers that schemes leave alone are shared.
 
     Likewise an importance matrix shows in those tensors only whose rounding uses it.
     """
     rounding = "copy" if conversion.copies else conversion.rounding or "block"
+    if conversion.truncated:
+        rounding = f"truncated {rounding}"
     if conversion.importance is not None:
         rounding += f", importance {hash_values(conversion.importance)}"
     if conversion.tuned_on:

@@ -49,11 +49,12 @@ class Conversion:
     Attributes:
         source: where its bytes are.
         target: what they become.
-        rounding: menu precision that eq. 4 rounds to; None for ggml's own rounding.
+        rounding: menu precision that eq. 4 rounds to, or that is truncated to; None for ggml's own rounding.
         importance: mean squared activation of each column, shape (experts, row length), for ggml's rounding; None for
             plain rounding.
         tuned_on: what the rounding of errors is tuned on (``tuned.Tuning.identity``); "" if it is not.
         feedback: what it is tuned with; it comes when the tensor's turn has come.
+        truncated: whether it is truncated to that precision, not rounded.
     """
 
     source: TensorData
@@ -62,6 +63,7 @@ class Conversion:
     importance: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
     tuned_on: str = ""
     feedback: tuned.Feedback | None = field(default=None, compare=False, repr=False)
+    truncated: bool = False
 
     @property
     def copies(self) -> bool:
@@ -158,7 +160,9 @@ def convert_chunk(chunk: Chunk, files: SourceFiles) -> memoryview:
             return stored.data
         rows = quantize.decode_rows(stored, spec.type, spec.row_length)
         if conversion.rounding is not None:
-            return channel.encode_rows(rows, conversion.rounding, conversion.target).data
+            return channel.encode_rows(
+                rows, conversion.rounding, conversion.target, truncated=conversion.truncated
+            ).data
         if conversion.feedback is not None:
             encoded = tuned.encode_rows(rows, conversion.target, conversion.feedback)
         else:

@@ -142,7 +142,7 @@ class Engine(Closing):
                 n_warm=options.n_warm,
                 check=options.check,
                 ceiling=start.ceiling,
-                device=device,
+                device_of=(lambda _: device) if device else None,
                 on_moved=context.rebuild_graph if device else None,
             )
             on_failure.callback(live.close)

@@ -26,10 +26,14 @@ class ShardStates:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Which weights go to a device, and its name.  The others stay mapped on the host."""
+    """Which weights go to which device, by their names.  The others stay mapped on the host."""
 
-    device: str
-    weights: frozenset[str]
+    devices: Mapping[str, str]
+
+    def device_of(self, weights: Iterable[str]) -> str:
+        """The one device that the placed ones among the weights of a shard go to."""
+        (device,) = {self.devices[name] for name in weights}  # a shard is one layer, or stands outside of them
+        return device
 
 
 class ShardPool:
@@ -54,7 +58,7 @@ class ShardPool:
             repackable: names of the weights that only matrix products read.
             gives_back: pages that are no longer used leave the page cache too, unless another process has them mapped,
                 and freed copies the process; else kernel and C library decide how long they keep them.
-            placement: a device that weights are copied to, in place of layouts; None for the CPU.
+            placement: devices that weights are copied to, in place of layouts; None for the CPU.
         """
         self._layouts = layouts
         self._placement = placement
@@ -117,7 +121,7 @@ class ShardPool:
 
     def _repack(self, shard_id: str, mapped: MappedShard, shapes: Mapping[str, tuple[int, ...]]) -> None:
         if shapes and self._placement is not None:
-            self._repacked[shard_id] = DeviceShard(mapped, shapes, self._placement.device)
+            self._repacked[shard_id] = DeviceShard(mapped, shapes, self._placement.device_of(shapes))
         elif shapes:
             self._repacked[shard_id] = RepackedShard(mapped, shapes)
 
@@ -192,7 +196,7 @@ class ShardPool:
 
     def _layout(self, name: str, type_name: str, tensors: Mapping[str, TensorSpec]) -> Layout:
         if self._placement is not None:
-            return Layout(repack=name in self._placement.weights)
+            return Layout(repack=name in self._placement.devices)
         if name not in self._repackable or not tensors[name].is_matrix:
             return Layout()
         return self._layouts.get(type_name, Layout())

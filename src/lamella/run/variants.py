@@ -39,6 +39,8 @@ from lamella.store.store import Store
 
 SAVING_SLACK_BYTES = 16 * MIB
 """What a change that saves memory may take beyond what is taken: the process grows a little while it goes on."""
+DeviceOf = Callable[[int | None], str | None]
+"""The ggml device that has a layer, or what stands outside of layers (None); None for the CPU."""
 
 
 class LiveVariants:
@@ -58,7 +60,7 @@ class LiveVariants:
         n_warm: int,
         check: bool,
         ceiling: Ceiling | None = None,
-        device: str | None = None,
+        device_of: DeviceOf | None = None,
         on_moved: Callable[[], None] | None = None,
     ) -> None:
         """Find the weights of a loaded model.
@@ -69,14 +71,14 @@ class LiveVariants:
             n_warm: variants whose shards stay open, the running one included; least recently used go first.
             check: verify the hashes of a variant's shards when it is prepared.
             ceiling: of the process's memory; None for none.
-            device: name of the ggml device that the model was loaded for; None for the CPU.
+            device_of: the device of each layer, as the model was loaded for; None where the CPU computes all.
             on_moved: called after weights were pointed elsewhere; the CPU plans each graph anew and needs no telling.
         """
         self._store, self._tensors, self._n_warm, self._check = store, tensors, n_warm, check
         self._ceiling = self._usual_ceiling = ceiling
         self._pointers = WeightPointers(model, tensors)
         self._on_moved = on_moved
-        placement = Placement(device, self._pointers.placeable) if device else None
+        placement = Placement(self._placed(device_of)) if device_of else None
         self._pool = ShardPool(layouts, self._pointers.repackable, gives_back=ceiling is not None, placement=placement)
         self._pool_use = threading.Lock()  # held by whoever opens shards: a preparation, or a change shard by shard
         self._lock = threading.Lock()  # of _open
@@ -85,6 +87,11 @@ class LiveVariants:
         self._change: StepwiseChange | None = None
         self._is_closed = False
         self._name = ""
+
+    def _placed(self, device_of: DeviceOf) -> dict[str, str]:
+        """Weight -> device, of those that leave the host."""
+        found = {name: device_of(self._tensors[name].layer) for name in self._pointers.placeable}
+        return {name: device for name, device in found.items() if device is not None}
 
     @property
     def current(self) -> PreparedVariant | None:

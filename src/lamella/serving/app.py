@@ -12,9 +12,13 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from lamella.core.errors import LamellaError
+from lamella.dashboard.recorder import Recorder
+from lamella.dashboard.routes import OPEN_PATHS as DASHBOARD_PATHS
+from lamella.dashboard.routes import PanelSources, dashboard_routes
+from lamella.dashboard.steering import control_shown, recorder_of
 from lamella.qos.live.control import VariantControl
 from lamella.serving.admin import admin_routes
-from lamella.serving.auth import KeyGuard
+from lamella.serving.auth import OPEN_PATHS, KeyGuard
 from lamella.serving.by_hand import by_hand
 from lamella.serving.engine_client import EngineClient
 from lamella.serving.front import Front
@@ -33,16 +37,22 @@ from lamella.version import __version__
 
 
 def build_app(
-    client: EngineClient, settings: FrontSettings, gate: Gate | None = None, control: VariantControl | None = None
+    client: EngineClient,
+    settings: FrontSettings,
+    gate: Gate | None = None,
+    control: VariantControl | None = None,
+    recorder: Recorder | None = None,
 ) -> FastAPI:
     """The application over an engine.
 
     Args:
         gate: closed by whoever shuts the server down; None where nobody does.
         control: of the variant; None where only hands decide and the machine is not looked at.
+        recorder: run by whoever runs the server; None where nobody does, and the dashboard shows no past.
     """
     control = control or by_hand(client)
-    front = Front(client, settings, Metrics(client, control), gate or Gate(), control)
+    recorder = recorder or recorder_of(client, control)
+    front = Front(client, settings, Metrics(client, control, settings.nodes), gate or Gate(), control, recorder)
     app = FastAPI(
         title="Lamella",
         version=__version__,
@@ -67,14 +77,28 @@ def build_app(
         admin_routes,
     ):
         app.include_router(routes(front))
+    if settings.dashboard:
+        app.include_router(dashboard_routes(_panel_sources(front)))
     return app
+
+
+def _panel_sources(front: Front) -> PanelSources:
+    return PanelSources(
+        client=front.client,
+        recorder=front.recorder,
+        name=front.settings.name,
+        has_keys=len(front.settings.keys) > 0,
+        is_draining=lambda: front.gate.is_draining,
+        control=lambda: control_shown(front.control),
+    )
 
 
 def _middleware(front: Front) -> list[Middleware]:
     settings = front.settings
+    open_paths = OPEN_PATHS | DASHBOARD_PATHS if settings.dashboard else OPEN_PATHS
     guarded = [
         Middleware(RequestMeter, metrics=front.metrics, gate=front.gate),
-        Middleware(KeyGuard, keys=settings.keys),
+        Middleware(KeyGuard, keys=settings.keys, open_paths=open_paths),
         Middleware(BodyLimit, max_bytes=settings.limits.body_bytes),
     ]
     if not settings.cors_origins:

@@ -95,8 +95,9 @@ class KeyGuard:
     asked for are loopback (a web page elsewhere cannot have that), and no proxy passed the request on.
     """
 
-    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
-        self._app, self._keys = app, keys
+    def __init__(self, app: ASGIApp, keys: KeyRing, open_paths: frozenset[str] = OPEN_PATHS) -> None:
+        """Guard ``app``; ``open_paths``, each written out, need no key."""
+        self._app, self._keys, self._open_paths = app, keys, open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (error := self._refusal(scope)):
@@ -106,7 +107,7 @@ class KeyGuard:
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         path: str = scope["path"]
-        if path in OPEN_PATHS:
+        if path in self._open_paths:
             return None
         for_admin = path.startswith(ADMIN_PREFIX)
         if not self._keys:

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from lamella.batching.messages import Generate, Hello
+from lamella.batching.messages import Finished, Generate, Hello
 from lamella.core.errors import EngineUnavailable, InvalidRequest
+from lamella.dashboard.recorder import Recorder
 from lamella.qos.live.control import VariantControl
 from lamella.serving.engine_client import EngineClient
 from lamella.serving.gate import Gate
-from lamella.serving.metrics import Metrics
+from lamella.serving.metrics import Metrics, Timing, priority_class
 from lamella.serving.openai.errors import api_error
 from lamella.serving.openai.names import ModelNames, Target
 from lamella.serving.settings import FrontSettings
@@ -29,6 +30,7 @@ class Front:
 
     Attributes:
         control: decides which variant runs, and keeps what was decided.
+        recorder: what the dashboard shows of the past.
         started: unix time, for ``created`` of models.
         clock: seconds that never go back.
         new_seed: a seed for requests that have none.
@@ -40,10 +42,17 @@ class Front:
     metrics: Metrics
     gate: Gate
     control: VariantControl
+    recorder: Recorder
     started: int = field(default_factory=lambda: int(time.time()))
     clock: Callable[[], float] = time.perf_counter
     new_seed: Callable[[], int] = lambda: secrets.randbelow(SEEDS)
     new_id: Callable[[], str] = lambda: secrets.token_hex(12)
+
+    def finished(self, end: Finished, timing: Timing, request: Generate) -> None:
+        """A generation has ended: count it."""
+        self.metrics.finished(end, timing, request.priority)
+        name = request.class_name or priority_class(request.priority)
+        self.recorder.finished(name, timing.ttft_seconds, timing.tpot_seconds)
 
     def facts(self) -> Hello:
         """Of the running model.

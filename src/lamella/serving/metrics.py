@@ -6,7 +6,7 @@ restarts of the engine; the engine's own counters begin anew with each process, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
@@ -19,6 +19,7 @@ from lamella.batching.messages import Finished, Hello, Status
 from lamella.qos.live.control import VariantControl
 from lamella.serving.engine_client import EngineClient
 from lamella.serving.gate import Gate
+from lamella.serving.nodes import NodeCollector, NodeFigures
 
 _FIRST_TOKEN_SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.25, 2.5, 5, 10, 20, 40, 80, 160)
 _TOKEN_SECONDS = (0.002, 0.004, 0.006, 0.008, 0.012, 0.016, 0.024, 0.032, 0.048, 0.064, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
@@ -34,6 +35,18 @@ class Timing:
     last: float | None
     n_tokens: int
 
+    @property
+    def ttft_seconds(self) -> float | None:
+        """To the first token."""
+        return None if self.first is None else self.first - self.begun
+
+    @property
+    def tpot_seconds(self) -> float | None:
+        """Mean between tokens; None of fewer than two."""
+        if self.first is None or self.last is None or self.n_tokens < 2:
+            return None
+        return (self.last - self.first) / (self.n_tokens - 1)
+
 
 class _Registry(CollectorRegistry):
     """A registry without the times at which each label was first seen: they double the series, and nobody asks."""
@@ -47,8 +60,21 @@ class _Registry(CollectorRegistry):
 class Metrics:
     """The counters of one front."""
 
-    def __init__(self, client: EngineClient, control: VariantControl) -> None:
+    def __init__(
+        self,
+        client: EngineClient,
+        control: VariantControl,
+        nodes: Callable[[], Sequence[NodeFigures]] | None = None,
+    ) -> None:
+        """Begin to count.
+
+        Args:
+            control: of the variant.
+            nodes: says how the machines are that compute for this server; None where there are none.
+        """
         self._registry = _Registry()
+        if nodes is not None:
+            self._registry.register(NodeCollector(nodes))
         self._requests = Counter("lamella_requests", "Requests answered.", ["route", "status"], registry=self._registry)
         self._tokens = Counter(
             "lamella_tokens",
@@ -80,11 +106,10 @@ class Metrics:
         self._tokens.labels("prompt").inc(end.prompt_tokens)
         self._tokens.labels("cached").inc(end.cached_tokens)
         self._tokens.labels("generated").inc(end.generated_tokens)
-        if timing.first is None or timing.last is None:
-            return
-        self._first_token.labels(label).observe(timing.first - timing.begun)
-        if timing.n_tokens > 1:
-            self._per_token.labels(label).observe((timing.last - timing.first) / (timing.n_tokens - 1))
+        if timing.ttft_seconds is not None:
+            self._first_token.labels(label).observe(timing.ttft_seconds)
+        if timing.tpot_seconds is not None:
+            self._per_token.labels(label).observe(timing.tpot_seconds)
 
     def text(self) -> bytes:
         """Prometheus' text format."""

@@ -14,7 +14,7 @@ import copy
 import ipaddress
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
@@ -23,8 +23,12 @@ from fastapi import FastAPI
 from uvicorn.config import LOGGING_CONFIG
 
 from lamella.core.errors import InvalidRequest
+from lamella.dashboard.assets import is_installed
+from lamella.dashboard.state import Measured
+from lamella.dashboard.steering import recorder_of
 from lamella.qos.live.control import VariantControl
 from lamella.serving.app import build_app
+from lamella.serving.by_hand import by_hand
 from lamella.serving.engine_client import EngineClient
 from lamella.serving.gate import Gate
 from lamella.serving.settings import FrontSettings
@@ -40,6 +44,7 @@ async def serve(
     settings: FrontSettings,
     *,
     control: VariantControl | None = None,
+    measured: Mapping[str, Measured] | None = None,
     on_listening: Callable[[str], None] = lambda _: None,
     stop: asyncio.Event | None = None,
 ) -> None:
@@ -49,20 +54,24 @@ async def serve(
 
     Args:
         control: of the variant; its loop runs for as long as the server does.  None where only hands decide.
+        measured: what the dashboard shows of each variant; a control that has a profile knows better.
         on_listening: told the URL, with the real port, once connections are accepted.
 
     Raises:
         InvalidRequest: the address is taken or not of this machine, or certificate or key cannot be used.
     """
     gate, stops = Gate(), _Stops(stop or asyncio.Event())
-    config = _config(build_app(client, settings, gate, control), settings)
+    control = control or by_hand(client)
+    recorder = recorder_of(client, control, measured or {})
+    config = _config(build_app(client, settings, gate, control, recorder), settings)
     with contextlib.closing(_listen(settings.host, settings.port)) as listener:
         server = _Server(config, stops.signalled)
         running = asyncio.create_task(server.serve(sockets=[listener]))
         on_listening(_url(settings, listener))
         beside = [asyncio.create_task(_drain(server, gate, stops, settings.drain_seconds))]
-        if control is not None:
-            beside.append(asyncio.create_task(control.run(asyncio.Event())))
+        beside.append(asyncio.create_task(control.run(asyncio.Event())))
+        if settings.dashboard and is_installed():
+            beside.append(asyncio.create_task(recorder.run()))
         try:
             await running
         finally:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lamella.core.errors import InvalidRequest
 from lamella.serving.auth import KeyRing
+
+if TYPE_CHECKING:
+    from lamella.serving.nodes import NodeFigures
 
 DEFAULT_PORT = 8080
 
@@ -45,6 +50,8 @@ class FrontSettings:
         drain_seconds: how long running requests may take at shutdown before they are cut off.
         keep_alive_seconds: a stream that was silent for so long (its request waits, or its prompt is long) says that it
             lives, at the latest after twice that time: proxies cut what seems dead, many after 60 seconds.
+        dashboard: whether there is a page at ``/`` (docs/dashboard.md).
+        nodes: says how the machines are that compute layers for this server; None where there are none.
         access_log: one line a request, on the error stream.  It costs time that the model could use.
 
     Raises:
@@ -62,7 +69,9 @@ class FrontSettings:
     private_key: Path | None = None
     drain_seconds: float = 30.0
     keep_alive_seconds: float = 10.0
+    dashboard: bool = True
     access_log: bool = False
+    nodes: Callable[[], Sequence[NodeFigures]] | None = None
 
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.private_key is None):

@@ -43,11 +43,16 @@ def best_in_order(arrays: Arrays, bound: Floats, order: Sequence[int]) -> tuple[
     shape = (len(order) + 1, n_layers + 1)  # row 0: nothing yet; row k + 1: the last node is order[k]
     reached, came, began = np.full(shape, np.inf), np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     reached[0, 0] = 0.0
+    least, last = reached[0].copy(), np.zeros(n_layers + 1, dtype=np.int64)  # over the rows so far
     for k, node in enumerate(order):
-        arriving = np.vstack([reached[0], *(reached[r + 1] + _way(arrays, order[r], node) for r in range(k))])
-        came[k + 1] = arriving.argmin(axis=0)
-        totals = arriving.min(axis=0)[:, None] + bound[node]
+        if arrays.between is not None:
+            arriving = np.vstack([reached[0], *(reached[r + 1] + arrays.between[order[r], node] for r in range(k))])
+            least, last = arriving.min(axis=0), arriving.argmin(axis=0)
+        came[k + 1] = last
+        totals = least[:, None] + bound[node]
         began[k + 1], reached[k + 1] = totals.argmin(axis=0), totals.min(axis=0)
+        last = np.where(reached[k + 1] < least, k + 1, last)
+        least = np.minimum(least, reached[k + 1])
     row, end = int(reached[:, n_layers].argmin()), n_layers
     total, arcs = float(reached[row, n_layers]), list[Arc]()
     if not np.isfinite(total):
@@ -76,7 +81,3 @@ def best_with_reuse(bound: Floats) -> tuple[float, Route] | None:
         arcs.append(Arc(int(node[first, end]), first, end))
         end = first
     return float(reached[-1]), tuple(reversed(arcs))
-
-
-def _way(arrays: Arrays, one: int, other: int) -> Floats | float:
-    return 0.0 if arrays.between is None else arrays.between[one, other]

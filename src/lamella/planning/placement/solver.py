@@ -28,20 +28,22 @@ from lamella.planning.placement.prices import Priced, search_price
 from lamella.planning.placement.problem import PlacementProblem, check_problem
 from lamella.planning.placement.result import Solution, account, violations
 from lamella.planning.placement.routes import all_orders, best_in_order, best_route, best_with_reuse, totals_through
-from lamella.planning.placement.segments import SegmentTable, relax, segment_table
+from lamella.planning.placement.segments import N_PRICES, SegmentTable, relax, segment_table
 from lamella.planning.placement.tightening import TightTables
 
 GAP = 0.01
 MOST_BRANCHES = 2000
 SHORTLIST = 12
 """Nodes looked at where there are too many for all their orders."""
-ROUNDS_IN_ORDER, ROUNDS_IN_ALL = 10, 4
+ROUNDS_IN_ORDER, ROUNDS_IN_ALL, ROUNDS_TO_SHORTLIST = 10, 4, 4
 _BITS_NODES = 1000
 _MOST_ROUTES = 4
 _BEYOND = (1.2, 1.5, 2.5, 6.0)
 """Times the best price: routes that lose less, for where those at the best price hold no placement."""
 _LEAST_PRICE = 1e-6
 _SAFE = 1 + 1e-9
+_ROUNDING = 1 + 1e-12
+"""So that a gap of 0.01 is not reported as 0.01 and a rounding error."""
 
 
 def place(problem: PlacementProblem, gap: float = GAP, most_branches: int = MOST_BRANCHES) -> Solution:
@@ -67,17 +69,21 @@ def place(problem: PlacementProblem, gap: float = GAP, most_branches: int = MOST
     return Solution(placement, account(problem, placement), found.bound, "joint")
 
 
+Best = tuple[float, Route, Ints]
+"""Objective, route, and the precision of each layer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """What a search knows in the end.
 
     Attributes:
         bound: on every placement; infinite where there is none.
-        best: objective, route and the precision of each layer; None where none was found.
+        best: the best placement; None where none was found.
     """
 
     bound: float
-    best: tuple[float, Route, Ints] | None
+    best: Best | None
 
 
 def search(arrays: Arrays, gap: float = GAP, most_branches: int = MOST_BRANCHES) -> Found:
@@ -88,13 +94,19 @@ def search(arrays: Arrays, gap: float = GAP, most_branches: int = MOST_BRANCHES)
     """
     if all_orders(arrays):
         return _search(arrays, gap, most_branches)
-    nodes = shortlist(arrays, SHORTLIST)
     bound = reuse_bound(arrays)
-    found = _search(arrays.on(nodes), gap, most_branches)
-    if found.best is None:
-        return Found(bound, None)
-    objective, route, picks = found.best
-    return Found(min(bound, objective), (objective, tuple(Arc(nodes[a.node], a.first, a.end) for a in route), picks))
+    best = search_few(arrays, SHORTLIST, gap, most_branches)
+    return Found(bound if best is None else min(bound, best[0]), best)
+
+
+def search_few(arrays: Arrays, most_nodes: int, gap: float, most_branches: int) -> Best | None:
+    """A placement on a short list of the nodes; nothing is proven by it."""
+    nodes = shortlist(arrays, most_nodes) if arrays.n_nodes > most_nodes else list(range(arrays.n_nodes))
+    best = _search(arrays.on(nodes), gap, most_branches).best
+    if best is None:
+        return None
+    objective, route, picks = best
+    return objective, tuple(Arc(nodes[arc.node], arc.first, arc.end) for arc in route), picks
 
 
 def _search(arrays: Arrays, gap: float, most_branches: int) -> Found:
@@ -109,7 +121,7 @@ def _search(arrays: Arrays, gap: float, most_branches: int) -> Found:
 def shortlist(arrays: Arrays, most: int) -> list[int]:
     """Nodes of the best routes in order of speed, and the fastest others."""
     order = by_speed(arrays)
-    priced = search_price(lambda price: evaluate(arrays, price, order), first_price(arrays), ROUNDS_IN_ORDER)
+    priced = search_price(lambda price: evaluate(arrays, price, order), first_price(arrays), ROUNDS_TO_SHORTLIST)
     used = [arc.node for p in sorted(priced, key=lambda p: -p.bound) for arc in p.route]
     return list(dict.fromkeys([*used, *order]))[:most]
 
@@ -133,7 +145,7 @@ class _Search:
     arrays: Arrays
     gap: float
     bound: float = -np.inf
-    best: tuple[float, Route, Ints] | None = None
+    best: Best | None = None
     priced: list[Priced] = field(default_factory=list)
     tried: dict[Route, float] = field(default_factory=dict)
 
@@ -176,7 +188,7 @@ class _Search:
 
     def _cutoff(self) -> float:
         """What is worth finding costs less."""
-        return self.best[0] / (1 + self.gap) if self.best else np.inf
+        return self.best[0] / (1 + self.gap) * _ROUNDING if self.best else np.inf
 
     def _alive(self, at: Priced) -> Mask:
         """[N, L + 1, L + 1] segments that a placement below the cutoff may have."""
@@ -215,9 +227,11 @@ class _Search:
         return self.tried[route]
 
 
-def evaluate(arrays: Arrays, price: float, order: tuple[int, ...] | None = None) -> Priced | None:
+def evaluate(
+    arrays: Arrays, price: float, order: tuple[int, ...] | None = None, n_prices: int = N_PRICES
+) -> Priced | None:
     """The best relaxed solution at a price, over one order of nodes or over all."""
-    table = segment_table(arrays, price)
+    table = segment_table(arrays, price, n_prices)
     found = best_in_order(arrays, table.bound, order) if order else best_route(arrays, table.bound)
     return None if found is None else priced_route(arrays, table, *found)
 

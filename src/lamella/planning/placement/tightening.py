@@ -70,7 +70,7 @@ def _tighten_node(arrays: Arrays, price: float, node: int, starts: Ints, bound: 
     """Go through the layers, and keep for each start the least cost by parts of the memory used so far."""
     capacity = int(arrays.capacity[node])
     charged = charged_cost(arrays, node, price)
-    usable = usable_bytes(arrays, charged)
+    usable = usable_bytes(charged, arrays.n_bytes)
     fewest = usable.min(axis=1)
     sums = np.concatenate(([0], np.cumsum(fewest)))
     extra = np.minimum(usable - fewest[:, None], capacity + 1) * PARTS // max(1, capacity)

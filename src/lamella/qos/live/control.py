@@ -138,12 +138,16 @@ class VariantControl:
         usual = self.steering.objectives.of_class(chosen).priority
         return RequestClass(chosen, usual if priority is None else priority)
 
+    async def figures(self) -> dict[str, Any]:
+        """What was seen last, for people; empty where nobody looks."""
+        return await self._figures()
+
     async def document(self) -> dict[str, Any]:
         """What is decided by whom, what was decided, and the latest sample (docs/api.md)."""
         return {
             "control": self._control_fields(),
             "decisions": [_change_fields(change) for change in self.controller.log],
-            "sample": await self._figures(),
+            "sample": await self.figures(),
         }
 
     def _control_fields(self) -> dict[str, Any] | None:

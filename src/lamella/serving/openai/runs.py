@@ -98,7 +98,7 @@ class Run:
     def _end(self, event: Finished) -> None:
         self.finished = event
         timing = Timing(self._begun, self._first, self._last, self._n_tokens)
-        self._front.metrics.finished(event, timing, self._request.priority)
+        self._front.finished(event, timing, self._request)
         if event.reason == "cancelled":
             raise Draining("The server is shutting down; the answer is not complete.")
 

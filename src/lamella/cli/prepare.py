@@ -1,0 +1,99 @@
+"""``lamella prepare``: a model made ready to serve, by its name alone.  ``lamella serve MODEL`` does it on its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from lamella import api
+from lamella.api.homes import Update
+from lamella.cli.output import JsonFlag, note, print_json, progress, say
+from lamella.config import Config
+from lamella.core.errors import INTERRUPTED_EXIT_CODE
+from lamella.core.units import format_seconds
+
+ModelTarget = Annotated[
+    str, typer.Argument(metavar="MODEL", help="'smollm2', the path of a GGUF file, or hf:OWNER/REPO[/FILE].")
+]
+MemoryOption = Annotated[
+    str | None, typer.Option(help="What the engine may take, such as 6GiB.  Default: what the device has free now.")
+]
+
+
+DeviceOption = Annotated[
+    str | None, typer.Option(help="Device whose memory that is.  Default: LAMELLA_DEVICE, else the CPU.")
+]
+HOST = "CPU"
+
+
+def prepare(
+    model: ModelTarget, memory: MemoryOption = None, device: DeviceOption = None, json: JsonFlag = False
+) -> None:
+    """Make a model ready to serve: fetch, measure, plan a few variants, build them.
+
+    Into a store in the cache folder (LAMELLA_CACHE), where lamella serve MODEL finds it.  May be interrupted: the same
+    command goes on where it was.  What is ready is found again at once.
+    """
+    config = Config.from_environment(os.environ)
+    ready = api.find_ready(model, config.cache_folder, memory) or api.prepare(
+        model,
+        config.cache_folder,
+        memory=memory,
+        device=device or config.device or HOST,
+        llama_cpp=config.llama_cpp,
+        n_threads=config.n_threads,
+        stage=lambda name: _stage(name, quiet=json),
+    )
+    store = ready.folder(config.cache_folder)
+    if json:
+        print_json({"store": str(store), "variants": list(ready.variants)})
+        return
+    say(f"{model} is ready: {', '.join(ready.variants)} in {store}; serve it with: lamella serve {model}")
+
+
+def ready_for(model: str, memory: str | None, device: str | None, config: Config) -> api.Ready:
+    """What serves a model, made ready if need be.
+
+    In a process of its own: the front of a server loads no llama.cpp.
+
+    Raises:
+        typer.Exit: it cannot be made ready; the process has said why.
+    """
+    found = api.find_ready(model, config.cache_folder, memory)
+    if found is not None:
+        return found
+    note(f"{model} is served for the first time: it is measured, and variants are built; Ctrl-C, and it goes on later")
+    options = {"--memory": memory, "--device": device}
+    code = _prepare_in_child([model, *(part for name, value in options.items() if value for part in (name, value))])
+    found = api.find_ready(model, config.cache_folder, memory)
+    if code or found is None:
+        raise typer.Exit(code or 1)
+    return found
+
+
+def _prepare_in_child(arguments: list[str]) -> int:
+    """Its exit code.  What it says for people goes to the error stream: standard output is the server's."""
+    command = [sys.executable, "-m", "lamella", "prepare", *arguments]
+    with subprocess.Popen(command, stdout=sys.stderr) as child:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:  # the child got it, too
+            child.wait()
+            return INTERRUPTED_EXIT_CODE
+
+
+@contextmanager
+def _stage(name: str, *, quiet: bool) -> Iterator[Update]:
+    """A bar while it runs, and a line when it is done."""
+    start = time.monotonic()
+    with progress(name, quiet=quiet) as update:
+        yield update
+    if not quiet:
+        note(f"{name}: {format_seconds(time.monotonic() - start)}")

@@ -1,0 +1,51 @@
+"""What ``lamella serve`` was told to serve: a store, or a model that is made ready first."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from lamella import api
+from lamella.cli.prepare import ready_for
+from lamella.config import Config
+from lamella.store.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What to serve.
+
+    Attributes:
+        store: its folder.
+        variant: to begin with; None for the largest that fits.
+        variants: names; None for all of the store.
+        name: of the model; "" for what the store says.
+    """
+
+    store: str
+    variant: str | None = None
+    variants: list[str] | None = None
+    name: str = ""
+
+
+def find_served(target: str, memory: str | None, device: str | None = None) -> Served:
+    """A store as it is, or a model's, made ready if need be.
+
+    Args:
+        target: ``STORE``, ``STORE@VARIANT``, or a model.
+        memory: ceiling that a model's variants are planned for; None for what the device has free.
+        device: None for the CPU.
+
+    Raises:
+        StoreError: there is no such store, or it cannot be read.
+        typer.Exit: the model cannot be made ready; why has been said.
+    """
+    if api.is_model(target):
+        config = Config.from_environment(os.environ)
+        ready = ready_for(target, memory, device, config)
+        store = str(ready.folder(config.cache_folder))
+        return Served(store, variants=list(ready.variants), name=api.spoken_name(target))
+    folder, _, variant = target.partition("@")
+    Store.open(Path(folder))  # what is wrong with it is said here, and not by a process that dies
+    return Served(folder, variant or None)

@@ -1,0 +1,251 @@
+"""A cluster as its coordinator keeps it: a folder of files that only its owner may read.
+
+    cluster.json                        format, the cluster's id
+    authority.crt, authority.key        who has this key makes members
+    coordinator.crt, coordinator.key
+    invites/HASH.json                   open invites, by the hash of their secret
+    nodes/NAME.json                     who belongs to it: address, and the serial of the one certificate that counts
+
+Nodes are known by that list: a certificate that is not in it is refused, whoever signed it.  So revoking is removing a
+file, and every process of the coordinator sees it at once.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lamella.cluster.certificates import Authority, fingerprint, new_authority, new_request
+from lamella.cluster.identity import COORDINATOR_NAME, Identity, Peer, check_node_name
+from lamella.cluster.invites import Invite, new_secret, secret_id, split_address
+from lamella.cluster.private_files import make_private_folder, write_private
+from lamella.core.errors import ClusterRefused, InvalidRequest
+from lamella.store.documents import read_document, read_note, write_document
+from lamella.store.files import storage_errors
+
+CLUSTER_FORMAT = "lamella.cluster-folder"
+INVITE_FORMAT, NODE_FORMAT = "lamella.invite", "lamella.node"
+REMOVE = "rm on that file, and make another invite"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenInvite:
+    """An invite that nobody has used yet.
+
+    Attributes:
+        name: what the node will be called.
+        until: seconds since 1970.
+    """
+
+    name: str
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """A member.
+
+    Attributes:
+        address: HOST:PORT at which the node listens.
+        serial: of its certificate, hexadecimal; no other counts.
+        joined: seconds since 1970.
+    """
+
+    name: str
+    address: str
+    serial: str
+    joined: float
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Files by which a member proves who it is, and knows the others.
+
+    Attributes:
+        authority, certificate, key: PEM files.
+    """
+
+    identity: Identity
+    authority: Path
+    certificate: Path
+    key: Path
+
+
+class ClusterFolder:
+    """The coordinator's folder.  Several processes may use it at once.
+
+    Attributes:
+        path: where it is.
+        id: the cluster's.
+    """
+
+    def __init__(self, path: Path, cluster_id: str, clock: Callable[[], float] = time.time) -> None:
+        """Use ``create`` or ``open``."""
+        self.path, self.id, self._clock = path, cluster_id, clock
+
+    @classmethod
+    def create(cls, path: Path, clock: Callable[[], float] = time.time) -> ClusterFolder:
+        """Found a cluster: an authority, and the coordinator's certificate.
+
+        Raises:
+            InvalidRequest: something is there already.
+            StorageFailed: the file system refused.
+        """
+        with storage_errors(path, "read"):
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise InvalidRequest(f"{path} is there already, and not empty; name a new folder for the cluster")
+        cluster_id = uuid.uuid4().hex
+        for folder in (path, path / "invites", path / "nodes"):
+            make_private_folder(folder)
+        authority = new_authority(cluster_id)
+        key, request = new_request()
+        signed = authority.sign(request, Identity(cluster_id, "coordinator", COORDINATOR_NAME))
+        write_private(path / "authority.key", authority.key)
+        write_private(path / "authority.crt", authority.certificate)
+        write_private(path / "coordinator.key", key)
+        write_private(path / "coordinator.crt", signed.certificate)
+        write_private(path / "cluster.json", write_document(CLUSTER_FORMAT, {"id": cluster_id}))
+        return cls(path, cluster_id, clock)
+
+    @classmethod
+    def open(cls, path: Path, clock: Callable[[], float] = time.time) -> ClusterFolder:
+        """The cluster in a folder.
+
+        Raises:
+            InvalidRequest: there is none.
+            StoreFormatError: its document is damaged or of a newer format.
+        """
+        with storage_errors(path, "read"):
+            try:
+                data = (path / "cluster.json").read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                raise InvalidRequest(f"{path} is no cluster; make one with: lamella cluster init {path}") from None
+        document = read_document(data, CLUSTER_FORMAT, path / "cluster.json")
+        return cls(path, str(document.get("id")), clock)
+
+    @property
+    def credentials(self) -> Credentials:
+        """The coordinator's."""
+        return Credentials(
+            Identity(self.id, "coordinator", COORDINATOR_NAME),
+            self.path / "authority.crt",
+            self.path / "coordinator.crt",
+            self.path / "coordinator.key",
+        )
+
+    # --- joining -----------------------------------------------------------------------------------------------------
+
+    def invite(self, name: str, address: str, seconds: float) -> Invite:
+        """Let a machine join, once, as node ``name``.
+
+        Args:
+            address: HOST:PORT at which ``joining.serve_joins`` will answer it.
+            seconds: how long the invite is good.
+
+        Raises:
+            InvalidRequest: no name for a node, one that a node has, no address, or no time.
+        """
+        check_node_name(name)
+        split_address(address)
+        if seconds <= 0:
+            raise InvalidRequest(f"an invite must be good for some time, not {seconds:g} s")
+        if self.node(name) is not None:
+            raise InvalidRequest(f"there is a node '{name}' already; revoke it first: lamella cluster revoke {name}")
+        secret = new_secret()
+        open_invite = OpenInvite(name, self._clock() + seconds)
+        write_private(self._invite(secret), write_document(INVITE_FORMAT, asdict(open_invite)))
+        return Invite(address, fingerprint((self.path / "coordinator.crt").read_bytes()), secret)
+
+    def is_open(self, invite: Invite) -> bool:
+        """Whether the invite can still be used."""
+        found = read_note(self._invite(invite.secret), INVITE_FORMAT, OpenInvite, REMOVE)
+        return found is not None and self._clock() < found.until
+
+    def admit(self, secret: bytes, request: bytes, address: str) -> tuple[Identity, bytes]:
+        """Use an invite: sign the key of the machine that has it, and list it as a node.
+
+        Returns:
+            Who the node is now, and its certificate (PEM).
+
+        Raises:
+            ClusterRefused: no such invite is open, whether it never was, was used, or its time is over; or the request
+                is none.  An invite is used up by the attempt.
+        """
+        path = self._invite(secret)
+        claimed = path.with_suffix(f".{uuid.uuid4().hex[:8]}")
+        try:
+            path.rename(claimed)  # of two who come with it at once, one gets past here
+        except OSError:
+            raise ClusterRefused("this invite is not open: it was used, its time is over, or it never was") from None
+        try:
+            found = read_note(claimed, INVITE_FORMAT, OpenInvite, REMOVE)
+        finally:
+            claimed.unlink(missing_ok=True)
+        if found is None or self._clock() >= found.until:
+            raise ClusterRefused("this invite is not open: it was used, its time is over, or it never was")
+        identity = Identity(self.id, "node", found.name)
+        authority = Authority((self.path / "authority.crt").read_bytes(), (self.path / "authority.key").read_bytes())
+        signed = authority.sign(request, identity)
+        record = NodeRecord(found.name, address, signed.serial, self._clock())
+        write_private(self._node(found.name), write_document(NODE_FORMAT, asdict(record)))
+        return identity, signed.certificate
+
+    # --- members -----------------------------------------------------------------------------------------------------
+
+    def nodes(self) -> tuple[NodeRecord, ...]:
+        """All members, by name."""
+        with storage_errors(self.path, "read"):
+            names = sorted(path.stem for path in (self.path / "nodes").glob("*.json") if not path.name.startswith("."))
+        found = (self.node(name) for name in names)
+        return tuple(record for record in found if record is not None)
+
+    def node(self, name: str) -> NodeRecord | None:
+        """The member of that name; None if there is none."""
+        return read_note(
+            self._node(name), NODE_FORMAT, NodeRecord, f"lamella cluster revoke {name}, and invite it anew"
+        )
+
+    def needed_node(self, name: str) -> NodeRecord:
+        """The member of that name.
+
+        Raises:
+            InvalidRequest: there is none; lists those there are.
+        """
+        found = self.node(name)
+        if found is None:
+            known = ", ".join(record.name for record in self.nodes()) or "none"
+            raise InvalidRequest(f"no node is called '{name}'; there are: {known}")
+        return found
+
+    def revoke(self, name: str) -> NodeRecord:
+        """Shut a node out: its certificate counts no more, and open connections to it are cut.
+
+        Raises:
+            InvalidRequest: there is no such node.
+            StorageFailed: the file system refused.
+        """
+        record = self.needed_node(name)
+        with storage_errors(self._node(name), "remove"):
+            self._node(name).unlink(missing_ok=True)
+        return record
+
+    def check_member(self, peer: Peer) -> None:
+        """Refuse whoever is not in the list of nodes with this very certificate.
+
+        Raises:
+            ClusterRefused: it is not.
+        """
+        record = self.node(peer.identity.name) if peer.identity.role == "node" else None
+        if peer.identity.cluster != self.id or record is None or record.serial != peer.serial:
+            raise ClusterRefused(
+                f"{peer.identity.role} '{peer.identity.name}' is no member: it was revoked, or replaced"
+            )
+
+    def _invite(self, secret: bytes) -> Path:
+        return self.path / "invites" / f"{secret_id(secret)}.json"
+
+    def _node(self, name: str) -> Path:
+        return self.path / "nodes" / f"{check_node_name(name)}.json"

@@ -1,0 +1,152 @@
+"""The shards that a node was given: a store for each model, without variants, and an index of the tensors in them.
+
+n_fetched, moved = cache.bring(identity, shards, remote)         # what is missing, through ``remote``
+with cache.hold(shards) as held:                                # and stays
+    held.find(sha256_of_a_tensor)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from lamella.cluster.rpc_stream import LEAST_KNOWN_BYTES, Slice
+from lamella.core.artifacts import ShardRef
+from lamella.core.closing import Closing
+from lamella.core.errors import InvalidRequest
+from lamella.core.model import ModelIdentity
+from lamella.llama.gguf import padding
+from lamella.remote.fetching import fetch_shard
+from lamella.remote.headers import read_header
+from lamella.remote.remote_store import RemoteStore
+from lamella.store.files import storage_errors
+from lamella.store.layout import Layout, check_sha256
+from lamella.store.leases import Lease
+from lamella.store.store import Store
+
+
+@dataclass(slots=True)
+class HeldShards(Closing):
+    """Shards that stay until ``close``.
+
+    Attributes:
+        tensors: SHA-256 of a tensor's bytes -> where they are.
+    """
+
+    tensors: dict[bytes, Slice]
+    _leases: list[Lease] = field(default_factory=list)
+
+    def find(self, digest: bytes) -> Slice | None:
+        """Where these bytes are; None if no shard has them."""
+        return self.tensors.get(digest)
+
+    def close(self) -> None:
+        for lease in self._leases:
+            lease.close()
+
+
+class ShardCache:
+    """Owns a folder of stores.  Its methods take as long as disk and network do: call them in a thread."""
+
+    def __init__(self, path: Path, limit_bytes: int = 0) -> None:
+        """Use a folder, which may not exist yet.
+
+        Args:
+            limit_bytes: shards that nobody holds go where there are more; 0 keeps all.
+        """
+        self._path, self._limit_bytes = path, limit_bytes
+
+    def bring(self, model: ModelIdentity, shards: Sequence[ShardRef], remote: RemoteStore) -> tuple[int, int]:
+        """Have shards of a model; returns how many were missing, and the bytes that travelled for them.
+
+        Raises:
+            RemoteFailed: not reached, refused, or not what it should be; what arrived stays for the next time.
+            StorageFailed: the file system refused.
+        """
+        store = self._store(model)
+        before = remote.moved_bytes
+        with store.lease() as lease:
+            lease.protect(shard.id for shard in shards)
+            missing = [shard for shard in dict.fromkeys(shards) if not store.has_shard(shard)]
+            for shard in missing:
+                with contextlib.closing(fetch_shard(remote, shard, Layout(store.path).incoming)) as part:
+                    part.flush()
+                    lease.place(part, shard.id)
+            self._keep_below_the_limit()
+        return len(missing), remote.moved_bytes - before
+
+    def hold(self, shards: Sequence[ShardRef]) -> HeldShards:
+        """Keep those of some shards that are here.
+
+        Raises:
+            StorageFailed: the file system refused.
+        """
+        held = HeldShards({})
+        for store in self._stores():
+            lease = store.lease()
+            held._leases.append(lease)
+            lease.protect(shard.id for shard in shards)
+            for shard in shards:
+                if store.has_shard(shard):
+                    held.tensors.update(_tensors(store, shard))
+        return held
+
+    def usage(self) -> tuple[int, int]:
+        """Bytes and number of the shards that are here."""
+        sizes = [path.stat().st_size for store in self._stores() for _, path in Layout(store.path).shard_files()]
+        return sum(sizes), len(sizes)
+
+    def _store(self, model: ModelIdentity) -> Store:
+        if not model.weights:
+            raise InvalidRequest(f"{model.name} is a specification without weights")
+        name = hashlib.sha256(f"{check_sha256(model.structure, 'structure')} {model.weights}".encode()).hexdigest()[:16]
+        path = self._path / name
+        return Store.open(path) if Layout(path).document.exists() else Store.create(path, model)
+
+    def _stores(self) -> list[Store]:
+        if not self._path.is_dir():
+            return []
+        return [Store.open(path) for path in sorted(self._path.iterdir()) if Layout(path).document.exists()]
+
+    def _keep_below_the_limit(self) -> None:
+        if self._limit_bytes and self.usage()[0] > self._limit_bytes:
+            for store in self._stores():
+                store.collect_garbage()
+
+
+def _tensors(store: Store, shard: ShardRef) -> dict[bytes, Slice]:
+    """The tensors of a shard by their digest; hashed once, and noted beside the shards."""
+    note = store.path / "digests" / f"{shard.id}.json"
+    path = store.shard_path(shard.id)
+    with contextlib.suppress(OSError, msgspec.DecodeError):
+        noted = msgspec.json.decode(note.read_bytes(), type=list[tuple[bytes, int, int]])
+        return {digest: Slice(path, offset, n_bytes) for digest, offset, n_bytes in noted}
+    found = _hashed(path, shard)
+    document = msgspec.json.encode([(digest, s.offset, s.n_bytes) for digest, s in found.items()])
+    with contextlib.suppress(OSError):  # a cache of a cache
+        note.parent.mkdir(exist_ok=True)
+        temporary = note.with_suffix(".new")
+        temporary.write_bytes(document)
+        temporary.replace(note)
+    return found
+
+
+def _hashed(path: Path, shard: ShardRef) -> dict[bytes, Slice]:
+    specs = read_header(path, f"shard {shard.id[:12]} ({shard.label})").tensors
+    with storage_errors(path, "read"):
+        at = path.stat().st_size - sum(spec.n_bytes + padding(spec.n_bytes) for spec in specs)
+    found = {}
+    for spec in specs:
+        place = Slice(path, at, spec.n_bytes)
+        at += spec.n_bytes + padding(spec.n_bytes)
+        if spec.n_bytes >= LEAST_KNOWN_BYTES:
+            digest = hashlib.sha256()
+            for piece in place.pieces():
+                digest.update(piece)
+            found[digest.digest()] = place
+    return found

@@ -1,0 +1,56 @@
+"""What a model is measured on, and which variants it gets, where nobody says: choices for a small machine.
+
+    samples, tokens = calibration_size(spec.n_weights)
+    steps = first_steps(source_bits=16.0, most_bits=11.2, least_bits=3.2)      # FirstSteps(4, 8.5, 3.5)
+
+Measuring takes the time: each tensor is probed by reading a text, so it goes with probes, tokens and weights.
+Tokens fall as weights rise, so that the work for a probe grows less than the model, down to a fixed least.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FULL_TOKENS, LEAST_TOKENS = 128, 64
+SAMPLES = 2
+"""Of text that the model writes: the fewest that have a standard error."""
+EASY_WEIGHTS = 256_000_000
+"""Up to here all of the tokens are read for every probe."""
+
+STEPS = 4
+WIDEST_BITS, NARROWEST_BITS = 8.5, 3.5
+LEAST_RANGE_BITS = 0.5
+"""Less between the largest and the smallest is not worth several variants."""
+
+
+@dataclass(frozen=True, slots=True)
+class FirstSteps:
+    """A ladder of ``n_steps`` variants, in bits per weight."""
+
+    n_steps: int
+    first_bits: float
+    last_bits: float
+
+
+def calibration_size(n_weights: int) -> tuple[int, int]:
+    """How many samples a model writes of how many tokens, to be measured on."""
+    tokens = min(FULL_TOKENS, max(LEAST_TOKENS, FULL_TOKENS * EASY_WEIGHTS // max(1, n_weights)))
+    return SAMPLES, tokens // SAMPLES
+
+
+def first_steps(source_bits: float, most_bits: float, least_bits: float) -> FirstSteps:
+    """Which variants to build.
+
+    Args:
+        source_bits: bits per weight of the model file: more would add bytes and no quality.
+        most_bits: of the largest plan that memory holds.
+        least_bits: of the smallest plan there is.
+
+    Returns:
+        One step where the range is too small for several.
+    """
+    first = max(least_bits, min(source_bits, most_bits, WIDEST_BITS))
+    last = max(least_bits, min(NARROWEST_BITS, first))
+    if first - last < LEAST_RANGE_BITS:
+        return FirstSteps(1, first, first)
+    return FirstSteps(STEPS, first, last)

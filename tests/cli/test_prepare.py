@@ -1,0 +1,232 @@
+"""``lamella prepare`` and ``lamella serve MODEL``: from the name of a model to a server, and at once the next time."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+
+from lamella import api
+from lamella.api import homes, measuring, variants
+from lamella.core.artifacts import Plan
+from lamella.core.errors import DoesNotFit
+from lamella.resources.homes import find_ready
+from lamella.store.store import Store
+from tests.cli.conftest import Run
+from tests.fakes.hub import FakeHub
+from tests.fakes.tiny_model import write_tiny_model
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny model and a cache in which it is ready; who changes something takes ``mine``."""
+    folder = tmp_path_factory.mktemp("prepared")
+    model = write_tiny_model(folder / "tiny.gguf", n_layers=2)
+    api.prepare(str(model), folder / "cache", n_threads=1)
+    return model, folder / "cache"
+
+
+@pytest.fixture
+def mine(prepared: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    """A copy of the cache, for the same model."""
+    return prepared[0], Path(shutil.copytree(prepared[1], tmp_path / "cache", symlinks=True))
+
+
+def ready_in(cache: Path, model: Path, memory: str | None = None) -> api.Ready:
+    ready = api.find_ready(str(model), cache, memory)
+    assert ready is not None
+    return ready
+
+
+def test_a_model_gets_a_few_variants_of_falling_size(prepared: tuple[Path, Path]) -> None:
+    model, cache = prepared
+    ready = ready_in(cache, model)
+    store = Store.open(ready.folder(cache))
+    bits = [store.variant(name).plan.bits_per_weight for name in ready.variants]
+    assert len(bits) == 4
+    assert bits == sorted(bits, reverse=True)
+    assert bits[0] == pytest.approx(8.5, abs=0.1)
+    assert bits[-1] < 5.5  # rows of 64 allow no K-quants
+    assert [f"{b:.1f}bpw" for b in bits] == list(ready.variants)
+    assert ready.store.startswith("tiny-")
+    assert api.spoken_name(str(model)) == "tiny"
+
+
+def test_what_is_ready_is_found_without_work_wherever_one_asks(
+    run: Run, prepared: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, cache = prepared
+    monkeypatch.setenv("LAMELLA_CACHE", str(cache))
+    monkeypatch.setattr(homes, "load", None)
+    monkeypatch.chdir(model.parent)
+    code, out, _ = run("prepare", model.name, "--json")
+    assert code == 0
+    ready = ready_in(cache, model)
+    assert json.loads(out) == {"store": str(ready.folder(cache)), "variants": list(ready.variants)}
+
+
+def test_a_file_that_changed_is_another_model_and_one_that_is_gone_is_not_missed(tmp_path: Path) -> None:
+    model, cache = write_tiny_model(tmp_path / "tiny.gguf", n_layers=1), tmp_path / "cache"
+    first = api.prepare(str(model), cache, n_threads=1)
+    write_tiny_model(model, n_layers=1, seed=1)
+    assert api.find_ready(str(model), cache) is None
+    second = api.prepare(str(model), cache, n_threads=1)
+    assert second.store != first.store
+    model.unlink()
+    assert find_ready(cache, str(model), 0) == second
+
+
+def test_a_store_that_lost_a_variant_is_completed_without_measuring_again(
+    mine: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, cache = mine
+    ready = ready_in(cache, model)
+    Store.open(ready.folder(cache)).remove(ready.variants[1])
+    assert api.find_ready(str(model), cache) is None
+    monkeypatch.setattr(measuring, "measure", None)
+    assert api.prepare(str(model), cache, n_threads=1) == ready
+    assert ready_in(cache, model) == ready
+
+
+def test_an_interrupted_build_goes_on(
+    prepared: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the second variant: the first is there, nothing is noted, and the same call ends it."""
+    model, expected = prepared[0], ready_in(prepared[1], prepared[0])
+    cache, plain, built = tmp_path / "cache", variants.build, list[str]()
+    shutil.copytree(prepared[1] / "measurements", cache / "measurements")
+
+    def interrupted(model: str, store: Path, plan: Plan, name: str, **options: Any) -> Any:
+        if len(built) == 1:
+            raise KeyboardInterrupt
+        built.append(name)
+        return plain(model, store, plan, name, **options)
+
+    monkeypatch.setattr(homes, "build", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        api.prepare(str(model), cache, n_threads=1)
+    assert api.find_ready(str(model), cache) is None
+    assert Store.open(cache / "stores" / expected.store).variant_names() == built
+    monkeypatch.setattr(homes, "build", plain)
+    assert api.prepare(str(model), cache, n_threads=1).variants == expected.variants
+
+
+def test_memory_bounds_the_largest_variant_and_its_variants_have_their_own_names(mine: tuple[Path, Path]) -> None:
+    model, cache = mine
+    with pytest.raises(DoesNotFit) as refused:
+        api.prepare(str(model), cache, memory="1MiB", n_threads=1)
+    memory = refused.value.needed_bytes + (10 << 10)
+    ready = api.prepare(str(model), cache, memory=memory, n_threads=1)
+    store = Store.open(ready.folder(cache))
+    largest = store.variant(ready.variants[0]).plan
+    assert ready.store == ready_in(cache, model).store
+    assert largest.bytes.weights < store.variant(ready_in(cache, model).variants[0]).plan.bytes.weights
+    assert largest.bytes.weights <= memory
+    assert all(name.startswith(f"{memory}-") for name in ready.variants)
+    assert ready_in(cache, model, str(memory)) == ready
+
+
+def test_a_note_that_cannot_be_read_is_made_anew(mine: tuple[Path, Path]) -> None:
+    model, cache = mine
+    (note,) = (cache / "ready").iterdir()
+    note.chmod(0o644)
+    note.write_text("{")
+    assert api.find_ready(str(model), cache) is None
+    api.prepare(str(model), cache, n_threads=1)
+    assert api.find_ready(str(model), cache) is not None
+
+
+def test_what_is_no_model_is_refused(run: Run, tmp_path: Path) -> None:
+    code, _, err = run("prepare", tmp_path / "nothing.gguf")
+    assert code == 3
+    assert "name a GGUF file, 'smollm2' or hf:OWNER/REPO" in err
+    code, _, err = run("serve", tmp_path)
+    assert code == 6
+    assert "is no store" in err
+
+
+def test_a_folder_of_a_store_is_a_store_whatever_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert api.is_model("smollm2")
+    Path("smollm2").mkdir()
+    Path("smollm2/store.json").write_text("{}")
+    assert not api.is_model("smollm2")
+
+
+def lamella(cache: Path, *arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
+    """The program in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "lamella", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "LAMELLA_CACHE": str(cache), "LAMELLA_THREADS": "1", **environment},
+    )
+
+
+@contextmanager
+def served(cache: Path, *arguments: str | Path) -> Iterator[tuple[str, list[str]]]:
+    """URL of a server, and what it said before it listened."""
+    said: list[str] = []
+    with lamella(cache, "serve", *arguments, "--port", "0", "--context", "128", "--layout", "mapped") as server:
+        assert server.stderr is not None
+        for line in server.stderr:
+            if line.startswith("listening on "):
+                yield line.split()[2].removesuffix("/v1;"), said
+                break
+            said.append(line)
+        else:
+            raise AssertionError("".join(said))
+        server.terminate()
+        server.communicate(timeout=60)
+
+
+def ask(url: str, model: str) -> dict[str, Any]:
+    body = json.dumps({"model": model, "prompt": "Once", "max_tokens": 4}).encode()
+    with urlopen(Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"}), timeout=60) as answer:
+        return dict(json.load(answer))
+
+
+def test_serving_a_model_makes_it_ready_the_first_time_only(tmp_path: Path) -> None:
+    model, cache = write_tiny_model(tmp_path / "tiny.gguf", n_layers=1), tmp_path / "cache"
+    with served(cache, model) as (url, said):
+        assert "for the first time" in said[0]
+        assert [line.partition(" ")[0] for line in said[1:5]] == ["looking", "measuring", "planning:", "building"]
+        assert ask(url, "tiny")["usage"]["completion_tokens"] == 4
+        smallest = ready_in(cache, model).variants[-1]
+        assert ask(url, f"tiny@{smallest}")["usage"]["completion_tokens"] == 4
+    with served(cache, model) as (url, said):
+        assert said == []
+        assert ask(url, "tiny")["usage"]["completion_tokens"] == 4
+
+
+def test_a_model_that_cannot_be_made_ready_ends_the_server_with_its_own_sentence(tmp_path: Path) -> None:
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF and no more")
+    with lamella(tmp_path / "cache", "serve", tmp_path / "bad.gguf") as server:
+        _, err = server.communicate(timeout=60)
+    assert server.returncode == 3
+    assert len([line for line in err.splitlines() if line.startswith("lamella: ")]) == 1
+
+
+def test_a_model_of_the_hub_is_fetched_once(tmp_path: Path) -> None:
+    pytest.importorskip("huggingface_hub")
+    data = write_tiny_model(tmp_path / "tiny.gguf", n_layers=1).read_bytes()
+    hub = FakeHub({"o/Tiny-GGUF": {"tiny.gguf": data}})
+    with hub.serving() as endpoint:
+        for _ in range(2):
+            with lamella(tmp_path / "cache", "prepare", "hf:o/Tiny-GGUF", "--json", HF_ENDPOINT=endpoint) as program:
+                out, err = program.communicate(timeout=120)
+            assert program.returncode == 0, err
+    assert hub.fetched == ["tiny.gguf"]
+    assert len(json.loads(out)["variants"]) >= 1
+    assert (tmp_path / "cache/models/o/Tiny-GGUF/tiny.gguf").exists()
+    assert api.spoken_name("hf:o/Tiny-GGUF") == "Tiny-GGUF"

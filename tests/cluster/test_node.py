@@ -1,0 +1,132 @@
+"""What a node answers its coordinator: itself, its link, its shard cache."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lamella.cluster.bringing import bring
+from lamella.cluster.links import LinkMeter, measure_link
+from lamella.cluster.messages import Begin, Begun, Describe, Described
+from lamella.cluster.node import NodeOptions
+from lamella.core.errors import RemoteFailed
+from lamella.llama import gguf
+from lamella.resources.machine import cpu_memory
+from lamella.store.store import Store
+from tests.cluster.conftest import TestBed
+
+Run = Callable[[Any], Any]
+
+
+def layer_shards(store: Store, variant: str) -> list[Any]:
+    return [shard for shard in store.variant(variant).shards if shard.label.startswith("layer")]
+
+
+def test_a_node_reports_its_memory_and_measured_speeds(run: Run) -> None:
+    async def test(bed: TestBed) -> Described:
+        async with bed.node("laptop"):
+            channel, described = await bed.dialler.ask("laptop", Describe(["Q8_0", "Q4_0"]), Described)
+            channel.close()
+            return described
+
+    described = run(test)
+    report = described.report
+    assert set(report.speeds) == {"Q8_0", "Q4_0"}
+    assert all(0 < speed.prompt < 1000 and 0 < speed.token < 1000 for speed in report.speeds.values())
+    assert report.memory_bytes == cpu_memory().total_bytes
+    assert 0 < report.available_bytes <= report.memory_bytes
+    assert "CPU" in {device.name for device in report.devices}
+    assert (described.n_sessions, described.n_cached) == (0, 0)
+
+
+def test_what_a_node_cannot_do_it_refuses_with_a_reason(run: Run) -> None:
+    async def test(bed: TestBed) -> None:
+        async with bed.node("laptop"):
+            with pytest.raises(RemoteFailed, match=r"node 'laptop': .*unknown ggml type 'Q9_9'"):
+                await bed.dialler.ask("laptop", Describe(["Q9_9"]), Described)
+
+    run(test)
+
+
+def test_links_are_measured_and_measured_again(run: Run) -> None:
+    async def test(bed: TestBed) -> None:
+        async with bed.node("laptop"):
+            link = await measure_link(bed.dialler, "laptop")
+            assert 0 < link.round_trip_seconds < 1
+            assert link.bytes_per_second > 1e6
+            meter = LinkMeter(bed.dialler, ["laptop"], every_seconds=0.01)
+            running = asyncio.create_task(meter.run())
+            seen: set[float] = set()
+            while len(seen) < 2:
+                await asyncio.sleep(0.01)
+                seen.update(found.at for found in meter.links.values())
+            running.cancel()
+
+    run(test)
+
+
+def test_only_missing_shards_travel_and_they_are_verified(run: Run, store: Store) -> None:
+    large, small = layer_shards(store, "large"), layer_shards(store, "small")
+
+    async def test(bed: TestBed) -> None:
+        async with bed.node("laptop") as agent:
+            first = await bring(bed.dialler, "laptop", store, large)
+            assert (first.n_fetched, first.moved_bytes) == (len(large), sum(s.n_bytes for s in large))
+            again = await bring(bed.dialler, "laptop", store, large)
+            assert (again.n_fetched, again.moved_bytes) == (0, 0)
+            more = await bring(bed.dialler, "laptop", store, [*large[:1], *small])
+            assert (more.n_fetched, more.moved_bytes) == (len(small), sum(s.n_bytes for s in small))
+            cached = agent._cache.hold(large)
+            cached.close()
+            matrices = [
+                t for s in large for t in gguf.read_tensors(store.shard_path(s.id)).values() if t.n_bytes > 4096
+            ]
+            assert len(cached.tensors) >= len(matrices) > 0
+
+    run(test)
+
+
+def test_a_shard_that_the_coordinator_has_not_is_refused(run: Run, store: Store) -> None:
+    from lamella.core.artifacts import ShardRef
+
+    async def test(bed: TestBed) -> None:
+        async with bed.node("laptop"):
+            with pytest.raises(RemoteFailed, match="404"):
+                await bring(bed.dialler, "laptop", store, [ShardRef("0" * 64, "layer 0", 100)])
+
+    run(test)
+
+
+def test_a_cache_with_a_limit_keeps_what_a_session_holds(run: Run, store: Store) -> None:
+    large, small = layer_shards(store, "large"), layer_shards(store, "small")
+
+    async def test(bed: TestBed) -> None:
+        async with bed.node("laptop", NodeOptions(n_threads=1, cache_bytes=1)) as agent:
+            await bring(bed.dialler, "laptop", store, large)
+            channel, begun = await bed.dialler.ask("laptop", Begin(1, large), Begun)
+            assert begun.tensors
+            await bring(bed.dialler, "laptop", store, small)
+            await bring(bed.dialler, "laptop", store, small[:1])  # the other small ones may go
+            assert agent._cache.usage()[1] == len(large) + 1
+            channel.close()
+
+    run(test)
+
+
+def test_a_damaged_cache_file_is_not_taken_for_the_shard(run: Run, store: Store, tmp_path: Path) -> None:
+    large = layer_shards(store, "large")
+
+    async def test(bed: TestBed) -> None:
+        async with bed.node("laptop"):
+            await bring(bed.dialler, "laptop", store, large)
+            (path,) = (tmp_path / "nodes").rglob(f"{large[0].id}.gguf")
+            path.unlink()
+            path.write_bytes(b"GGUF")
+            again = await bring(bed.dialler, "laptop", store, large)
+            assert again.n_fetched == 1
+
+    run(test)

@@ -1,0 +1,66 @@
+"""``--reproducible`` on SmolLM2: the tokens of a request are those it gets alone, whatever happens beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import msgspec
+import pytest
+
+import lamella
+from lamella.batching.messages import Generate, Sampling, TokenEvent
+from lamella.batching.settings import EngineSettings
+from lamella.core.errors import EngineUnavailable
+from lamella.resources.catalogue import model_path
+from lamella.serving.supervisor import SupervisedEngine
+
+pytestmark = pytest.mark.slow
+N_STREAMS, N_TOKENS = 6, 24
+TEXT = "the old keeper wrote in her log that the wind had turned and a ship without lights lay near the rocks "
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> EngineSettings:
+    folder = tmp_path_factory.mktemp("reproducible") / "store"
+    source = model_path("smollm2")
+    lamella.build(source, folder, lamella.plan(source, "uniform", precision="int4"), "small")
+    return EngineSettings(store=str(folder), n_ctx=512, n_sequences=N_STREAMS, is_reproducible=True)
+
+
+def test_company_and_kills_change_no_token(settings: EngineSettings) -> None:
+    asyncio.run(_compare(settings))
+
+
+async def _compare(settings: EngineSettings) -> None:
+    async with SupervisedEngine(settings) as engine:
+        alone = [await _write(engine, i) for i in range(N_STREAMS)]
+        together = asyncio.gather(*(_write(engine, i) for i in range(N_STREAMS)))
+        await asyncio.sleep(0.7)  # somewhere among prompts and tokens
+        assert engine.facts is not None
+        os.kill(engine.facts.pid, signal.SIGKILL)
+        assert await together == alone
+        assert engine.n_restarts == 1
+
+
+async def _write(engine: SupervisedEngine, number: int) -> list[int]:
+    """Prompts of 20 to 170 words: read in one piece or in several, with and without others."""
+    prompt = f"Day {number}. " + " ".join((TEXT * 10).split()[number : number + 20 + 30 * number])
+    greedy = Sampling(temperature=0.0)
+    request = Generate(id=0, prompt=prompt, max_tokens=N_TOKENS, ignore_end=True, sampling=greedy)
+    return [event.token async for event in engine.generate(request) if isinstance(event, TokenEvent)]
+
+
+@pytest.mark.parametrize("change", [{"layout": "repacked"}, {"n_cells": 1024}, {"device": "CUDA0"}])
+def test_what_does_not_go_with_it_is_refused(settings: EngineSettings, change: dict[str, object]) -> None:
+    async def start() -> None:
+        async with SupervisedEngine(_replaced(settings, change)):
+            pass
+
+    with pytest.raises(EngineUnavailable, match="--reproducible"):
+        asyncio.run(start())
+
+
+def _replaced(settings: EngineSettings, change: dict[str, object]) -> EngineSettings:
+    return msgspec.structs.replace(settings, **change)
