@@ -53,6 +53,16 @@ def give_back_what_is_freed() -> None:
         set_option(_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
+def trim_heap() -> None:
+    """Give the heap's free pages back, for blocks that were taken before ``give_back_what_is_freed``.
+
+    Does nothing with other C libraries than glibc.
+    """
+    trim = getattr(ct.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def resident_bytes(path: Path) -> int:
     """How much of a file the page cache holds (``mincore``); for reports and tests."""
     size = path.stat().st_size

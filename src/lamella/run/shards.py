@@ -10,7 +10,7 @@ from pathlib import Path
 from lamella.core.model import TensorSpec
 from lamella.llama import gguf
 from lamella.llama.device_shards import DeviceShard
-from lamella.llama.pages import give_back_what_is_freed
+from lamella.llama.pages import give_back_what_is_freed, trim_heap
 from lamella.llama.weights import MappedShard, RepackedShard, WeightState, type_name
 from lamella.run.ceiling import Footprint
 from lamella.run.layouts import Layout
@@ -134,17 +134,21 @@ class ShardPool:
 
         Its mapping stays, so that weights that point there can be read still, slowly.  None may point at a copy.
         """
-        if shard_id in self._repacked:
-            self._repacked.pop(shard_id).close()
+        self._free_copies(shard_id)
         mapped = self._mapped[shard_id]
         mapped.unmap(mapped.states, from_cache=self._gives_back)
 
     def close_shard(self, shard_id: str) -> None:
         """Close a shard.  No weight may point into it."""
-        if shard_id in self._repacked:
-            self._repacked.pop(shard_id).close()
+        self._free_copies(shard_id)
         if shard_id in self._mapped:
             self._mapped.pop(shard_id).close(from_cache=self._gives_back)
+
+    def _free_copies(self, shard_id: str) -> None:
+        if shard_id in self._repacked:
+            self._repacked.pop(shard_id).close()
+            if self._gives_back:
+                trim_heap()
 
     def keep_only(self, shard_ids: Iterable[str]) -> None:
         """Close every other shard.  No weight may point into one of them."""
