@@ -38,7 +38,8 @@ def main() -> None:
     """Measure, print tables, keep the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(PARTS), help="parts, with commas")
-    parser.add_argument("--instances", type=int, default=10)
+    parser.add_argument("--instances", type=int, default=10, help="of the large problems")
+    parser.add_argument("--first", type=int, default=0, help="instance to go on from")
     parser.add_argument("--small", type=int, default=200)
     parser.add_argument("--several", type=int, default=6)
     asked = parser.parse_args()
@@ -46,14 +47,14 @@ def main() -> None:
     known = json.loads(path.read_text()) if path.exists() else {}
     found = {key: known[key] for key in KEPT if key in known}
     for part in asked.only.split(","):
-        found |= measure(part, asked)
+        found |= measure(part, asked, found)
     record("placement", {key: found[key] for key in KEPT if key in found})
 
 
-def measure(part: str, asked: argparse.Namespace) -> dict[str, Any]:
+def measure(part: str, asked: argparse.Namespace, known: dict[str, Any]) -> dict[str, Any]:
     """One part of the record."""
     if part in NODES:
-        return proofs(part, asked.instances)
+        return proofs(part, asked, known)
     if part == "small":
         mismatches, feasible = compare(asked.small)
         return {"mismatches": mismatches, "small": {"instances": asked.small, "that_can_be_placed": feasible}}
@@ -64,14 +65,16 @@ def measure(part: str, asked: argparse.Namespace) -> dict[str, Any]:
     return {"large": large}
 
 
-def proofs(part: str, instances: int) -> dict[str, Any]:
-    """80 layers to a proven gap."""
+def proofs(part: str, asked: argparse.Namespace, known: dict[str, Any]) -> dict[str, Any]:
+    """80 layers to a proven gap; instances of earlier runs stay where ``--first`` begins behind them."""
     nodes = NODES[part]
-    results = [timed_solution(random_problem(seed, 80, nodes)) for seed in range(instances)]
-    table([["nodes", "seed", "seconds", "gap"], *([nodes, i, *r.values()] for i, r in enumerate(results))])
-    seconds, gaps = spread([r["seconds"] for r in results]), spread([r["gap"] for r in results])
-    reached = sum(r["gap"] <= GAP for r in results)
-    return {f"median_s_{nodes}": seconds["median"], part: {"seconds": seconds, "gaps": gaps, "reached": reached}}
+    rows = known.get(part, {}).get("rows", [])[: asked.first]
+    for seed in range(asked.first, asked.first + asked.instances):
+        rows.append({"seed": seed, **timed_solution(random_problem(seed, 80, nodes))})
+        print(nodes, rows[-1], flush=True)
+    seconds = spread([row["seconds"] for row in rows])
+    reached = sum(row["gap"] <= GAP for row in rows)
+    return {f"median_s_{nodes}": seconds["median"], part: {"seconds": seconds, "reached": reached, "rows": rows}}
 
 
 def beside_program(instances: int) -> dict[str, Any]:

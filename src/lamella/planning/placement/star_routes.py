@@ -7,9 +7,12 @@ Sets are bit masks, so that the sets without a node are a view of the array, and
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
+
 import numpy as np
 
-from lamella.planning.placement.arrays import Arc, Floats, Route
+from lamella.planning.placement.arrays import Arc, Floats, Ints, Route
 
 _CACHE_ENTRIES = 2**15
 """Sums made at once: larger arrays fall out of the processor's cache."""
@@ -21,36 +24,51 @@ def reach(bound: Floats) -> Floats:
     reached = np.full((n_layers + 1, 2**n_nodes), np.inf)
     reached[0, 0] = 0.0
     block = max(1, _CACHE_ENTRIES // 2**n_nodes)
-    for end in range(1, n_layers + 1):
-        for node in range(n_nodes):
-            with_node = views(reached[end], node)[1]
-            possible = np.flatnonzero(np.isfinite(bound[node, :end, end]))
-            for at in range(0, len(possible), block):
-                firsts = possible[at : at + block]
-                totals = views(reached[firsts], node)[0] + bound[node, firsts, end][:, None, None]
-                np.minimum(with_node, totals.min(axis=0) if len(firsts) > 1 else totals[0], out=with_node)
+    for node, end, possible in _by_end(bound):
+        with_node = views(reached[end], node)[1]
+        for at in range(0, len(possible), block):
+            firsts = possible[at : at + block]
+            totals = views(reached[firsts], node)[0] + bound[node, firsts, end][:, None, None]
+            np.minimum(with_node, totals.min(axis=0) if len(firsts) > 1 else totals[0], out=with_node)
     return reached
+
+
+def _by_end(bound: Floats) -> Iterator[tuple[int, int, Ints]]:
+    """Node, end, and the first layers of the segments there are, by rising end."""
+    ends, nodes, firsts = np.nonzero(np.isfinite(bound).transpose(2, 0, 1))
+    cuts = np.flatnonzero((np.diff(ends) > 0) | (np.diff(nodes) != 0)) + 1
+    edges = [0, *cuts.tolist(), len(ends)] if len(ends) else [0]
+    for at, until in pairwise(edges):
+        yield int(nodes[at]), int(ends[at]), firsts[at:until]
 
 
 def best(bound: Floats) -> tuple[float, Route] | None:
     """Total and route of least total; None where there is none."""
-    reached = reach(bound)
+    nodes, present = _present(bound)
+    reached = reach(present)
     used = int(reached[-1].argmin())
     total = float(reached[-1, used])
-    return (total, _trace(bound, reached, used)) if np.isfinite(total) else None
+    if not np.isfinite(total):
+        return None
+    return total, tuple(Arc(int(nodes[a.node]), a.first, a.end) for a in _trace(present, reached, used))
 
 
 def through(bound: Floats) -> Floats:
     """[N, L + 1, L + 1] least total of a route that contains the segment."""
-    n_nodes, n_layers = bound.shape[0], bound.shape[1] - 1
-    before = reach(bound)
-    after = within(reach(reverse(bound))[::-1])
+    nodes, present = _present(bound)
+    before = reach(present)
+    after = within(reach(reverse(present))[::-1])
     totals = np.full_like(bound, np.inf)
-    for node, first, end in np.argwhere(np.isfinite(bound)):
+    for node, first, end in np.argwhere(np.isfinite(present)):
         others = views(before[first], node)[0] + views(after[end], node)[1]
-        totals[node, first, end] = others.min() + bound[node, first, end]
-    assert totals.shape == (n_nodes, n_layers + 1, n_layers + 1)
+        totals[nodes[node], first, end] = others.min() + present[node, first, end]
     return totals
+
+
+def _present(bound: Floats) -> tuple[Ints, Floats]:
+    """The nodes that have segments, and these: every node less is half the sets."""
+    nodes = np.flatnonzero(np.isfinite(bound).any(axis=(1, 2)))
+    return nodes, bound[nodes]
 
 
 def views(states: Floats, node: int) -> tuple[Floats, Floats]:
