@@ -130,8 +130,8 @@ def test_a_request_waits_for_the_room_that_another_takes(
         for number in numbers:
             assert front.end_of(number).generated_tokens == 60
         variants = [m.variant for m in front.told if isinstance(m, Step)]
-        assert variants == sorted(variants)  # one after the other
-        assert set(variants) == {"int4", "int5"}
+        one_after_the_other = [variant for variant, _ in itertools.groupby(variants)]
+        assert sorted(one_after_the_other) == ["int4", "int5"]  # whose pages were there first goes first
 
 
 def test_a_pinned_request_waits_for_the_end_of_a_change(
