@@ -83,7 +83,7 @@ async def report_apart(kernel_file: Path, n_threads: int, types: Sequence[str]) 
     finally:
         if process.returncode is None:
             process.kill()
-            await process.wait()
+            await process.communicate()  # to the end of its pipes, which closes them
 
 
 def main(kernel_file: str, n_threads: str, *types: str) -> int:
