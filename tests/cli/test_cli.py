@@ -582,8 +582,8 @@ def test_limits_of_a_knapsack_plan(run: Run, model: Path, losses: Path, asked: t
 
 def test_a_knapsack_plan_by_speed(run: Run, model: Path, losses: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     times = {"F16": KernelTimes(8.0, 6.0), "Q8_0": KernelTimes(4.0, 3.0), "Q4_0": KernelTimes(2.0, 2.0)}
-    monkeypatch.setattr(
-        api, "kernel_times", lambda names, *_, **__: {n: times.get(n, KernelTimes(3.0, 3.0)) for n in names}
+    monkeypatch.setattr(  # where ``measured_prices`` looks it up: the name in ``api`` is another
+        api.losses, "kernel_times", lambda names, *_, **__: {n: times.get(n, KernelTimes(3.0, 3.0)) for n in names}
     )
     ask = ("plan", model, "--policy", "knapsack", "--measurement", losses, "--json")
     slow = _json(run(*ask, "--ms-per-token", "100"))["settings"]["predicted_ms_per_token"]
