@@ -141,7 +141,8 @@ async def _side_by_side(
 def _server(store: Store, mix: str, layout: str) -> Any:
     log = store.path.parent / "server.log"
     sizes = {"n_ctx": N_CTX, "n_sequences": len(MIXES) * N_EACH}
-    return servers.ours(store.path, mix, "--layout", layout, log=log, **sizes)
+    # The memory of weights is asked for, and prompts come again: a prompt cache would add to one and spare the other.
+    return servers.ours(store.path, mix, "--layout", layout, "--prompt-cache", 0, log=log, **sizes)
 
 
 async def engine_memory(client: Any) -> int:

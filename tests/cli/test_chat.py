@@ -13,7 +13,7 @@ from lamella.api.serving import Listening
 from lamella.cli.opening import opening_lines
 from lamella.config import Config
 from lamella.core.errors import InvalidRequest
-from lamella.serving.auth import KeyRing
+from lamella.serving.keys import KeyRing
 from tests.cli.conftest import Run
 from tests.fakes.engine import FakeEngine
 from tests.serving.conftest import Running, run_server

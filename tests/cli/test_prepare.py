@@ -16,7 +16,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from lamella import api
-from lamella.api import homes, measuring, variants
+from lamella.api import measuring, preparing, variants
 from lamella.core.artifacts import Plan
 from lamella.core.errors import DoesNotFit
 from lamella.resources.homes import find_ready
@@ -66,7 +66,7 @@ def test_what_is_ready_is_found_without_work_wherever_one_asks(
 ) -> None:
     model, cache = prepared
     monkeypatch.setenv("LAMELLA_CACHE", str(cache))
-    monkeypatch.setattr(homes, "load", None)
+    monkeypatch.setattr(preparing, "load", None)
     monkeypatch.chdir(model.parent)
     code, out, _ = run("prepare", model.name, "--json")
     assert code == 0
@@ -111,12 +111,12 @@ def test_an_interrupted_build_goes_on(
         built.append(name)
         return plain(model, store, plan, name, **options)
 
-    monkeypatch.setattr(homes, "build", interrupted)
+    monkeypatch.setattr(preparing, "build", interrupted)
     with pytest.raises(KeyboardInterrupt):
         api.prepare(str(model), cache, n_threads=1)
     assert api.find_ready(str(model), cache) is None
     assert Store.open(cache / "stores" / expected.store).variant_names() == built
-    monkeypatch.setattr(homes, "build", plain)
+    monkeypatch.setattr(preparing, "build", plain)
     assert api.prepare(str(model), cache, n_threads=1).variants == expected.variants
 
 

@@ -13,7 +13,7 @@ import pytest
 from lamella.batching.messages import Chat, Generate
 from lamella.client.server import Patience, ServedVariant, ServerClient
 from lamella.core.errors import EngineUnavailable, InvalidRequest, QueueFull, RemoteFailed, RemoteInvalid
-from lamella.serving.auth import KeyRing
+from lamella.serving.keys import KeyRing
 from tests.fakes.engine import FakeEngine, Script
 from tests.fakes.web import serving
 from tests.serving.conftest import Running

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lamella.dashboard.assets import is_installed
-from lamella.serving.auth import KeyRing
+from lamella.serving.keys import KeyRing
 from tests.dashboard.conftest import PanelEngine, steered
 from tests.serving.conftest import Running
 

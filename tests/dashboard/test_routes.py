@@ -10,7 +10,7 @@ import pytest
 
 from lamella.dashboard import assets
 from lamella.dashboard.assets import MISSING, PATHS
-from lamella.serving.auth import KeyRing
+from lamella.serving.keys import KeyRing
 from tests.dashboard.conftest import PanelEngine
 from tests.serving.conftest import InProcess
 

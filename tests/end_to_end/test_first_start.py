@@ -8,7 +8,7 @@ import pytest
 from openai import OpenAI
 
 from lamella import api
-from lamella.api import homes
+from lamella.api import preparing
 from lamella.store.store import Store
 from tests.cli.test_prepare import served
 
@@ -21,7 +21,7 @@ FEW_TOKENS = (2, 8)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("first") / "cache"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(homes, "calibration_size", lambda _: FEW_TOKENS)
+        patch.setattr(preparing, "calibration_size", lambda _: FEW_TOKENS)
         api.prepare("smollm2", folder)
     return folder
 

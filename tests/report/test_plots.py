@@ -14,9 +14,8 @@ from lamella.core.model import ModelIdentity
 from lamella.planning.frontier import Frontier, FrontierPoint
 from lamella.planning.ladder import JointBudget, evenly_spaced, plan_ladder
 from lamella.planning.request import PlanRequest
+from lamella.report.figures import DPI, HEIGHT_INCHES
 from lamella.report.plots import (
-    DPI,
-    HEIGHT_INCHES,
     PlanPoint,
     ladder_cells,
     plot_frontier,

@@ -10,13 +10,16 @@ from hypothesis import settings
 from schemathesis.checks import not_a_server_error
 
 from lamella.serving.app import build_app
-from lamella.serving.auth import KeyRing
+from lamella.serving.keys import KeyRing
 from lamella.serving.settings import FrontSettings
 from tests.fakes.engine import FakeEngine, Script
+from tests.serving.steered import steered
 
 ENGINE = FakeEngine(Script(pieces=["Hello", " world"]))
 HEADERS = {"Authorization": "Bearer admin-key-9a3e"}
-APP = build_app(ENGINE, FrontSettings(keys=KeyRing([("admin-key-9a3e", "admin")])))
+APP = build_app(
+    ENGINE, FrontSettings(keys=KeyRing([("admin-key-9a3e", "admin")])), control=steered(ENGINE, "predictive")
+)
 schema = schemathesis.openapi.from_asgi("/openapi.json", APP, headers=HEADERS)
 
 

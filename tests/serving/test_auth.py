@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lamella.core.errors import InvalidRequest
-from lamella.serving.auth import KeyRing
+from lamella.serving.keys import KeyRing
 from lamella.serving.settings import FrontSettings
 from tests.serving.conftest import InProcess
 

@@ -13,7 +13,7 @@ from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolPara
 
 from lamella.batching.messages import Chat, Generate
 from lamella.core.errors import EngineUnavailable, QueueFull, RequestRefused
-from lamella.serving.auth import KeyRing
+from lamella.serving.keys import KeyRing
 from tests.fakes.engine import FakeEngine, Script
 from tests.serving.conftest import Running
 

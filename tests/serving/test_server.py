@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from lamella.core.errors import InvalidRequest
-from lamella.serving.auth import KeyRing
+from lamella.serving.keys import KeyRing
 from lamella.serving.server import serve
 from lamella.serving.settings import FrontSettings, Limits
 from tests.fakes.engine import FakeEngine, FakeStream, Script

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from lamella.api.losses import loss_request
-from lamella.api.plans import as_bytes, needs_of
+from lamella.api.plans import needs_of
 from lamella.core.artifacts import (
     Measurement,
 )
 from lamella.core.errors import InvalidRequest
+from lamella.core.units import as_bytes
 from lamella.planning import frontier as planning_frontier
 from lamella.planning.constraints import Constraints, Prices
 from lamella.planning.frontier import DEFAULT_POINTS, Frontier

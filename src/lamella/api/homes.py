@@ -1,148 +1,16 @@
-"""From the name of a model to variants that can be served, and nothing else said: fetched, measured, planned, built.
-
-    ready = find_ready("smollm2", cache_folder) or prepare("smollm2", cache_folder)
-    serve(EngineSettings(store=ready.store, variants=list(ready.variants)), ...)
-
-Interrupted at any point it goes on from there: the Hub's client resumes downloads, finished probes are kept, and so are
-finished shards.
-"""
+"""Models that have variants to serve in the user's cache; ``preparing`` makes them.  Loads no llama.cpp, no numpy."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 
-from lamella.api.frontiers import frontier, ladder
-from lamella.api.measuring import measure_once
-from lamella.api.models import load
-from lamella.api.plans import Budget, as_bytes, plan
-from lamella.api.remotes import pull_from_hub
-from lamella.api.variants import build
-from lamella.core.artifacts import Measurement, Plan
-from lamella.core.errors import ModelError
-from lamella.llama.gguf import ModelFile
-from lamella.measuring import MeasureSettings
-from lamella.planning.first_ladder import calibration_size, first_steps
-from lamella.quantize.build import BuildProgress
-from lamella.resources.homes import (
-    HUB_PREFIX,
-    Ready,
-    canonical,
-    fetched_folder,
-    is_model,
-    names_of,
-    note_ready,
-    spoken_name,
-    store_name,
-    stores_in,
-)
+from lamella.core.units import as_bytes
+from lamella.resources.homes import Ready, canonical, is_model, spoken_name, stores_in
 from lamella.resources.homes import find_ready as find_noted
-from lamella.store.sources import SourceFile
 
-Update = Callable[[float, float, str], None]
-"""Progress inside a stage: done, total, detail."""
-Stage = Callable[[str], AbstractContextManager[Update]]
-"""Begins a stage of that name."""
-
-SERVED_CONTEXT = 8192
-"""Tokens of KV cache that the largest variant leaves memory for: those of ``lamella serve``'s defaults."""
-
-__all__ = ["Ready", "Stage", "find_ready", "is_model", "prepare", "spoken_name", "stores_in"]
-
-
-def _quietly(_: str) -> AbstractContextManager[Update]:
-    return contextlib.nullcontext(lambda _done, _total, _what: None)
+__all__ = ["Ready", "find_ready", "is_model", "spoken_name", "stores_in"]
 
 
 def find_ready(target: str, cache_folder: Path, memory: str | int | None = None) -> Ready | None:
-    """What is built for a model already; None where ``prepare`` has work to do.  Loads no llama.cpp."""
+    """What is built for a model already; None where ``prepare`` has work to do."""
     return find_noted(cache_folder, canonical(target), as_bytes(memory) or 0)
-
-
-def prepare(
-    target: str,
-    cache_folder: Path,
-    *,
-    memory: str | int | None = None,
-    device: str | None = None,
-    llama_cpp: Path | None = None,
-    n_threads: int = 0,
-    stage: Stage = _quietly,
-) -> Ready:
-    """Get a model ready to be served: fetch it, measure it, plan a few variants, build them.
-
-    Which variants: see ``planning.first_ladder``.  At most as large as the model file, and as memory holds beside a
-    KV cache of ``SERVED_CONTEXT`` tokens; four where there is room between that and the smallest.
-
-    Args:
-        target: ``smollm2``, the path of a GGUF file, or ``hf:OWNER/REPO[/FILE]``.
-        memory: ceiling of a running variant with all it needs; None: what the device has free now.
-        device: whose memory that is; None for the one with most.
-        llama_cpp: checkout of llama.cpp, for repositories that have safetensors only.
-        stage: told what begins, and gives who wants to know how far it is.
-
-    Raises:
-        DoesNotFit: not even the smallest plan fits; says what it needs.
-        InvalidRequest, ModelError, RemoteFailed, StorageFailed: as the stages.
-    """
-    with stage(f"looking for {target}") as update:
-        source = load(_fetched(target, cache_folder, llama_cpp))
-        update(1, 1, "")
-    model = str(source.paths[0])
-    with stage(f"measuring {source.spec.identity.name}") as update:
-        samples, tokens = calibration_size(source.spec.n_weights)
-        settings = MeasureSettings(samples=samples, window_tokens=tokens, n_threads=n_threads)
-        measured = measure_once(model, "sensitivity", cache_folder, settings=settings, on_progress=update)
-    with stage("planning"):
-        plans = _plans(source, measured, Budget(as_bytes(memory), device).now())
-    names = names_of([p.bits_per_weight for p in plans], str(memory) if memory else None)
-    files = tuple(SourceFile.of(path) for path in source.paths)
-    home = store_name(source.spec.identity, source.paths[0])
-    ready = Ready(canonical(target), as_bytes(memory) or 0, home, names, files)
-    with stage(f"building {len(plans)} variants") as update:
-        _build(model, ready.folder(cache_folder), plans, names, n_threads, update)
-    note_ready(cache_folder, ready)
-    return ready
-
-
-def _fetched(target: str, cache_folder: Path, llama_cpp: Path | None) -> str:
-    """The name or path of a model file that is on this machine."""
-    if not is_model(target):
-        raise ModelError(
-            f"{target} is no model: name a GGUF file, 'smollm2' or hf:OWNER/REPO, or the folder of a store"
-        )
-    if not target.startswith(HUB_PREFIX):
-        return target
-    from lamella.remote.hub import HubSource
-
-    repository = HubSource.parse(target).repository
-    return str(pull_from_hub(target, fetched_folder(cache_folder, repository), llama_cpp=llama_cpp).path)
-
-
-def _plans(source: ModelFile, measured: Measurement, budget_bytes: int) -> list[Plan]:
-    model = str(source.paths[0])
-    spec = source.spec
-    context = min(SERVED_CONTEXT, spec.context_length or SERVED_CONTEXT)
-    largest = plan(model, "knapsack", memory=budget_bytes, context=context, measurement=measured)
-    least = frontier(model, measured, points=2).points[0].bits_per_weight
-    steps = first_steps(spec.bits_per_weight, largest.bits_per_weight, least)
-    if steps.n_steps == 1 and steps.first_bits >= largest.bits_per_weight:
-        return [largest]
-    if steps.n_steps == 1:
-        return [plan(model, "knapsack", bits_per_weight=steps.first_bits, measurement=measured)]
-    found = ladder(model, measured, steps=steps.n_steps, first_bits=steps.first_bits, last_bits=steps.last_bits)
-    return [step.plan for step in found.steps]
-
-
-def _build(
-    model: str, store: Path, plans: Sequence[Plan], names: Sequence[str], n_threads: int, update: Update
-) -> None:
-    for number, (made, name) in enumerate(zip(plans, names, strict=True)):
-
-        def show(at: BuildProgress, number: int = number, name: str = name) -> None:
-            share = at.weights_done / max(1, at.weights_total)
-            update(number + share, len(plans), f"{name}: {at.label}")
-
-        build(model, store, made, name, replace=True, n_threads=n_threads or None, on_progress=show)

@@ -17,7 +17,7 @@ from lamella.core.artifacts import (
 from lamella.core.errors import InvalidRequest
 from lamella.core.model import ModelSpec
 from lamella.core.precision import Scheme
-from lamella.core.units import format_bytes, parse_bytes
+from lamella.core.units import as_bytes, format_bytes
 from lamella.llama.context import ContextOptions
 from lamella.llama.imatrix import ImportanceMatrix
 from lamella.llama.stock_mix import MIXES, canonical_mix, stock_types
@@ -268,12 +268,6 @@ def _limit_name(plan: Plan) -> str:
         if setting in plan.settings:
             return f"-{plan.settings[setting]:g}{unit}"
     return ""
-
-
-def as_bytes(memory: str | int | None) -> int | None:
-    if isinstance(memory, int) and memory <= 0:
-        raise InvalidRequest(f"a memory size must be more than zero bytes, not {memory}")
-    return parse_bytes(memory) if isinstance(memory, str) else memory
 
 
 def _stock(model: str | Path, mix: str, importance: ImportanceMatrix | None) -> StockTypes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,11 @@ def model_name(store: Store) -> str:
     return "-".join(store.path.resolve().name.split())
 
 
+def _load_web_server() -> None:
+    import lamella.api.panels
+    import lamella.serving.server  # noqa: F401
+
+
 async def serve(
     engine: EngineSettings,
     front: FrontSettings,
@@ -82,14 +88,17 @@ async def serve(
         EngineUnavailable: the engine cannot load the model; says why.
         InvalidRequest: the address, the certificate or a setting cannot be used.
     """
-    from lamella.api.panels import measured_variants
-    from lamella.serving import server
     from lamella.serving.supervision import SupervisorOptions
     from lamella.serving.supervisor import SupervisedEngine
 
+    loading = asyncio.create_task(asyncio.to_thread(_load_web_server))  # while the engine loads its model
     async with SupervisedEngine(engine, SupervisorOptions(max_queue=max_queue), on_line=on_line) as client:
         facts = client.facts
         assert facts is not None  # it has started
+        await loading
+        from lamella.api.panels import measured_variants
+        from lamella.serving import server
+
         measured = measured_variants(engine, cache_folder) if cache_folder else {}
         with controlled(client, steering, on_line) as control:
             await server.serve(

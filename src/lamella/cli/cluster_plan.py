@@ -13,8 +13,8 @@ from lamella.core.units import format_bytes, format_seconds
 from lamella.planning.placement import PlacementProblem, Solution
 from lamella.planning.placement.document import placement_document
 from lamella.planning.placement.explaining import Explanation, explain
+from lamella.report.figures import check_suffix
 from lamella.report.placement import plot_placement
-from lamella.report.plots import check_suffix
 
 PRECISIONS = "int8,int6,int5,int4,int3"
 

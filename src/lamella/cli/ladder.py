@@ -21,7 +21,8 @@ from lamella.core.errors import InvalidRequest
 from lamella.core.units import format_bytes
 from lamella.measuring import MeasureSettings
 from lamella.planning.ladder import DEFAULT_RATIO, Ladder
-from lamella.report.plots import check_suffix, plot_ladder
+from lamella.report.figures import check_suffix
+from lamella.report.plots import plot_ladder
 from lamella.store.store import Store
 
 _BITS = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(?:bpw)?\s*")

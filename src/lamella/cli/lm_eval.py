@@ -17,9 +17,6 @@ from lamella.cli.run import split_target
 from lamella.config import Config
 from lamella.core.errors import InvalidRequest, LamellaError
 
-OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
-"""How typer must read this command: whatever follows the store is lm-eval's."""
-
 
 def lm_eval(
     context: typer.Context,

@@ -1,44 +1,18 @@
-"""Joins the commands and turns errors into one sentence and an exit code."""
+"""The program itself: turns errors into one sentence and an exit code."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
 
-from lamella.cli import (
-    build,
-    chat,
-    cluster,
-    cluster_plan,
-    cluster_share,
-    devices,
-    doctor,
-    eval,
-    exchange,
-    frontier,
-    imatrix,
-    inspect,
-    keeping,
-    ladder,
-    lm_eval,
-    measure,
-    node,
-    plan,
-    prepare,
-    profile,
-    remote,
-    run,
-    serve,
-    simulate,
-    store,
-)
+from lamella.cli.commands import Commands
 from lamella.cli.output import print_json, stderr
-from lamella.cli.panels import GroupedCommand, GroupedCommands
+from lamella.cli.panels import GroupedCommands
 from lamella.core.errors import INTERRUPTED_EXIT_CODE, InvalidRequest, LamellaError
 from lamella.version import __version__
 
@@ -57,17 +31,19 @@ or go step by step:
 
 Something does not work: lamella doctor.  Each command explains itself with --help.
 """
-START, STEP_BY_STEP, RUNNING, STORES, ELSEWHERE = (
-    "Start here",
-    "Measure, plan, build",
-    "Run, serve, compare",
-    "Stores and files",
-    "Other machines",
-)
+
+
+class Program(GroupedCommands):
+    """``lamella``: its commands are loaded when they are asked for."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = Commands()
+
 
 app = typer.Typer(
     name="lamella",
-    cls=GroupedCommands,
+    cls=Program,
     help=STORY,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -88,36 +64,6 @@ def options(
     ] = False,
 ) -> None:
     """Options of the program itself."""
-
-
-app.command("serve", cls=GroupedCommand, rich_help_panel=START)(serve.serve)
-app.command("chat", rich_help_panel=START)(chat.chat)
-app.command("prepare", rich_help_panel=START)(prepare.prepare)
-app.command("doctor", rich_help_panel=START)(doctor.doctor)
-app.command("devices", rich_help_panel=START)(devices.devices)
-app.command("inspect", rich_help_panel=STEP_BY_STEP)(inspect.inspect)
-app.command("measure", rich_help_panel=STEP_BY_STEP)(measure.measure)
-app.command("imatrix", rich_help_panel=STEP_BY_STEP)(imatrix.imatrix)
-app.command("plan", rich_help_panel=STEP_BY_STEP)(plan.plan)
-app.command("frontier", rich_help_panel=STEP_BY_STEP)(frontier.frontier)
-app.command("ladder", rich_help_panel=STEP_BY_STEP)(ladder.ladder)
-app.command("build", rich_help_panel=STEP_BY_STEP)(build.build)
-app.command("run", rich_help_panel=RUNNING)(run.run)
-app.command("profile", rich_help_panel=RUNNING)(profile.profile)
-app.command("simulate", rich_help_panel=RUNNING)(simulate.simulate)
-app.command("eval", rich_help_panel=RUNNING)(eval.evaluate)
-app.command("lm-eval", context_settings=lm_eval.OPTIONS, rich_help_panel=RUNNING)(lm_eval.lm_eval)
-keeping.add_to(store.app)
-app.add_typer(store.app, name="store", rich_help_panel=STORES)
-app.command("export", rich_help_panel=STORES)(exchange.export_variant)
-app.command("import", rich_help_panel=STORES)(exchange.import_file)
-app.command("pull", rich_help_panel=ELSEWHERE)(remote.pull)
-app.command("push", rich_help_panel=ELSEWHERE)(remote.push)
-app.command("serve-store", rich_help_panel=ELSEWHERE)(remote.serve_store)
-cluster.app.command("plan")(cluster_plan.cluster_plan)
-cluster.app.command("share")(cluster_share.cluster_share)
-app.add_typer(cluster.app, name="cluster", rich_help_panel=ELSEWHERE)
-app.command("node", rich_help_panel=ELSEWHERE)(node.node)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

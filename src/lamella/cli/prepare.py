@@ -8,16 +8,18 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lamella import api
-from lamella.api.homes import Update
 from lamella.cli.output import JsonFlag, note, print_json, progress, say
 from lamella.config import Config
 from lamella.core.errors import INTERRUPTED_EXIT_CODE
 from lamella.core.units import format_seconds
+
+if TYPE_CHECKING:
+    from lamella.api.preparing import Update
 
 ModelTarget = Annotated[
     str, typer.Argument(metavar="MODEL", help="'smollm2', the path of a GGUF file, or hf:OWNER/REPO[/FILE].")

@@ -30,7 +30,7 @@ from lamella.run.layouts import check_policy
 from lamella.store.store import Store
 
 if TYPE_CHECKING:
-    from lamella.serving.auth import KeyRing
+    from lamella.serving.keys import KeyRing
 
 POOLINGS = get_args(Pooling)
 DEFAULT_PORT = 8080
@@ -296,7 +296,7 @@ def key_ring(file: Path | None) -> KeyRing:
     Raises:
         InvalidRequest: what is meant to have keys has none, or cannot be read.
     """
-    from lamella.serving.auth import KeyRing
+    from lamella.serving.keys import KeyRing
 
     if file is not None:
         return KeyRing.read(file)

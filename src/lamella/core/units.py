@@ -35,6 +35,17 @@ def parse_bytes(text: str) -> int:
     return n_bytes
 
 
+def as_bytes(size: str | int | None) -> int | None:
+    """A size as a function's caller may give it: text as ``parse_bytes`` reads it, bytes, or None for none.
+
+    Raises:
+        InvalidRequest: the text is no size, or the size is zero or less.
+    """
+    if isinstance(size, int) and size <= 0:
+        raise InvalidRequest(f"a memory size must be more than zero bytes, not {size}")
+    return parse_bytes(size) if isinstance(size, str) else size
+
+
 def format_bytes(n_bytes: float) -> str:
     """Three significant digits and a binary unit: ``1.07 GiB``, ``98.4 MiB``, ``512 B``."""
     size, unit = float(n_bytes), "B"

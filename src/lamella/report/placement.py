@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib as mpl
-
 from lamella.core.units import format_bytes, format_seconds
 from lamella.planning.placement import PlacementProblem, Solution
-from lamella.report.plots import _add_legend, _finish_layers, _new_figure, _plain, _save, _set_title, check_suffix
+from lamella.report.figures import add_legend, check_suffix, finish_layers, graded, over_layers, plain, save, set_title
 
 
 def plot_placement(problem: PlacementProblem, solution: Solution, path: Path) -> None:
@@ -22,7 +20,7 @@ def plot_placement(problem: PlacementProblem, solution: Solution, path: Path) ->
         StorageFailed: the file cannot be written.
     """
     check_suffix(path)
-    figure, axes = _new_figure(len(problem.layers))
+    figure, axes = over_layers(len(problem.layers))
     rows = {node.name: row for row, node in enumerate(problem.cluster.nodes)}
     precisions = _by_bytes(problem)
     for k, precision in enumerate(precisions):
@@ -30,16 +28,16 @@ def plot_placement(problem: PlacementProblem, solution: Solution, path: Path) ->
         if cells:
             axes.bar(
                 [layer for layer, _ in cells], 0.8, width=0.9, bottom=[rows[node] - 0.4 for _, node in cells],
-                color=mpl.colormaps["viridis_r"](k / max(1, len(precisions) - 1)),
-                label=_plain(f"{precision}: {len(cells)} layers"),
+                color=graded(k, len(precisions)),
+                label=plain(f"{precision}: {len(cells)} layers"),
             )  # fmt: skip
     axes.set_yticks(range(len(rows)), [_node_facts(problem, solution, name) for name in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(visible=False)
-    _set_title(axes, f"placement · {solution.planner}", _facts(solution))
-    _finish_layers(axes, range(len(problem.layers)))
-    _add_legend(axes)
-    _save(figure, path)
+    set_title(axes, f"placement · {solution.planner}", _facts(solution))
+    finish_layers(axes, range(len(problem.layers)))
+    add_legend(axes)
+    save(figure, path)
 
 
 def _by_bytes(problem: PlacementProblem) -> list[str]:
@@ -64,9 +62,9 @@ def _cells(solution: Solution, precision: str) -> list[tuple[int, str]]:
 def _node_facts(problem: PlacementProblem, solution: Solution, name: str) -> str:
     there = format_bytes(problem.cluster.node(name).memory_bytes)
     if name not in solution.account.node_bytes:
-        return f"{_plain(name)}\nunused, {there}"
+        return f"{plain(name)}\nunused, {there}"
     used, seconds = solution.account.node_bytes[name], solution.account.compute_seconds[name]
-    return f"{_plain(name)}\n{format_bytes(used)} of {there}, {format_seconds(seconds)}"
+    return f"{plain(name)}\n{format_bytes(used)} of {there}, {format_seconds(seconds)}"
 
 
 def _facts(solution: Solution) -> str:

@@ -9,29 +9,31 @@ Figures are drawn without pyplot, so no global state and no display is involved.
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-import matplotlib.ticker
-from matplotlib.figure import Figure
-
 from lamella.core.artifacts import LayerScore, Measurement, Plan
-from lamella.core.errors import InvalidRequest, StorageFailed
 from lamella.core.precision import GGML_TYPES, nominal_bits
 from lamella.core.units import format_bytes
 from lamella.planning.cost import MIXED
 from lamella.planning.frontier import Frontier
 from lamella.planning.ladder import Ladder
-
-SUFFIXES = (".png", ".svg", ".pdf")
-DPI = 150
-HEIGHT_INCHES = 4.2
+from lamella.report.figures import (
+    GREY,
+    INK,
+    LINES,
+    add_legend,
+    check_suffix,
+    finish_layers,
+    graded,
+    over_layers,
+    plain,
+    save,
+    set_title,
+)
 
 _AXES = {
     "jaccard": "importance  1 − J",
@@ -40,9 +42,7 @@ _AXES = {
     "weight-difference": "‖W − Q(W)‖ / ‖W‖",
 }
 _EMBEDDING_AND_HEAD = ("token_embd.weight", "output.weight")
-_INK, _GREY, _GRID = "#1f2933", "#616e7c", "#e4e7eb"
 _BAR, _PALE_BAR = "#7b9bbb", "#cbd5df"
-_LINES = ("#0b7285", "#d9480f", "#5f3dc4", "#2b8a3e", "#c2255c", "#9c6f00", "#1864ab", "#495057")
 # from many bits, dark, to few, light, so that the order survives printing without colour
 _BY_BITS = (
     (16, "#0b3954"),
@@ -63,15 +63,15 @@ def plot_measurement(measurement: Measurement, path: Path) -> None:
         StorageFailed: the file cannot be written.
     """
     check_suffix(path)
-    figure, axes = _new_figure(len(measurement.layers))
+    figure, axes = over_layers(len(measurement.layers))
     if measurement.per_precision:
         _draw_precisions(axes, measurement)
     else:
         _draw_tasks(axes, measurement)
-    axes.set_ylabel(_AXES.get(measurement.metric, measurement.metric), color=_INK)
-    _set_title(axes, f"{measurement.model.name} · {measurement.metric}", _measurement_facts(measurement))
-    _finish_layers(axes, [score.layer for score in measurement.layers])
-    _save(figure, path)
+    axes.set_ylabel(_AXES.get(measurement.metric, measurement.metric), color=INK)
+    set_title(axes, f"{measurement.model.name} · {measurement.metric}", _measurement_facts(measurement))
+    finish_layers(axes, [score.layer for score in measurement.layers])
+    save(figure, path)
 
 
 def plot_plan(plan: Plan, path: Path) -> None:
@@ -82,15 +82,15 @@ def plot_plan(plan: Plan, path: Path) -> None:
         StorageFailed: the file cannot be written.
     """
     check_suffix(path)
-    figure, axes = _new_figure(len(plan.layers))
+    figure, axes = over_layers(len(plan.layers))
     if any(layer.precision == MIXED for layer in plan.layers):
         _draw_tensors(axes, plan)
     else:
         _draw_precisions_of_layers(axes, plan)
-    _set_title(axes, f"{plan.model.name} · {plan.policy}, {plan.scheme} scheme", _plan_facts(plan))
-    _finish_layers(axes, [layer.layer for layer in plan.layers])
-    _add_legend(axes)
-    _save(figure, path)
+    set_title(axes, f"{plan.model.name} · {plan.policy}, {plan.scheme} scheme", _plan_facts(plan))
+    finish_layers(axes, [layer.layer for layer in plan.layers])
+    add_legend(axes)
+    save(figure, path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +110,14 @@ def plot_frontier(found: Frontier, path: Path, plans: Sequence[PlanPoint] = ()) 
         StorageFailed: the file cannot be written.
     """
     check_suffix(path)
-    figure, axes = _new_figure(len(found.points))
+    figure, axes = over_layers(len(found.points))
     hull = [(bits, loss) for bits, loss in found.hull if loss > 0]
     points = [p for p in found.points if p.predicted_loss > 0]
     axes.plot([b for b, _ in hull], [x for _, x in hull], color=_PALE_BAR, linewidth=1.2, label="hull of all plans")
     axes.plot(
         [p.bits_per_weight for p in points],
         [p.predicted_loss for p in points],
-        color=_LINES[0],
+        color=LINES[0],
         linestyle="none",
         marker="o",
         markersize=4,
@@ -126,26 +126,24 @@ def plot_frontier(found: Frontier, path: Path, plans: Sequence[PlanPoint] = ()) 
     )
     for plan in plans:
         if plan.predicted_loss > 0:
-            axes.plot(
-                [plan.bits_per_weight], [plan.predicted_loss], color=_LINES[1], marker="D", markersize=5, zorder=4
-            )
+            axes.plot([plan.bits_per_weight], [plan.predicted_loss], color=LINES[1], marker="D", markersize=5, zorder=4)
             axes.annotate(
-                _plain(plan.label),
+                plain(plan.label),
                 (plan.bits_per_weight, plan.predicted_loss),
                 xytext=(6, 4),
                 textcoords="offset points",
                 fontsize=8.5,
-                color=_INK,
+                color=INK,
             )
     axes.set_yscale("log")
-    axes.set_xlabel("bits per weight, stored", color=_INK)
-    axes.set_ylabel("predicted KL divergence, nats a token", color=_INK)
+    axes.set_xlabel("bits per weight, stored", color=INK)
+    axes.set_ylabel("predicted KL divergence, nats a token", color=INK)
     sizes = (
         f"{format_bytes(found.points[0].weights_bytes)} to {format_bytes(found.points[-1].weights_bytes)} of weights"
     )
-    _set_title(axes, f"{found.model.name} · size and loss", sizes)
-    _add_legend(axes)
-    _save(figure, path)
+    set_title(axes, f"{found.model.name} · size and loss", sizes)
+    add_legend(axes)
+    save(figure, path)
 
 
 def plot_ladder(found: Ladder, names: Sequence[str], path: Path) -> None:
@@ -160,7 +158,7 @@ def plot_ladder(found: Ladder, names: Sequence[str], path: Path) -> None:
     """
     check_suffix(path)
     plans = [step.plan for step in found.steps]
-    figure, axes = _new_figure(len(plans[0].layers))
+    figure, axes = over_layers(len(plans[0].layers))
     cells = list(ladder_cells(found))
     for i, (least, colour) in enumerate(_BY_BITS):
         shown = [cell for cell in cells if _bits_colour(cell.bits) == colour]
@@ -170,14 +168,14 @@ def plot_ladder(found: Ladder, names: Sequence[str], path: Path) -> None:
                 [c.layer for c in shown], [c.height for c in shown], width=0.9, bottom=[c.top for c in shown],
                 color=colour, label=label,
             )  # fmt: skip
-    steps = [f"{_plain(name)}  KL {p.predicted_loss or 0:.3g}" for name, p in zip(names, plans, strict=True)]
+    steps = [f"{plain(name)}  KL {p.predicted_loss or 0:.3g}" for name, p in zip(names, plans, strict=True)]
     axes.set_yticks(range(len(plans)), steps)
     axes.set_ylim(len(plans) - 0.4, -0.6)
     axes.grid(visible=False)
-    _set_title(axes, f"{plans[0].model.name} · ladder of {len(plans)} variants", _ladder_facts(found))
-    _finish_layers(axes, [layer.layer for layer in plans[0].layers])
-    _add_legend(axes)
-    _save(figure, path)
+    set_title(axes, f"{plans[0].model.name} · ladder of {len(plans)} variants", _ladder_facts(found))
+    finish_layers(axes, [layer.layer for layer in plans[0].layers])
+    add_legend(axes)
+    save(figure, path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +222,7 @@ def _draw_tensors(axes: Any, plan: Plan) -> None:
         ):
             places.setdefault(part.removesuffix(".weight"), []).append((int(block), kind))
     used = sorted({kind for cells in places.values() for _, kind in cells}, key=_bits_of)
-    colours = {kind: mpl.colormaps["viridis_r"](i / max(1, len(used) - 1)) for i, kind in enumerate(used)}
+    colours = {kind: graded(i, len(used)) for i, kind in enumerate(used)}
     for kind in reversed(used):
         cells = [(x, y) for y, row in enumerate(places.values()) for x, k in row if k == kind]
         axes.bar(
@@ -241,6 +239,8 @@ def _bits_of(type_name: str) -> float:
 
 
 def _draw_precisions_of_layers(axes: Any, plan: Plan) -> None:
+    from matplotlib.ticker import FormatStrFormatter
+
     bits = {layer.precision: nominal_bits(layer.precision) for layer in plan.layers}
     counts = Counter(layer.precision for layer in plan.layers)
     for precision in sorted(bits, key=lambda p: -bits[p]):
@@ -248,10 +248,10 @@ def _draw_precisions_of_layers(axes: Any, plan: Plan) -> None:
         label = f"{precision}: {counts[precision]} layers, {format_bytes(sum(m.bytes for m in members))}"
         heights = [bits[precision]] * len(members)
         axes.bar([m.layer for m in members], heights, width=0.86, color=_bits_colour(bits[precision]), label=label)
-    axes.set_ylabel("bits per weight, nominal", color=_INK)
+    axes.set_ylabel("bits per weight, nominal", color=INK)
     axes.set_ylim(0, max(bits.values(), default=8) * 1.08)
     axes.set_yticks(sorted({0.0, *bits.values()}))
-    axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
 
 
 def _draw_tasks(axes: Any, measurement: Measurement) -> None:
@@ -264,32 +264,34 @@ def _draw_tasks(axes: Any, measurement: Measurement) -> None:
         color=_PALE_BAR if several else _BAR,
         label="mean over tasks ± s.e.",
         yerr=errors if any(errors) else None,
-        error_kw={"ecolor": _GREY, "elinewidth": 1.1, "capsize": 2},
+        error_kw={"ecolor": GREY, "elinewidth": 1.1, "capsize": 2},
     )
     if several:
         for i, (task, scores) in enumerate(measurement.per_task.items()):
-            _draw_line(axes, scores, task, _LINES[i % len(_LINES)])
-        _add_legend(axes)
+            _draw_line(axes, scores, task, LINES[i % len(LINES)])
+        add_legend(axes)
     axes.set_ylim(bottom=0)
 
 
 def _draw_precisions(axes: Any, measurement: Measurement) -> None:
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+
     for precision, scores in measurement.per_precision.items():
         _draw_line(axes, scores, precision, _bits_colour(nominal_bits(precision)))
     positive = [s.mean for scores in measurement.per_precision.values() for s in scores if s.mean > 0]
     if positive and max(positive) > 8 * min(positive):
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-        axes.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.yaxis.set_minor_locator(NullLocator())
     else:
         axes.set_ylim(bottom=0)
-    _add_legend(axes)
+    add_legend(axes)
 
 
 def _draw_line(axes: Any, scores: Sequence[LayerScore], label: str, colour: str) -> None:
     layers, means = [s.layer for s in scores], [s.mean for s in scores]
-    axes.plot(layers, means, color=colour, linewidth=1.6, marker="o", markersize=3, label=_plain(label), zorder=3)
+    axes.plot(layers, means, color=colour, linewidth=1.6, marker="o", markersize=3, label=plain(label), zorder=3)
     if any(s.standard_error for s in scores):
         low = [s.mean - s.standard_error for s in scores]
         high = [s.mean + s.standard_error for s in scores]
@@ -326,59 +328,3 @@ def _plan_facts(plan: Plan) -> str:
 
 def _bits_colour(bits: float) -> str:
     return next(colour for least, colour in _BY_BITS if bits >= least)
-
-
-def _new_figure(n_layers: int) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(min(14.0, max(7.0, 2 + 0.22 * n_layers)), HEIGHT_INCHES), dpi=DPI, layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_GREY)
-    axes.tick_params(colors=_GREY, labelsize=9)
-    axes.grid(axis="y", color=_GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    return figure, axes
-
-
-def _set_title(axes: Any, title: str, facts: str) -> None:
-    axes.set_title(_plain(title), loc="left", color=_INK, fontsize=12, fontweight="bold", pad=22)
-    axes.text(0, 1.025, _plain(facts), transform=axes.transAxes, fontsize=8.5, color=_GREY, va="bottom")
-
-
-def _finish_layers(axes: Any, layers: Sequence[int]) -> None:
-    axes.set_xlabel("layer", color=_INK)
-    axes.set_xlim(min(layers, default=0) - 0.7, max(layers, default=0) + 0.7)
-    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(nbins=24, integer=True))
-
-
-def _add_legend(axes: Any) -> None:
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9, labelcolor=_INK)
-
-
-def _plain(text: str) -> str:
-    """Text from files, safe to draw: a dollar sign would start a formula."""
-    return "".join(c for c in text if c.isprintable()).replace("$", r"\$")
-
-
-def check_suffix(path: Path) -> None:
-    """Refuse a kind of file that is not drawn, before anything is computed.
-
-    Raises:
-        InvalidRequest: the suffix is none of ``SUFFIXES``.
-    """
-    if path.suffix.lower() not in SUFFIXES:
-        raise InvalidRequest(f"{path}: a plot's file name must end in {', '.join(SUFFIXES)}, not '{path.suffix}'")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    kind = path.suffix.lower().removeprefix(".")
-    metadata: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with mpl.rc_context({"svg.hashsalt": "lamella"}):  # equal plots give equal files
-            figure.savefig(temporary, format=kind, metadata=metadata)
-        temporary.replace(path)
-    except OSError as error:
-        raise StorageFailed(f"cannot write the plot {path}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

@@ -10,12 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from lamella.qos.objectives.stated import Objectives
 from lamella.qos.simulator.outcome import Change, Served, attainment, met
 from lamella.qos.traces.arrivals import Trace
-from lamella.report.plots import _GREY, _GRID, _INK, _LINES, DPI, _plain, _save, _set_title, check_suffix
+from lamella.report.figures import GREY, GRID, INK, LINES, check_suffix, empty_figure, plain, save, set_title
 
 WIDTH_INCHES, HEIGHT_INCHES = 10.0, 6.4
 BIN_SECONDS = 2.0
@@ -42,20 +40,20 @@ def plot_replay(
         StorageFailed: the file cannot be written.
     """
     check_suffix(path)
-    figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES), dpi=DPI, layout="constrained")
+    figure = empty_figure(WIDTH_INCHES, HEIGHT_INCHES)
     load, latency, variants = figure.subplots(3, 1, sharex=True, height_ratios=(1, 2, 1))
     for axes in (load, latency, variants):
         axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(_GREY)
-        axes.tick_params(colors=_GREY, labelsize=9)
-        axes.grid(axis="y", color=_GRID, linewidth=0.8)
+        axes.spines[["left", "bottom"]].set_color(GREY)
+        axes.tick_params(colors=GREY, labelsize=9)
+        axes.grid(axis="y", color=GRID, linewidth=0.8)
         axes.set_axisbelow(True)
     _draw_load(load, trace)
     _draw_latency(latency, served, objectives)
     _draw_variants(variants, rungs, start, changes, trace.seconds)
     share = f"{attainment(served, objectives):.1%} of {len(served)} requests met what they were promised"
-    _set_title(load, trace.name, share)
-    _save(figure, path)
+    set_title(load, trace.name, share)
+    save(figure, path)
 
 
 def _draw_load(axes: Any, trace: Trace) -> None:
@@ -63,8 +61,8 @@ def _draw_load(axes: Any, trace: Trace) -> None:
     edges = [i * BIN_SECONDS for i in range(n_bins + 1)]
     weight = 1 / BIN_SECONDS
     times = [arrival.seconds for arrival in trace.arrivals]
-    axes.hist(times, bins=edges, weights=[weight] * len(times), color=_GREY)
-    axes.set_ylabel("requests/s", color=_INK)
+    axes.hist(times, bins=edges, weights=[weight] * len(times), color=GREY)
+    axes.set_ylabel("requests/s", color=INK)
 
 
 def _draw_latency(axes: Any, served: Sequence[Served], objectives: Objectives) -> None:
@@ -75,21 +73,21 @@ def _draw_latency(axes: Any, served: Sequence[Served], objectives: Objectives) -
         )
     for name, wanted in objectives.classes.items():
         if wanted.tpot_seconds is not None:
-            axes.axhline(1000 * wanted.tpot_seconds, color=_INK, linewidth=1, linestyle="--", label=_plain(name))
+            axes.axhline(1000 * wanted.tpot_seconds, color=INK, linewidth=1, linestyle="--", label=plain(name))
     axes.set_ylim(bottom=0)
-    axes.set_ylabel("ms a token", color=_INK)
-    axes.legend(loc="upper right", frameon=False, fontsize=8, labelcolor=_INK, ncols=3)
+    axes.set_ylabel("ms a token", color=INK)
+    axes.legend(loc="upper right", frameon=False, fontsize=8, labelcolor=INK, ncols=3)
 
 
 def _draw_variants(axes: Any, rungs: Sequence[str], start: str, changes: Sequence[Change], seconds: float) -> None:
     for begin, end, variant in _spans(start, changes, seconds):
         rank = rungs.index(variant)
-        axes.barh(rank, end - begin, left=begin, height=0.8, color=_LINES[rank % len(_LINES)])
-    axes.set_yticks(range(len(rungs)), [_plain(name) for name in rungs])
+        axes.barh(rank, end - begin, left=begin, height=0.8, color=LINES[rank % len(LINES)])
+    axes.set_yticks(range(len(rungs)), [plain(name) for name in rungs])
     axes.set_ylim(len(rungs) - 0.4, -0.6)
     axes.grid(visible=False)
     axes.set_xlim(0, seconds)
-    axes.set_xlabel("seconds", color=_INK)
+    axes.set_xlabel("seconds", color=INK)
 
 
 def _spans(start: str, changes: Sequence[Change], seconds: float) -> Iterator[tuple[float, float, str]]:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from lamella.core.errors import InvalidRequest
-from lamella.llama.kernels import KernelTimes
+
+if TYPE_CHECKING:  # whoever only checks a setting loads no numpy
+    from lamella.llama.kernels import KernelTimes
 
 LayoutPolicy = Literal["auto", "mapped", "repacked"]
 LAYOUT_POLICIES: tuple[LayoutPolicy, ...] = get_args(LayoutPolicy)

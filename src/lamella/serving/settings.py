@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamella.core.errors import InvalidRequest
-from lamella.serving.auth import KeyRing
+from lamella.serving.keys import KeyRing
 
 if TYPE_CHECKING:
     from lamella.serving.nodes import NodeFigures
