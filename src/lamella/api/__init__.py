@@ -23,7 +23,8 @@ nothing else.
 ``remotes``    stores and models elsewhere
 ``homes``      from a model's name to variants that can be served, in the user's cache
 ``checkups``   whether models can run on this machine
-``clusters``   several machines: joining, nodes, a model served over them
+``clusters``   several machines: joining, nodes
+``served_cluster``  a model served over them, which moves when they change
 ``placed``     placements put to work: layers of nodes, and the variant that one is of
 """
 
@@ -36,7 +37,6 @@ from lamella.api.clusters import (
     look_at_nodes,
     open_cluster,
     run_node,
-    serve_cluster,
 )
 from lamella.api.connecting import connect
 from lamella.api.controlling import Steering, steering
@@ -66,6 +66,7 @@ from lamella.api.plans import (
 )
 from lamella.api.profiles import find_profile, profile, read_profile
 from lamella.api.remotes import HUB_PREFIX, pull, pull_from_hub, push, serving_store
+from lamella.api.served_cluster import Replanning, ServedCluster, serve_cluster
 from lamella.api.serving import Listening, model_name, serve
 from lamella.api.simulations import plot_outcome, simulate
 from lamella.api.sources import reach, shard_source
@@ -83,6 +84,8 @@ __all__ = [
     "NodeStatus",
     "OnMeasure",
     "Ready",
+    "Replanning",
+    "ServedCluster",
     "Steering",
     "build",
     "check_plan_arguments",
