@@ -15,10 +15,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
-N_RECENT = 16
+N_RECENT = 32
 """Answers to requests of one size that are looked at together."""
-LEAST_SECONDS = 0.0005
-"""Shorter answers are no computing."""
+LEAST_SECONDS = 0.002
+"""Shorter answers are no computing, or are so short that noise is most of them."""
 
 
 class Pace:

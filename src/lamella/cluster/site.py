@@ -23,8 +23,8 @@ from lamella.core.artifacts import ShardRef
 from lamella.core.errors import LamellaError, RemoteFailed
 from lamella.planning.placement import Link
 
-SLOW = 1.5
-"""A node that takes so many times as long as it did is slow; less is noise."""
+SLOW = 2.0
+"""A node that takes so many times as long as it did is slow; less is noise, or a longer context."""
 FORGET_SECONDS = 600.0
 """A slow node whose layers went elsewhere shows nothing any more: after so long it is thought well of again."""
 LOOK_SECONDS = 0.5
