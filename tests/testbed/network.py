@@ -165,14 +165,25 @@ def limited_group(name: str, cores: float | None, memory_bytes: int | None) -> I
 def _limits(cores: float | None, memory_bytes: int | None) -> list[tuple[str, list[tuple[str, str]]]]:
     from pathlib import Path
 
-    period = 100_000
+    if cores is not None:
+        quota, period = _share(cores)
     if Path("/sys/fs/cgroup/cgroup.controllers").exists():
-        files = [] if cores is None else [("cpu.max", f"{int(cores * period)} {period}")]
+        files = [] if cores is None else [("cpu.max", f"{quota} {period}")]
         files += [] if memory_bytes is None else [("memory.max", str(memory_bytes))]
         return [("", files)] if files else []
     found: list[tuple[str, list[tuple[str, str]]]] = []
     if cores is not None:
-        found.append(("cpu", [("cpu.cfs_period_us", str(period)), ("cpu.cfs_quota_us", str(int(cores * period)))]))
+        found.append(("cpu", [("cpu.cfs_period_us", str(period)), ("cpu.cfs_quota_us", str(quota))]))
     if memory_bytes is not None:
         found.append(("memory", [("memory.limit_in_bytes", str(memory_bytes))]))
     return found
+
+
+def _share(cores: float) -> tuple[int, int]:
+    """Microseconds of computing in a period: short ones, so that a share of a core is a slower core.
+
+    With the usual 100 ms a node that computes for some milliseconds and then waits for others would never be slowed.
+    """
+    least = 1000  # that the kernel takes
+    period = max(4 * least, round(least / cores)) if cores < 1 else 10 * least
+    return round(cores * period), period

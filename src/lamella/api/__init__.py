@@ -26,7 +26,8 @@ Each name is loaded on first use (its module: ``__init__.pyi``), so that a progr
 ``homes``      models that have variants to serve in the user's cache
 ``preparing``  from a model's name to such variants
 ``checkups``   whether models can run on this machine
-``clusters``   several machines: joining, nodes, a model served over them
+``clusters``   several machines: joining, nodes
+``served_cluster``  a model served over them, which moves when they change
 ``placed``     placements put to work: layers of nodes, and the variant that one is of
 """
 

@@ -9,7 +9,6 @@ from .clusters import (
     look_at_nodes,
     open_cluster,
     run_node,
-    serve_cluster,
 )
 from .connecting import connect
 from .controlling import Steering, steering
@@ -40,6 +39,7 @@ from .plans import (
 from .preparing import prepare
 from .profiles import find_profile, profile, read_profile
 from .remotes import HUB_PREFIX, pull, pull_from_hub, push, serving_store
+from .served_cluster import Replanning, ServedCluster, serve_cluster
 from .serving import Listening, model_name, serve
 from .simulations import plot_outcome, simulate
 from .sources import reach, shard_source
@@ -57,6 +57,8 @@ __all__ = [
     "NodeStatus",
     "OnMeasure",
     "Ready",
+    "Replanning",
+    "ServedCluster",
     "Steering",
     "build",
     "check_plan_arguments",

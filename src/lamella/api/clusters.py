@@ -1,4 +1,4 @@
-"""Clusters: founding and joining them, what nodes say of themselves, and a model served over several machines."""
+"""Clusters: founding and joining them, and what nodes say of themselves."""
 
 from __future__ import annotations
 
@@ -6,31 +6,18 @@ import asyncio
 import contextlib
 import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from lamella.api.models import load_spec
-from lamella.api.placed import HERE, NodeLayers, shards_of
-from lamella.api.serving import Listening, serve
-from lamella.core.artifacts import ShardRef
 from lamella.core.errors import InvalidRequest, LamellaError, RemoteFailed
-from lamella.store.store import Store
 
 if TYPE_CHECKING:  # cryptography is an extra, and TLS takes a while to import
-    from lamella.batching.settings import EngineSettings
     from lamella.cluster.dialling import Dialler
     from lamella.cluster.folder import ClusterFolder
-    from lamella.cluster.forwarding import Forwarder
     from lamella.cluster.links import MeasuredLink
     from lamella.cluster.messages import Described
-    from lamella.serving.nodes import NodeFigures
-    from lamella.serving.settings import FrontSettings
-
-READY_SECONDS = 60.0
-"""How long the first start of a served cluster waits for its nodes."""
 
 
 def check_cluster_extra() -> None:
@@ -217,69 +204,3 @@ async def _look_at(dialler: Dialler, name: str, address: str, types: Sequence[st
         return NodeStatus(name, address, described, await measure_link(dialler, name))
     except LamellaError as error:
         return NodeStatus(name, address, trouble=str(error))
-
-
-async def serve_cluster(
-    cluster: ClusterFolder,
-    engine: EngineSettings,
-    front: FrontSettings,
-    layers: Sequence[NodeLayers],
-    *,
-    max_queue: int = 64,
-    on_listening: Callable[[Listening], None] = lambda _: None,
-    on_line: Callable[[str], None] = lambda _: None,
-) -> None:
-    """``serve``, with layers on nodes: each node is given the shards that it lacks, and then computes them.
-
-    Raises:
-        InvalidRequest: an unknown node, or layers that are not all of the model's, once each.
-        RemoteFailed: a node does not answer.
-    """
-    from lamella.batching.settings import LayersAt
-    from lamella.cluster.dialling import Dialler
-    from lamella.cluster.forwarding import Forwarder
-
-    names = list(dict.fromkeys(at.node for at in layers if at.node != HERE))
-    for name in names:
-        cluster.needed_node(name)
-    store = Store.open(Path(engine.store))
-    async with Dialler(cluster) as dialler, contextlib.AsyncExitStack() as stack:
-        forwarders: dict[str, Forwarder] = {}
-        for name in names:
-            shards = shards_of(store, engine.variants, [at for at in layers if at.node == name])
-            await _fill(dialler, name, store, shards, on_line)
-            forwarder = Forwarder(dialler, name, shards=shards, on_change=on_line)
-            forwarders[name] = await stack.enter_async_context(forwarder)
-            await forwarder.ready(READY_SECONDS)
-        placed = [LayersAt("" if at.node == HERE else forwarders[at.node].endpoint, at.first, at.end) for at in layers]
-        engine = msgspec.structs.replace(engine, layers=placed)
-        front = replace(front, nodes=lambda: [figures_of(forwarder) for forwarder in forwarders.values()])
-        await serve(engine, front, max_queue=max_queue, on_listening=on_listening, on_line=on_line)
-
-
-def figures_of(forwarder: Forwarder) -> NodeFigures:
-    """What the server's metrics say of a node."""
-    from lamella.serving.nodes import NodeFigures
-
-    traffic = forwarder.traffic
-    return NodeFigures(
-        forwarder.node,
-        forwarder.is_up,
-        forwarder.round_trip_seconds,
-        traffic.sent_bytes,
-        traffic.received_bytes,
-        traffic.saved_bytes,
-    )
-
-
-async def _fill(
-    dialler: Dialler, node: str, store: Store, shards: Sequence[ShardRef], on_line: Callable[[str], None]
-) -> None:
-    from lamella.cluster.bringing import bring
-    from lamella.core.units import format_bytes
-
-    with store.lease(reading=True) as lease:
-        lease.hold_everything()
-        brought = await bring(dialler, node, store, shards)
-    if brought.n_fetched:
-        on_line(f"node '{node}' fetched {brought.n_fetched} shards, {format_bytes(brought.moved_bytes)}")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lamella.api.controlling import Steering, controlled
 from lamella.core.errors import StoreFormatError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:  # FastAPI and what it brings take a third of a second to impo
     from lamella.batching.messages import Hello
     from lamella.batching.settings import EngineSettings
     from lamella.serving.settings import FrontSettings
+    from lamella.serving.supervisor import SupervisedEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,8 @@ async def serve(
     steering: Steering | None = None,
     max_queue: int = 64,
     cache_folder: Path | None = None,
+    excuse: Callable[[], bool] = lambda: False,
+    beside: Callable[[SupervisedEngine], Coroutine[Any, Any, None]] | None = None,
     on_listening: Callable[[Listening], None] = lambda _: None,
     on_line: Callable[[str], None] = lambda _: None,
 ) -> None:
@@ -81,6 +85,8 @@ async def serve(
         steering: what a policy is to keep; None where only hands change the variant.
         max_queue: requests that may wait beside those that run.
         cache_folder: where profiles are kept, for the dashboard; None: it shows no measured points.
+        excuse: see ``SupervisorOptions``.
+        beside: runs while the server does, with its engine.
         on_listening: told what there is once the model is loaded and connections are accepted.
         on_line: gets what the engine process writes on its error stream.
 
@@ -92,7 +98,8 @@ async def serve(
     from lamella.serving.supervisor import SupervisedEngine
 
     loading = asyncio.create_task(asyncio.to_thread(_load_web_server))  # while the engine loads its model
-    async with SupervisedEngine(engine, SupervisorOptions(max_queue=max_queue), on_line=on_line) as client:
+    options = SupervisorOptions(max_queue=max_queue, excuse=excuse)
+    async with SupervisedEngine(engine, options, on_line=on_line) as client, contextlib.AsyncExitStack() as stack:
         facts = client.facts
         assert facts is not None  # it has started
         await loading
@@ -100,6 +107,8 @@ async def serve(
         from lamella.serving import server
 
         measured = measured_variants(engine, cache_folder) if cache_folder else {}
+        if beside is not None:
+            await stack.enter_async_context(_beside(beside(client)))
         with controlled(client, steering, on_line) as control:
             await server.serve(
                 client,
@@ -108,3 +117,14 @@ async def serve(
                 measured=measured,
                 on_listening=lambda url: on_listening(Listening.of(url, front.name, facts)),
             )
+
+
+@contextlib.asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Something that goes on for as long as the block does."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

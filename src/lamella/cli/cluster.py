@@ -16,7 +16,7 @@ from lamella.cli.output import JsonFlag, note, print_json, say, stdout, table
 from lamella.cli.serve import DEFAULT_PORT, engine_settings, key_ring, run_in_loop
 from lamella.config import Config
 from lamella.core.errors import ClusterRefused, InvalidRequest
-from lamella.core.units import format_bytes
+from lamella.core.units import format_bytes, parse_bytes
 from lamella.store.store import Store
 
 app = typer.Typer(help="Spread a model over several machines.", no_args_is_help=True)
@@ -187,14 +187,25 @@ def serve(
     kv_type: Annotated[str, typer.Option(help="ggml type of the KV cache.")] = "F16",
     warm: Annotated[int, typer.Option(help="Variants that stay in memory, the running one included.")] = 1,
     queue: Annotated[int, typer.Option(help="Requests that may wait; more get 429.")] = 64,
+    fixed: Annotated[bool, typer.Option("--fixed", help="Wait for a node that is lost, and move no layers.")] = False,
+    gain: Annotated[float, typer.Option(help="Move where that is faster by this share.")] = 0.25,
+    hold: Annotated[float, typer.Option(metavar="SECONDS", help="So long must that be so.")] = 30.0,
+    moves: Annotated[int, typer.Option(help="In an hour; beyond it layers move only where they have to.")] = 12,
+    memory_here: Annotated[str, typer.Option(metavar="SIZE", help="Of this machine. Default: what is free.")] = "",
+    links: Annotated[float, typer.Option(metavar="SECONDS", help="How often links are measured.")] = 60.0,
 ) -> None:
     """Serve a store's variants with layers on several machines: `lamella serve`, with nodes.
 
     Each node fetches the layers that it lacks, of all variants. The variant changes while requests run, as there.
+    Without --layers and --placement, layers go where they run fastest. When a node is lost they move to those that are
+    left, and back.
     """
-    if (layers is None) == (placement is None):
-        raise InvalidRequest("say where layers go: --layers NODE=A-B,... or --placement FILE")
-    placed = api.read_placed_layers(placement) if placement else api.parse_layers(layers or "")
+    if layers is not None and placement is not None:
+        raise InvalidRequest("--layers and --placement say the same; give one of them, or none")
+    if fixed and layers is None and placement is None:
+        raise InvalidRequest("--fixed needs --layers NODE=A-B,... or --placement FILE")
+    placed = api.read_placed_layers(placement) if placement else api.parse_layers(layers) if layers else None
+    replanning = api.Replanning(fixed, parse_bytes(memory_here) if memory_here else 0, gain, hold, moves, links)
     engine = engine_settings(context, sequences, cells, kv_type, None, warm=warm, prompt_cache=NO_PROMPT_CACHE)
     store, _, variant = target.partition("@")
     Store.open(Path(store))  # what is wrong with it is said here, and not by a process that dies
@@ -202,7 +213,7 @@ def serve(
     from lamella.dashboard.assets import is_installed
     from lamella.serving.settings import FrontSettings
 
-    ring = key_ring(keys)
+    ring, kernels = key_ring(keys), Config.from_environment(os.environ).cache_folder / "kernels.json"
     front = FrontSettings(name=name or api.model_name(Store.open(Path(engine.store))), host=host, port=port, keys=ring)
 
     def say_hello(listening: api.Listening) -> None:
@@ -212,10 +223,7 @@ def serve(
     run_in_loop(
         api.serve_cluster(
             api.open_cluster(_folder(folder)),
-            engine,
-            front,
-            placed,
-            max_queue=queue,
+            api.ServedCluster(engine, front, placed, kernels, replanning, queue),
             on_listening=say_hello,
             on_line=note,
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Self
 from lamella.cluster.channel import Channel, join
 from lamella.cluster.dialling import Dialler
 from lamella.cluster.messages import Begin, Begun, Ping, Pong, Ready, UseRpc
+from lamella.cluster.pace import Pace, Stopwatch
 from lamella.cluster.rpc_stream import ANSWER_HEAD_BYTES, Gather, Shorten
 from lamella.core.artifacts import ShardRef
 from lamella.core.errors import LamellaError, RemoteFailed
@@ -54,6 +56,8 @@ class Forwarder:
         is_up: whether a session runs.
         trouble: why there is none, or what was last wrong; "" where nothing ever was.
         round_trip_seconds: of the last ping; 0 before the first.
+        down_at: when a session was last lost, by ``time.monotonic``; minus infinity where none was.
+        pace: how fast the node answers the engine that is connected now.
     """
 
     def __init__(
@@ -73,11 +77,12 @@ class Forwarder:
             on_change: told in words when the node comes and goes.
         """
         self.node, self.is_up, self.trouble = node, False, ""
-        self.round_trip_seconds = 0.0
+        self.round_trip_seconds, self.down_at, self.pace = 0.0, -math.inf, Pace()
         self._ended, self._carried = Traffic(), list[tuple[Shorten, Gather]]()
         self._dialler, self._begin, self._on_change = dialler, Begin(n_threads, list(shards)), on_change
         self._up = asyncio.Event()
         self._session = ""
+        self._channel: Channel | None = None
         self._known: frozenset[bytes] = frozenset()
         self._server: asyncio.Server | None = None
         self._tunnels: set[Channel] = set()
@@ -110,6 +115,11 @@ class Forwarder:
             self._ended.saved_bytes + sum(there.saved_bytes for there, _ in self._carried),
         )
 
+    @property
+    def is_used(self) -> bool:
+        """Whether an engine is connected with the node."""
+        return bool(self._tunnels)
+
     async def ready(self, seconds: float) -> None:
         """Wait until a session runs.
 
@@ -121,6 +131,19 @@ class Forwarder:
                 await self._up.wait()
         except TimeoutError:
             raise RemoteFailed(self.trouble or f"node '{self.node}' does not answer") from None
+
+    def renew(self, shards: Sequence[ShardRef]) -> None:
+        """Begin another session, to compute with other shards; one that has them already goes on."""
+        if {shard.id for shard in shards} <= {shard.id for shard in self._begin.shards}:
+            return
+        self._begin = Begin(self._begin.n_threads, list(shards))
+        self.begin_again()
+
+    def begin_again(self) -> None:
+        """End the session, if there is one; another one begins at once, and knows what the cache has by then."""
+        if self._channel is not None and self.is_up:
+            self._channel.abort()
+            self._drop("its session begins anew")
 
     def _run(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -134,6 +157,7 @@ class Forwarder:
             try:
                 channel, begun = await self._dialler.ask(self.node, self._begin, Begun)
                 self._came_up(begun)
+                self._channel = channel
                 with contextlib.closing(channel):
                     await self._ping(channel)
             except LamellaError as error:  # it may be no member any more
@@ -159,12 +183,17 @@ class Forwarder:
         self._on_change(f"node '{self.node}' is there")
 
     def _went_down(self, why: str) -> None:
-        was_up, self.is_up, self.trouble = self.is_up, False, why
+        was_up = self.is_up
+        self._drop(why)
+        if was_up:
+            self.down_at = time.monotonic()
+            self._on_change(f"node '{self.node}' is away: {why}")
+
+    def _drop(self, why: str) -> None:
+        self.is_up, self.trouble = False, why
         self._up.clear()
         for tunnel in self._tunnels:
             tunnel.abort()
-        if was_up:
-            self._on_change(f"node '{self.node}' is away: {why}")
 
     # --- connections -------------------------------------------------------------------------------------------------
 
@@ -180,8 +209,10 @@ class Forwarder:
             self._tunnels.add(tunnel)
             filters = Shorten(self._known), Gather(ANSWER_HEAD_BYTES)
             self._carried.append(filters)
+            self.pace = Pace()
+            watch = Stopwatch(self.pace, *filters)
             try:
-                await join(plain, tunnel, *filters)
+                await join(plain, tunnel, watch.there, watch.back)
             finally:
                 self._tunnels.discard(tunnel)
                 there, back = filters

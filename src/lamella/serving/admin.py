@@ -71,6 +71,7 @@ def admin_routes(front: Front) -> APIRouter:
                 "draining": front.gate.is_draining,
                 "requests_open": client.n_open,
                 "engine_restarts": client.n_restarts,
+                "cluster": front.settings.cluster().document() if front.settings.cluster else None,
                 "engine": _engine(client.facts) if client.facts else None,
                 "status": _fields(client.status) if client.status else None,
             }

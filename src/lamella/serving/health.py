@@ -19,15 +19,17 @@ def health_routes(front: Front) -> APIRouter:
 
     @router.get("/health")
     async def health() -> dict[str, Any]:
-        """The front lives."""
-        return {"status": "ok"}
+        """The front lives; over several machines, also where the layers are."""
+        cluster = front.settings.cluster
+        return {"status": "ok"} | ({"cluster": cluster().document()} if cluster else {})
 
     @router.get("/ready", responses=REFUSALS)
     async def ready() -> Response:
         """Requests are taken: an engine answers, and the server is not shutting down."""
         front.gate.check()
         if not front.client.is_ready:
-            raise EngineUnavailable("No engine answers.")
+            cluster = front.settings.cluster
+            raise EngineUnavailable((cluster and cluster().why) or "No engine answers.")
         return JSONResponse({"status": "ready"})
 
     @router.get("/metrics")

@@ -35,8 +35,8 @@ class EngineOwner(Protocol):
     def went_silent(self) -> None:
         """That engine has closed its connection, and is about to end; nothing more can be sent to it."""
 
-    def died(self, died: EngineDied) -> bool:
-        """That engine has ended; returns whether it did any work before."""
+    def died(self, died: EngineDied, *, is_excused: bool) -> bool:
+        """That engine has ended; returns whether it did any work before.  Excused: nothing it had is to blame."""
 
     def did_not_start(self, died: EngineDied) -> None:
         """Another try to replace it failed."""
@@ -77,6 +77,9 @@ class EngineKeeper:
         self._child: EngineChild | None = None
         self._watch = Watch(options.patience, clock())
         self._up_since = 0.0
+        self._may_run = asyncio.Event()
+        self._may_run.set()
+        self._was_told_to_end = False
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -104,6 +107,22 @@ class EngineKeeper:
         """
         if self._child is not None:
             self._child.send(message)
+
+    def hold(self, why: str) -> None:
+        """End the engine, and start no other until ``use``."""
+        self._may_run.clear()
+        self._end_child(why)
+
+    def use(self, settings: EngineSettings) -> None:
+        """Run an engine of other settings from now on; one that runs, or is being started, is ended."""
+        self._settings = settings
+        self._end_child("another with other settings takes its place")
+        self._may_run.set()
+
+    def _end_child(self, why: str) -> None:
+        if self._child is not None:
+            self.is_up, self._was_told_to_end = False, True
+            self._child.kill(why)
 
     async def close(self) -> None:
         """End the engine, and start no other.  May be called more than once."""
@@ -150,32 +169,45 @@ class EngineKeeper:
         while True:
             await child.has_closed()
             self.is_up = False
+            is_excused = self._is_excused()
             self._owner.went_silent()
             died = await self._end_of(child)
             is_settled = self._clock() - self._up_since >= self._options.restarts.settled_seconds
-            was_fruitful = self._owner.died(died) or is_settled
-            replaced = await self._replace(history, died, was_fruitful=was_fruitful)
+            was_fruitful = self._owner.died(died, is_excused=is_excused) or is_settled
+            replaced = await self._replace(history, died, was_fruitful=was_fruitful, is_excused=is_excused)
             if isinstance(replaced, str):
                 self._owner.gave_up(partial(EngineUnavailable, replaced))
                 return
             history, child = replaced
 
     async def _replace(
-        self, history: RestartHistory, died: EngineDied, *, was_fruitful: bool
+        self, history: RestartHistory, died: EngineDied, *, was_fruitful: bool, is_excused: bool
     ) -> tuple[RestartHistory, EngineChild] | str:
-        """Start another engine, as often as it takes; returns a sentence where that may not be done any more."""
+        """Start another engine, as often as it takes; returns a sentence where that may not be done any more.
+
+        Excused ends do not count against the limits: the machine that is away may stay away for long.
+        """
+        limits = self._options.restarts
         while True:
-            decision = decide(history, self._options.restarts, now=self._clock(), was_fruitful=was_fruitful)
-            if isinstance(decision, GiveUp):
-                return f"no engine can be kept up: {decision.reason}; the last one: {died.why}"
-            history = decision.history
-            await asyncio.sleep(decision.pause_seconds)
+            pause_seconds = limits.first_pause_seconds
+            if not is_excused:
+                decision = decide(history, limits, now=self._clock(), was_fruitful=was_fruitful)
+                if isinstance(decision, GiveUp):
+                    return f"no engine can be kept up: {decision.reason}; the last one: {died.why}"
+                history, pause_seconds = decision.history, decision.pause_seconds
+            await asyncio.sleep(pause_seconds)
+            await self._may_run.wait()
+            self._was_told_to_end = False
             self.n_restarts += 1
             born = await self._bring_up()
             if isinstance(born, EngineChild):
                 return history, born
-            died, was_fruitful = born, False
-            self._owner.did_not_start(died)
+            died, was_fruitful, is_excused = born, False, self._is_excused()
+            if not is_excused:
+                self._owner.did_not_start(died)
+
+    def _is_excused(self) -> bool:
+        return self._was_told_to_end or self._options.excuse()
 
     async def _look_after(self) -> None:
         """Kill an engine that hangs."""

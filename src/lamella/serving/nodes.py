@@ -1,9 +1,10 @@
-"""Figures of other machines that compute for this server, for Prometheus."""
+"""Other machines that compute for this server: figures for Prometheus, and which has which layers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -27,6 +28,39 @@ class NodeFigures:
     sent_bytes: int
     received_bytes: int
     saved_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayersOn:
+    """Layers ``first`` to ``last`` of the model are computed by a machine."""
+
+    node: str
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterState:
+    """Where the model's layers are.
+
+    Attributes:
+        state: ``moving``: an engine with another placement is about to start.  ``nothing fits``: the machines that are
+            there do not hold the model; what is open waits, new requests get 503.
+        why: of that state, in a sentence.
+        layers: in order; of the placement that runs, or ran last.
+        away: nodes that do not answer.
+        n_moves: changes of placement so far.
+    """
+
+    state: Literal["placed", "moving", "nothing fits"]
+    why: str
+    layers: tuple[LayersOn, ...]
+    away: tuple[str, ...] = ()
+    n_moves: int = 0
+
+    def document(self) -> dict[str, Any]:
+        """As ``/health`` and ``/admin/status`` have it."""
+        return asdict(self)
 
 
 class NodeCollector(Collector):

@@ -196,11 +196,15 @@ class OpenRequests:
         request = self._remove(number)
         return request is not None and request.is_with_engine
 
-    def engine_died(self, why: str) -> bool:
-        """All have to be sent again; returns whether one was refused because the engine died of it."""
-        poison = self._trial if not self.has_fruit else None
+    def engine_died(self, why: str, *, is_excused: bool = False) -> bool:
+        """All have to be sent again; returns whether one was refused because the engine died of it.
+
+        Args:
+            is_excused: it died of something else, so that it is counted against no request.
+        """
+        poison = self._trial if not self.has_fruit and not is_excused else None
         for request in self._open.values():
-            if request.is_with_engine:
+            if request.is_with_engine and not is_excused:
                 request.n_barren = 0 if request.has_fruit else request.n_barren + 1
             request.is_with_engine = request.has_fruit = False
         self._trial, self.has_fruit = None, False

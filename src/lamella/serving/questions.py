@@ -88,12 +88,17 @@ class Questions:
         """The engine cannot do it."""
         self.fail(message.id, RequestRefused(message.message, why=message.why))
 
-    def engine_died(self, why: str) -> None:
-        """What is to be embedded or tokenized is sent again, unless that was done already; a switch has failed."""
+    def engine_died(self, why: str, *, is_excused: bool = False) -> None:
+        """What is to be embedded or tokenized is sent again, unless that was done already; a switch has failed.
+
+        Args:
+            is_excused: the engine died of something else, so that this was no try.
+        """
         for number, question in list(self._open.items()):
             if not question.is_with_engine:
                 continue
             question.is_with_engine = False
+            question.n_tries -= is_excused
             if isinstance(question.message, Switch | Prepare) or question.n_tries >= N_TRIES:
                 what = type(question.message).__name__.lower()
                 self.fail(number, RequestRefused(f"the engine died during this {what}: {why}", why="failed"))

@@ -11,7 +11,7 @@ from lamella.core.errors import InvalidRequest
 from lamella.serving.keys import KeyRing
 
 if TYPE_CHECKING:
-    from lamella.serving.nodes import NodeFigures
+    from lamella.serving.nodes import ClusterState, NodeFigures
 
 DEFAULT_PORT = 8080
 
@@ -52,6 +52,7 @@ class FrontSettings:
             lives, at the latest after twice that time: proxies cut what seems dead, many after 60 seconds.
         dashboard: whether there is a page at ``/`` (docs/dashboard.md).
         nodes: says how the machines are that compute layers for this server; None where there are none.
+        cluster: says which machine has which layers, and how a change of that goes; None for one machine.
         access_log: one line a request, on the error stream.  It costs time that the model could use.
 
     Raises:
@@ -72,6 +73,7 @@ class FrontSettings:
     dashboard: bool = True
     access_log: bool = False
     nodes: Callable[[], Sequence[NodeFigures]] | None = None
+    cluster: Callable[[], ClusterState] | None = None
 
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.private_key is None):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -24,6 +24,8 @@ class SupervisorOptions:
         patience: when an engine hangs.
         restarts: how often another is started.
         command: of the engine process.
+        excuse: whether an engine that has just ended, or has not started, did so for what no request and no model
+            is to blame for: a machine that computes for it is away.
     """
 
     max_queue: int = 64
@@ -32,6 +34,7 @@ class SupervisorOptions:
     patience: Patience = field(default_factory=Patience)
     restarts: RestartLimits = field(default_factory=RestartLimits)
     command: Sequence[str] = ENGINE_COMMAND
+    excuse: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
         if self.max_queue < 0:

@@ -37,7 +37,7 @@ from lamella.batching.messages import (
     Tokenized,
 )
 from lamella.batching.settings import EngineSettings
-from lamella.core.errors import Draining, EngineUnavailable, InvalidRequest, QueueFull
+from lamella.core.errors import Draining, EngineUnavailable, InvalidRequest, LamellaError, QueueFull
 from lamella.serving.engine_client import EngineStream
 from lamella.serving.keeper import EngineKeeper
 from lamella.serving.questions import Answer, Asked
@@ -66,6 +66,7 @@ class SupervisedEngine:
         self._options = options or SupervisorOptions()
         self._numbers = itertools.count(1)
         self._clock = clock
+        self._refusal: Callable[[], LamellaError] | None = None  # what new requests get while nothing may run
         self._traffic = Traffic(
             settings.variant,
             self._options.poison_limit,
@@ -204,9 +205,33 @@ class SupervisedEngine:
         await self._engine.start()
         self._traffic.closed_for = None
 
+    def hold(self, why: str, *, refuses: bool) -> None:
+        """End the engine and start none until ``use``; what is open waits, until its deadline.
+
+        Args:
+            why: for operators; and for clients where new requests are refused.
+            refuses: new requests get ``EngineUnavailable``; else they wait too.
+        """
+        if refuses and self._traffic.closed_for is None:
+            self._traffic.closed_for = self._refusal = partial(EngineUnavailable, why)
+        self._engine.hold(why)
+
+    def use(self, settings: EngineSettings, variant: str | None = None) -> None:
+        """Go on with an engine of other settings: what is open goes on from its prompt and the tokens sent.
+
+        Args:
+            variant: for the engine to begin at; None for the one that runs.
+        """
+        if variant is not None:
+            self._traffic.run_next(variant)
+        if self._traffic.closed_for is self._refusal:
+            self._traffic.closed_for = self._refusal = None
+        self._engine.use(settings)
+
     async def drain(self, limit_seconds: float) -> bool:
         """Take nothing new, and wait for what is open; returns whether all of it ended within the limit."""
-        self._traffic.closed_for = self._traffic.closed_for or partial(Draining, "the server is shutting down")
+        if self._traffic.closed_for is self._refusal:
+            self._traffic.closed_for = partial(Draining, "the server is shutting down")
         end = self._clock() + limit_seconds
         while not self._traffic.is_idle and self._clock() < end:
             await asyncio.sleep(_DRAIN_POLL_SECONDS)

@@ -200,6 +200,10 @@ class Traffic:
         """What the next engine is to load."""
         return self._last_good.variant
 
+    def run_next(self, variant: str) -> None:
+        """The next engine is to load another variant."""
+        self._last_good.loaded(variant)
+
     def came_up(self, hello: Hello) -> None:
         """An engine is ready."""
         self.facts, self._is_up = hello, True
@@ -211,13 +215,14 @@ class Traffic:
         """That engine takes nothing any more; what comes now waits for the next."""
         self._is_up = False
 
-    def died(self, died: EngineDied) -> bool:
+    def died(self, died: EngineDied, *, is_excused: bool) -> bool:
         """That engine has ended; what is open waits for the next, but for what must have killed this one."""
         self._note(died)
         was_fruitful = self._requests.has_fruit
-        self._last_good.died(at_work=self._requests.n_with_engine + self._questions.n_embed > 0)
-        self._questions.engine_died(died.why)
-        was_poisoned = self._requests.engine_died(died.why)
+        was_at_work = self._requests.n_with_engine + self._questions.n_embed > 0
+        self._last_good.died(at_work=was_at_work and not is_excused)
+        self._questions.engine_died(died.why, is_excused=is_excused)
+        was_poisoned = self._requests.engine_died(died.why, is_excused=is_excused)
         return was_fruitful or was_poisoned
 
     def did_not_start(self, died: EngineDied) -> None:

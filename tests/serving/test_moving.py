@@ -1,0 +1,107 @@
+"""An engine that is held, and followed by one with other settings: what is open waits and goes on."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from lamella.batching.messages import Generate
+from lamella.batching.settings import EngineSettings
+from lamella.core.errors import EngineUnavailable
+from lamella.serving.nodes import ClusterState, LayersOn
+from lamella.serving.supervision import SupervisorOptions
+from lamella.serving.supervisor import SupervisedEngine
+from tests.fakes.front_process import FAKE_COMMAND
+from tests.serving.conftest import InProcess
+from tests.serving.test_supervisor import SOON, check_whole, kill, pid_of, read, run
+
+SETTINGS = EngineSettings(store="fake", variant="large")
+N_TOKENS = 30
+
+
+def engine_of(away: list[str]) -> SupervisedEngine:
+    """One whose ends are excused as long as ``away`` names something."""
+    command = (*FAKE_COMMAND, "0.01")
+    return SupervisedEngine(SETTINGS, SupervisorOptions(restarts=SOON, command=command, excuse=lambda: bool(away)))
+
+
+def test_streams_go_on_after_a_move_and_begin_at_another_variant() -> None:
+    async def talk() -> None:
+        async with engine_of([]) as engine:
+            first = pid_of(engine)
+            reading = asyncio.create_task(read(engine.generate(Generate(id=0, prompt="abc", max_tokens=N_TOKENS))))
+            await asyncio.sleep(0.1)
+            engine.hold("layers move", refuses=False)
+            assert not engine.is_ready
+            late = asyncio.create_task(read(engine.generate(Generate(id=0, prompt="late", max_tokens=3))))
+            await asyncio.sleep(0.3)
+            assert engine.n_restarts == 0  # none may run yet
+            assert not reading.done()
+            engine.use(msgspec.structs.replace(SETTINGS, n_sequences=2))
+            check_whole(await reading, "abc", N_TOKENS)
+            check_whole(await late, "late", 3)
+            assert pid_of(engine) != first
+            assert engine.facts is not None
+            assert engine.facts.n_sequences == 2
+            engine.use(SETTINGS, "small")
+            events = await read(engine.generate(Generate(id=0, prompt="abc", max_tokens=3)))
+            check_whole(events, "abc", 3, "small")
+
+    run(talk())
+
+
+def test_new_requests_are_refused_where_nothing_fits_and_what_is_open_waits() -> None:
+    async def talk() -> None:
+        async with engine_of([]) as engine:
+            reading = asyncio.create_task(read(engine.generate(Generate(id=0, prompt="abc", max_tokens=N_TOKENS))))
+            await asyncio.sleep(0.1)
+            engine.hold("nothing fits: 3 GiB missing", refuses=True)
+            with pytest.raises(EngineUnavailable, match="3 GiB missing"):
+                engine.generate(Generate(id=0, prompt="late", max_tokens=3))
+            engine.use(SETTINGS)
+            check_whole(await reading, "abc", N_TOKENS)
+            check_whole(await read(engine.generate(Generate(id=0, prompt="late", max_tokens=3))), "late", 3)
+
+    run(talk())
+
+
+def test_ends_for_which_a_lost_machine_is_to_blame_count_against_nobody() -> None:
+    """As many as would otherwise refuse the request, and give the engine up."""
+
+    async def talk() -> None:
+        away = ["laptop"]
+        async with engine_of(away) as engine:
+            reading = asyncio.create_task(read(engine.generate(Generate(id=0, prompt="abc", max_tokens=N_TOKENS))))
+            for _ in range(SOON.n_fruitless + 3):
+                before = pid_of(engine)
+                kill(engine)
+                while pid_of(engine) == before or not engine.is_ready:
+                    await asyncio.sleep(0.005)
+            away.clear()
+            check_whole(await reading, "abc", N_TOKENS)
+
+    run(talk())
+
+
+def test_health_and_status_say_where_layers_are_and_ready_why_nobody_answers(front: object) -> None:
+    state = ClusterState("nothing fits", "nothing fits: 3 GiB missing", (LayersOn("laptop", 0, 11),), ("laptop",), 2)
+    server: InProcess = front(cluster=lambda: state)  # type: ignore[operator]
+    expected = {
+        "state": "nothing fits",
+        "why": "nothing fits: 3 GiB missing",
+        "layers": [{"node": "laptop", "first": 0, "last": 11}],
+        "away": ["laptop"],
+        "n_moves": 2,
+    }
+    assert server.get("/health").json() == {"status": "ok", "cluster": expected}
+    assert server.get("/admin/status").json()["cluster"] == expected
+    assert server.get("/ready").status_code == 200
+    server.engine.is_ready = False
+    refused = server.get("/ready")
+    assert (refused.status_code, refused.json()["error"]["message"]) == (503, "nothing fits: 3 GiB missing")
+    assert int(refused.headers["Retry-After"]) >= 1
+    calm = replace(state, state="moving", why="")
+    assert front(cluster=lambda: calm).get("/health").json()["cluster"]["state"] == "moving"  # type: ignore[operator]
