@@ -2,8 +2,10 @@
 #
 #   make demo    set up, then the whole story on the embedded model
 #   make test    set up, then all checks and tests
+#
+# and, for makers: docs, dist, benchmarks, paper
 
-.PHONY: demo test check setup benchmarks clean
+.PHONY: demo test check setup docs dist benchmarks paper clean
 
 demo: setup
 	scripts/demo
@@ -18,9 +20,22 @@ check: setup
 setup:
 	@scripts/setup
 
-# Everything the README's table claims; takes some hours and an otherwise idle machine.
+# The site, in site/index.html.  Generated pages are brought up to date first; no network.
+docs: setup
+	.venv/bin/python -m scripts.pages
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict --quiet
+
+# Wheel and sdist, in dist/.
+dist: setup
+	.venv/bin/python -m build --no-isolation
+
+# Every claim, and docs/benchmarks.md; takes most of a day and an otherwise idle machine.  Goes on where it was.
 benchmarks: setup
 	scripts/benchmarks
 
+# Only what repeats the papers' tables.
+paper: setup
+	scripts/benchmarks --papers
+
 clean:
-	rm -rf .venv demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv demo build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

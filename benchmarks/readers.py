@@ -1,0 +1,224 @@
+"""What records say, as lines.
+
+Pure: a record's document in, lines out.  Each kind of record has one function here; a record of a kind that has none
+is shown by its plain numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from benchmarks.lines import Document, Line, Reader, compared, number, promised
+from benchmarks.serving_readers import SERVING_READERS
+
+
+def lines_of(name: str, document: Document) -> list[Line]:
+    """The lines of the record ``benchmarks/results/NAME.json``."""
+    return list(_READERS.get(name.partition("-")[0], _plain)(document))
+
+
+def _plain(document: Document) -> Iterable[Line]:
+    for key, value in document.items():
+        if isinstance(value, int | float) and not isinstance(value, bool) and key != "load_average":
+            yield Line(key.replace("_", " "), number(value))
+
+
+def _switch(document: Document) -> Iterable[Line]:
+    auto = document["layouts"]["auto"]
+    yield compared(
+        "switch in the middle of a generation",
+        auto["switch_ms"]["median"],
+        document["reload"]["median"],
+        "ms",
+        rival="close, load, read the text again",
+    )
+    for layout, found in document["layouts"].items():
+        yield compared(
+            f"the token at the switch, layout {layout}",
+            found["token_ms"]["median"],
+            found["neighbours_ms"]["median"],
+            "ms",
+            rival="its neighbours",
+        )
+
+
+def _quality(document: Document) -> Iterable[Line]:
+    for row in document["rows"]:
+        for text, divergences in row["kl"].items():
+            for name, found in divergences.items():
+                if name != "stock":
+                    yield compared(
+                        f"KL divergence on {text} at the bytes of {row['mix']}, {_POLICIES.get(name, name)}",
+                        found[0],
+                        divergences["stock"][0],
+                        "nats",
+                        rival="llama-quantize's mix",
+                    )
+
+
+_POLICIES = {"ours": "knapsack", "lsaq": "LSAQ's policy", "lwq-cosine": "LWQ's policy"}
+
+
+def _store(document: Document) -> Iterable[Line]:
+    steps = document["steps"]
+    yield compared(
+        f"disk of {len(steps)} steps planned together", document["joint_ratio"], 1.0, "x", rival="a file for each"
+    )
+    for step in steps:
+        yield compared(
+            f"KL divergence of the step at {step['bits_per_weight']:.2f} bits",
+            step["kl"][0],
+            step["kl_alone"][0],
+            "nats",
+            rival="the same size planned alone",
+        )
+    costs = document["costs"]
+    for key, what, unit, scale in _STORE_COSTS if costs else ():
+        yield compared(
+            what, costs["ladder"][key] * scale, costs["files"][key] * scale, unit, rival="one file for each step"
+        )
+
+
+_STORE_COSTS = (
+    ("build_s", "time to build all steps", "s", 1.0),
+    ("disk_bytes", "disk", "MiB", 2**-20),
+    ("cached_bytes", "page cache of all steps", "MiB", 2**-20),
+)
+
+
+def _knapsack(document: Document) -> Iterable[Line]:
+    for name, found in document["seconds"].items():
+        for what, seconds in found.items():
+            yield Line(f"{what}, {name}", f"{number(seconds['median'])} s")
+    for gap in document["gaps"]:
+        yield compared(
+            f"predicted loss of the plan at {gap['bits_per_weight']} bits",
+            gap["loss"],
+            gap["proven_loss"],
+            "nats",
+            rival="integer program",
+        )
+
+
+def _eval_cost(document: Document) -> Iterable[Line]:
+    for kind, found in document["exams"].items():
+        yield compared(
+            f"three variants examined on {kind}",
+            found["exams_s"]["median"],
+            found["forward_s"]["median"],
+            "s",
+            rival="their forward passes alone",
+        )
+
+
+def _kept_cache(document: Document) -> Iterable[Line]:
+    for switch, found in document["switches"].items():
+        yield compared(
+            f"KL divergence after {switch.replace('>', ' to ')}, cache kept",
+            found["kept"],
+            found["recomputed"],
+            "nats",
+            rival="cache computed anew",
+        )
+
+
+def _quantize(document: Document) -> Iterable[Line]:
+    for count in ("one", "four"):
+        found = document[count]
+        yield compared(
+            f"build {count} {document['mix']} variant{'s' * (count == 'four')}",
+            found["ours_s"]["median"],
+            found["rival_s"]["median"],
+            "s",
+            rival="llama-quantize",
+        )
+
+
+def _run_speed(document: Document) -> Iterable[Line]:
+    for mix, phases in document["mixes"].items():
+        for phase, found in phases.items():
+            yield compared(
+                f"{phase}, {mix}",
+                found["ours"]["median"],
+                found["rival"]["median"],
+                "tokens/s",
+                rival="llama-bench",
+                more_is_better=True,
+            )
+
+
+def _verify(document: Document) -> Iterable[Line]:
+    yield compared(
+        f"every shard's SHA-256, {document['bytes'] / 1e9:.1f} GB",
+        document["verify_s"]["median"],
+        document["sha256sum_s"]["median"],
+        "s",
+        rival="sha256sum, as many processes",
+    )
+
+
+def _tunnel(document: Document) -> Iterable[Line]:
+    yield compared(
+        "a token through the tunnel",
+        document["tunnel_ms"]["median"],
+        document["plain_ms"]["median"],
+        "ms",
+        rival="plain RPC on loopback",
+    )
+
+
+def _placement(document: Document) -> Iterable[Line]:
+    eight, small = document["eight"], document["small"]
+    n = len(eight["seconds"]["values"])
+    yield Line(f"time to place, {n} problems of 8 nodes (median)", f"{number(eight['seconds']['median'])} s")
+    yield Line("the slowest of them", f"{number(eight['seconds']['max'])} s")
+    yield promised("proven within 1 %", f"{eight['reached']} of {n}", eight["reached"] == n, "all")
+    n_wrong = document["mismatches"]
+    yield promised(
+        f"answers unlike trying everything, {small['instances']} small problems", str(n_wrong), n_wrong == 0, "none"
+    )
+
+
+def _lsaq_tables(document: Document) -> Iterable[Line]:
+    for one in document["claims"]:
+        holds = one["verdict"] == "holds"
+        yield promised(one["claim"], one["found"], holds, f"{document['model']}")
+
+
+def _tuned(document: Document) -> Iterable[Line]:
+    found = {(row["text"], row["windows"], row["rounding"]): row["kl"] for row in document["rows"]}
+    for (text, windows, rounding), divergence in found.items():
+        if rounding != "imatrix":
+            what = f"KL divergence on {text}, {windows} windows: {document['rounding'][rounding]}"
+            plain = found[text, windows, "imatrix"]
+            yield compared(what, divergence, plain, "nats", rival="ggml under an importance matrix")
+
+
+def _dilemma(document: Document) -> Iterable[Line]:
+    for row in document.get("rows", ()):
+        words = ", ".join(f"{key} {number(v) if isinstance(v, float) else v}" for key, v in row.items() if _short(v))
+        yield Line("plan", words)
+
+
+def _short(value: Any) -> bool:
+    return isinstance(value, str | int | float) and len(str(value)) < 30
+
+
+_READERS: Mapping[str, Reader] = {
+    "switch": _switch,
+    "quality": _quality,
+    "store": _store,
+    "knapsack": _knapsack,
+    "eval_cost": _eval_cost,
+    "kept_cache": _kept_cache,
+    "quantize": _quantize,
+    "run_speed": _run_speed,
+    "verify": _verify,
+    "tunnel": _tunnel,
+    "placement": _placement,
+    "lsaq_tables": _lsaq_tables,
+    "tuned": _tuned,
+    "dilemma": _dilemma,
+    **SERVING_READERS,
+}
