@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.claims import CLAIMS, Claim, claim, models_folder
-from benchmarks.common import RESULTS, ROOT, table
+from benchmarks.common import RESULTS, ROOT
 from benchmarks.page import write_page
 
 WORK = ROOT / "build" / "benchmarks"
@@ -112,11 +112,10 @@ def say(text: str) -> None:
 
 def show(chosen: Sequence[Claim]) -> None:
     """Names, minutes, and what is missing."""
-    rows: list[Sequence[object]] = [["claim", "minutes", "record", "missing"]]
     for one in chosen:
-        known = "yes" if (RESULTS / f"{one.name}.json").exists() else "none"
-        rows.append([one.name, one.minutes, known, "; ".join(lacks(one)) or "-"])
-    table(rows)
+        known = "record" if (RESULTS / f"{one.name}.json").exists() else "no record"
+        missing = f"lacks {'; '.join(lacks(one))}" if lacks(one) else ""
+        print(f"{one.name:22} {one.minutes:4} min  {known:9}  {missing}".rstrip())
 
 
 def head() -> str:

@@ -1,0 +1,81 @@
+"""``python -m benchmarks``: one claim after another, with what it lacks, and on from where it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as runner
+from benchmarks.claims import CLAIMS, Claim
+
+ABLE = Claim("able", ("able",), 1)
+UNABLE = Claim("unable", ("unable",), 1, (lambda: "a spare moon",))
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the claims that were measured; 'broken' fails."""
+    names: list[str] = []
+
+    def measure(one: Claim) -> bool:
+        names.append(one.name)
+        return one.name != "broken"
+
+    monkeypatch.setattr(runner, "measure", measure)
+    monkeypatch.setattr(runner, "write_page", lambda: None)
+    return names
+
+
+@pytest.fixture
+def progress(tmp_path: Path) -> runner.Progress:
+    return runner.Progress(tmp_path / "progress.json", "c0ffee")
+
+
+def test_what_the_machine_lacks_something_for_is_skipped_with_the_reason(
+    measured: list[str], progress: runner.Progress, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert runner.run([UNABLE, ABLE], progress) == 0
+    assert measured == ["able"]
+    assert "unable: skipped, for want of a spare moon" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_goes_on_where_it_was(measured: list[str], progress: runner.Progress) -> None:
+    runner.run([ABLE], progress)
+    runner.run([ABLE, Claim("next", ("next",), 1)], progress)
+    assert measured == ["able", "next"]
+
+
+def test_another_commit_begins_anew(measured: list[str], progress: runner.Progress) -> None:
+    runner.run([ABLE], progress)
+    runner.run([ABLE], runner.Progress(progress.path, "decade"))
+    assert measured == ["able", "able"]
+
+
+def test_one_that_fails_is_named_and_the_others_run(
+    measured: list[str], progress: runner.Progress, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert runner.run([Claim("broken", ("broken",), 1), ABLE], progress) == 1
+    assert measured == ["broken", "able"]
+    assert capsys.readouterr().err.endswith("failed: broken\n")
+    assert progress.finished() == ["able"]
+
+
+def test_a_benchmark_that_leaves_no_record_has_failed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(runner, "WORK", tmp_path)
+    monkeypatch.setattr(runner, "RESULTS", tmp_path)
+    assert not runner.measure(Claim("silent", ("__init__",), 1))
+
+
+def test_the_papers_tables_are_among_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert runner.main(["--papers", "--list"]) == 0
+    shown = capsys.readouterr().out
+    of_papers = {one.name for one in CLAIMS if one.of_papers}
+    assert {"lsaq_tables-smollm2", "dilemma-smollm2", "store-smollm2"} <= of_papers
+    assert all((one.name in shown) == one.of_papers for one in CLAIMS)
+
+
+def test_a_claim_that_there_is_not_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        runner.main(["--only", "warp-drive", "--list"])
+    assert "warp-drive" in capsys.readouterr().err
