@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
+
+import pytest
+
+from lamella.llama import looking
+from lamella.resources import first_look
 
 
 def pytest_configure() -> None:
     """Take SIGINT as a terminal gives it: what a shell runs in the background ignores it, and its children too."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _looked_at_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models of tests are of our own making: they are looked at in this process, which saves half a second for each.
+
+    That a child does it, and what it survives, is tested in tests/resources/test_first_look.py.
+    """
+    if Path(str(request.path)).stem != "test_first_look":
+        monkeypatch.setattr(first_look, "_ask", lambda path, kind, limits: looking.look(kind, Path(path)))

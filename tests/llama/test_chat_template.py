@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -88,11 +89,46 @@ def test_a_template_is_compiled_once(with_template: Loaded) -> None:
         ("{% for i in range(90000) %}{{ '%s' % ('a' * 1000) }}{% endfor %}", "more than 8000000 characters"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "refuses these messages"),
         ("{% for %}", "cannot be read"),
+        ("{{ 'a' * 100000000000 }}", "refuses these messages: a text or list of more than"),
+        ("{{ 100000000000 * [1] }}", "refuses these messages: a text or list of more than"),
+        ("{{ 9 ** 99 ** 99 }}", "refuses these messages: a power of more than"),
+        ("{{ '%0999999999d' % 1 }}", "refuses these messages: a format that writes"),
+        ("{{ '%*d' % (999999999, 1) }}", "refuses these messages: a format that writes"),
+        ("{% set n = namespace(t='a') %}{% for i in range(60) %}{% set n.t = n.t ~ n.t %}{% endfor %}", "text or list"),
+        ("{% set n = namespace(t='a') %}{% for i in range(60) %}{% set n.t = n.t + n.t %}{% endfor %}", "text or list"),
+        ("{% set n = namespace(t=2) %}{% for i in range(60) %}{% set n.t = n.t * n.t %}{% endfor %}", "more than 4096"),
     ],
 )
 def test_what_a_template_may_not_do(with_template: Loaded, template: str, message: str) -> None:
     with pytest.raises(EngineFailed, match=message):
         render(with_template(template), [USER])
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{% for i in range(99999) %}{{ f(n - 1) if n }}{% endfor %}{% endmacro %}{{ f(50) }}",
+        "{% for m in messages %}{% for i in range(99999) %}{% for j in range(99999) if j < 0 %}{% endfor %}{% endfor %}"
+        "{% endfor %}",
+    ],
+)
+def test_a_template_that_computes_for_ever_ends(
+    with_template: Loaded, template: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_template, "TEMPLATE_SECONDS", 0.3)
+    tracer = sys.gettrace()
+    with pytest.raises(EngineFailed, match=r"computes for more than 0\.3 s"):
+        render(with_template(template), [USER])
+    assert sys.gettrace() is tracer
+
+
+def test_what_templates_usually_do_is_not_touched(with_template: Loaded) -> None:
+    template = (
+        "{{ 'a' * 3 }}{{ 2 ** 10 }}{{ 7 * 6 }}{{ '%s-%03d' % ('x', 7) }}{{ 'a' ~ 1 ~ none }}{{ [1] + [2] }}{{ 7 % 4 }}"
+    )
+    assert render(with_template(template), [USER]) == "aaa102442x-007a1None[1, 2]3"
 
 
 def test_templates_run_in_a_sandbox() -> None:

@@ -12,6 +12,7 @@ from lamella.core.artifacts import (
 )
 from lamella.core.errors import ArtifactError
 from lamella.llama.imatrix import ImportanceMatrix, read_imatrix, serialise_imatrix
+from lamella.resources.first_look import look_first
 from lamella.store.files import new_file
 
 
@@ -48,6 +49,7 @@ def read_importance(path: Path) -> ImportanceMatrix:
     Raises:
         ArtifactError: it cannot be read, or is none.
     """
+    look_first(path, kind="importance")
     return read_imatrix(path)
 
 

@@ -11,6 +11,7 @@ from lamella.planning.specs import builtin_spec
 from lamella.resources import devices as resource_devices
 from lamella.resources.catalogue import SPEC_PREFIX, model_path
 from lamella.resources.devices import DeviceMemory
+from lamella.resources.first_look import look_first
 
 OnMeasure = Callable[[int, int, str], None]
 
@@ -19,13 +20,18 @@ def silent(_done: int, _total: int, _what: str) -> None:
     """Default progress: none."""
 
 
-def load(model: str | Path) -> ModelFile:
-    """Open a model: a path, or ``smollm2``.
+def load(model: str | Path, cache_folder: Path | None = None) -> ModelFile:
+    """Open a model: a path, or ``smollm2``.  A child process with limits opens the file first.
+
+    Args:
+        cache_folder: where it is noted which files were opened well, so that the next process does not ask again.
 
     Raises:
         ModelError: there is none, or it cannot be used.
     """
-    return read_model(model_path(str(model)))
+    path = model_path(str(model))
+    look_first(path, cache_folder)
+    return read_model(path)
 
 
 def load_spec(model: str | Path) -> ModelSpec:

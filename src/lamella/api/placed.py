@@ -11,6 +11,7 @@ import msgspec
 from lamella.api.models import load_spec
 from lamella.core.artifacts import Plan, ShardRef
 from lamella.core.errors import InvalidRequest
+from lamella.core.foreign import UNREADABLE
 from lamella.planning.cost import Choice, build_plan
 from lamella.planning.request import Overhead, PlanRequest
 from lamella.planning.uniform import OUTSIDE
@@ -108,5 +109,5 @@ def _read(path: Path) -> _Placement:
         data = path.read_bytes()
     try:
         return msgspec.json.decode(data, type=_Placement)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise InvalidRequest(f"{path} is no placement: {error}") from None

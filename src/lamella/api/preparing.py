@@ -79,7 +79,7 @@ def prepare(
         InvalidRequest, ModelError, RemoteFailed, StorageFailed: as the stages.
     """
     with stage(f"looking for {target}") as update:
-        source = load(_fetched(target, cache_folder, llama_cpp))
+        source = load(_fetched(target, cache_folder, llama_cpp), cache_folder)
         update(1, 1, "")
     model = str(source.paths[0])
     with stage(f"measuring {source.spec.identity.name}") as update:

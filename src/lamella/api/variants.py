@@ -28,6 +28,7 @@ from lamella.quantize.repair import repair as repair_store
 from lamella.quantize.trimming import keep_quota
 from lamella.quantize.trimming import trim as trim_store
 from lamella.quantize.tuned import Tuning
+from lamella.resources.first_look import look_first
 from lamella.run.engine import Engine, EngineOptions
 from lamella.store.fetching import ShardSource
 from lamella.store.keeping import TrimReport
@@ -119,6 +120,7 @@ def import_file(
     Raises:
         ModelError, StoreError, StorageFailed: see ``lamella.exchange.importing.import_file``.
     """
+    look_first(Path(file))
     report = importing.import_file(Path(file), Path(store), name, n_threads=n_threads, on_progress=on_progress)
     return dataclasses.replace(report, trimmed=keep_quota(Store.open(Path(store)), reach))
 

@@ -27,6 +27,7 @@ from lamella.batching.messages import EngineMessage, FrontMessage
 from lamella.batching.settings import EngineSettings
 from lamella.core.closing import Closing
 from lamella.core.errors import EngineFailed
+from lamella.core.foreign import UNREADABLE
 from lamella.core.units import format_bytes
 
 FRAME_LIMIT_BYTES = 64 << 20
@@ -257,5 +258,5 @@ def _read_length(header: bytearray | memoryview) -> int:
 def _decode(decoder: msgspec.msgpack.Decoder[Received], frame: bytearray | memoryview) -> Received:
     try:
         return decoder.decode(frame)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise BrokenFrame(f"a frame of {len(frame)} bytes is no message that is known: {error}") from None

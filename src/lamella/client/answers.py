@@ -13,6 +13,7 @@ import msgspec
 
 from lamella.client.refusals import error_of
 from lamella.core.errors import RemoteFailed, RemoteInvalid
+from lamella.core.foreign import UNREADABLE
 
 _DONE = "[DONE]"
 
@@ -132,7 +133,7 @@ def _chunk(data: str) -> _Chunk:
         if told := error_of(msgspec.json.decode(data)) if '"error"' in data else None:
             raise RemoteFailed(f"the server gave up: {told}")
         return msgspec.json.decode(data, type=_Chunk)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise RemoteInvalid(f"the server sent an event that is none of OpenAI's: {error}") from None
 
 
@@ -144,7 +145,7 @@ def document_of(response: httpx.Response) -> dict[str, Any]:
     """
     try:
         document = msgspec.json.decode(response.content)
-    except (msgspec.DecodeError, RecursionError):
+    except UNREADABLE:
         document = None
     if not isinstance(document, dict):
         raise RemoteInvalid(f"{response.request.url} answers, but not as an OpenAI-compatible server does")

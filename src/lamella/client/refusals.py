@@ -8,6 +8,7 @@ import httpx
 import msgspec
 
 from lamella.core.errors import InvalidRequest, LamellaError, QueueFull, RemoteFailed, RemoteInvalid
+from lamella.core.foreign import UNREADABLE
 
 LONGEST_WAIT_SECONDS = 3600.0
 _SHOWN_CHARACTERS = 300
@@ -51,7 +52,7 @@ def error_of(document: Any) -> str | None:
 def _message(response: httpx.Response) -> str:
     try:
         told = error_of(msgspec.json.decode(response.content))
-    except (msgspec.DecodeError, RecursionError):
+    except UNREADABLE:
         told = None
     return (
         f"{response.status_code}: {told[:_SHOWN_CHARACTERS]}"

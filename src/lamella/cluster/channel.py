@@ -19,6 +19,7 @@ import msgspec
 
 from lamella.cluster.identity import Peer
 from lamella.core.errors import ClusterRefused, LamellaError, RemoteFailed, RemoteInvalid
+from lamella.core.foreign import UNREADABLE
 from lamella.core.units import format_bytes
 
 MOST_MESSAGE_BYTES = 16 << 20
@@ -143,7 +144,7 @@ class Channel(asyncio.Protocol):
         body = await self.read(size, seconds)
         try:
             return cast(T, msgspec.json.decode(body, type=kind))
-        except (msgspec.DecodeError, RecursionError) as error:
+        except UNREADABLE as error:
             self.abort()
             raise RemoteInvalid(f"a message was not understood: {error}") from None
 

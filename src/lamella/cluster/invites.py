@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
 import secrets
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from lamella.core.errors import InvalidRequest
 PREFIX = "lamella-"
 VERSION = 1
 SECRET_BYTES, FINGERPRINT_BYTES = 16, 32
+_PORT = re.compile(r"[0-9]{1,5}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ def split_address(address: str) -> tuple[str, int]:
     """
     host, colon, port = address.rpartition(":")
     bare = host.removeprefix("[").removesuffix("]")
-    if not colon or not bare or not port.isdecimal() or not 0 <= int(port) < 1 << 16:
+    if not colon or not bare or not _PORT.fullmatch(port) or int(port) >= 1 << 16:
         raise InvalidRequest(f"'{address}' is no HOST:PORT")
     if ":" in bare and not host.startswith("["):
         raise InvalidRequest(f"'{address}': write an IPv6 address in brackets, as in [::1]:7400")

@@ -19,6 +19,7 @@ from lamella.cluster.rpc_stream import LEAST_KNOWN_BYTES, Slice
 from lamella.core.artifacts import ShardRef
 from lamella.core.closing import Closing
 from lamella.core.errors import InvalidRequest
+from lamella.core.foreign import UNREADABLE
 from lamella.core.model import ModelIdentity
 from lamella.llama.gguf import padding
 from lamella.remote.fetching import fetch_shard
@@ -123,7 +124,7 @@ def _tensors(store: Store, shard: ShardRef) -> dict[bytes, Slice]:
     """The tensors of a shard by their digest; hashed once, and noted beside the shards."""
     note = store.path / "digests" / f"{shard.id}.json"
     path = store.shard_path(shard.id)
-    with contextlib.suppress(OSError, msgspec.DecodeError):
+    with contextlib.suppress(OSError, *UNREADABLE):
         noted = msgspec.json.decode(note.read_bytes(), type=list[tuple[bytes, int, int]])
         return {digest: Slice(path, offset, n_bytes) for digest, offset, n_bytes in noted}
     found = _hashed(path, shard)

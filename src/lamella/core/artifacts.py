@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from lamella.core.errors import ArtifactError
+from lamella.core.foreign import UNREADABLE
 from lamella.core.model import ModelIdentity
 from lamella.core.precision import Scheme
 from lamella.version import __version__
@@ -277,7 +278,7 @@ def read_document(kind: type[T], expected: str, data: bytes, source: str) -> T:
     """
     try:
         document = msgspec.json.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise ArtifactError(f"{source} is not JSON: {error}") from None
     if not isinstance(document, dict) or document.get("format") != expected:
         found = document.get("format") if isinstance(document, dict) else type(document).__name__
@@ -290,7 +291,7 @@ def read_document(kind: type[T], expected: str, data: bytes, source: str) -> T:
         )
     try:
         return msgspec.convert(document, kind)
-    except msgspec.ValidationError as error:
+    except UNREADABLE as error:
         raise ArtifactError(f"{source}: {error}") from None
 
 

@@ -8,6 +8,7 @@
     |   +-- TruncatedModel
     |   +-- UnsupportedTensor
     |   +-- InvalidWeights
+    |   +-- HarmfulFile              reading it killed the process that read it first, or took too much
     +-- DoesNotFit               4   no plan fits the memory; says by how much and what would fit
     +-- ExceedsCeiling           4   a running engine would pass its memory ceiling; says by how much and what would fit
     +-- NoPlacement              4   no way to place the layers on the nodes; says what they need and what is there
@@ -81,6 +82,10 @@ class UnsupportedTensor(ModelError):
 
 class InvalidWeights(ModelError):
     """A tensor holds NaN, infinity or values that the asked format cannot represent."""
+
+
+class HarmfulFile(ModelError):
+    """A child process that opened the file first died of it, or took more time or memory than it may."""
 
 
 class DoesNotFit(LamellaError):

@@ -148,8 +148,9 @@ class ModelSpec:
 
     @property
     def context_length(self) -> int:
-        """Longest context the model was trained for, 0 where the file does not say."""
-        return int(self.hyperparameters.get("context_length", 0))
+        """Longest context the model was trained for, 0 where the file does not say, or says no length."""
+        said = self.hyperparameters.get("context_length", 0)
+        return said if type(said) is int and said > 0 else 0
 
     def tensor(self, name: str) -> TensorSpec:
         return next(t for t in self.tensors if t.name == name)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from lamella.core.errors import InvalidRequest
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
+MOST_BYTES = 1 << 62
 
 _FACTORS = {
     "": 1, "b": 1,
@@ -28,11 +30,11 @@ def parse_bytes(text: str) -> int:
     match = _SIZE.fullmatch(text)
     factor = _FACTORS.get(match.group(2).lower()) if match else None
     if match is None or factor is None:
-        raise InvalidRequest(f"'{text}' is no memory size; write for example 6GiB, 800MiB or 4.5GB")
-    n_bytes = int(float(match.group(1)) * factor)
-    if n_bytes <= 0:
-        raise InvalidRequest(f"a memory size must be more than zero bytes, not '{text}'")
-    return n_bytes
+        raise InvalidRequest(f"'{text[:40]}' is no memory size; write for example 6GiB, 800MiB or 4.5GB")
+    n_bytes = float(match.group(1)) * factor
+    if not 1 <= n_bytes <= MOST_BYTES:
+        raise InvalidRequest(f"a memory size is between one byte and {MOST_BYTES >> 60} EiB, not '{text[:40]}'")
+    return int(n_bytes)
 
 
 def as_bytes(size: str | int | None) -> int | None:
@@ -68,8 +70,8 @@ def parse_seconds(text: str) -> float:
     match = _SIZE.fullmatch(text)
     factor = _SECONDS.get(match.group(2).lower()) if match else None
     seconds = float(match.group(1)) * factor if match and factor is not None else 0.0
-    if seconds <= 0:
-        raise InvalidRequest(f"'{text}' is no duration; write for example 10s, 500ms, 2min or 1h")
+    if not 0 < seconds < math.inf:
+        raise InvalidRequest(f"'{text[:40]}' is no duration; write for example 10s, 500ms, 2min or 1h")
     return seconds
 
 

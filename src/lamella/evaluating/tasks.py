@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from lamella.core.errors import InvalidRequest
+from lamella.core.foreign import UNREADABLE
 
 DELIMITER = " "
 
@@ -117,7 +118,7 @@ def _kind(path: Path, number: int, line: bytes) -> type[_Choices] | type[_Partia
     """What the first line is, and so all others."""
     try:
         fields = msgspec.json.decode(line)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise _broken(path, number, f"no JSON: {error}") from None
     if isinstance(fields, dict):
         if "contexts" in fields:
@@ -134,7 +135,7 @@ def _item(
 ) -> ChoiceItem | AnswerItem:
     try:
         fields = msgspec.json.decode(line, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:  # of which ValidationError is one
+    except UNREADABLE as error:
         raise _broken(path, number, str(error)) from None
     if isinstance(fields, _Answers):
         return _answer(path, number, fields)

@@ -1,8 +1,9 @@
 """Render a model's chat template with the Jinja environment of ``llama-cpp-python`` (which follows transformers).
 
 A template is a program that came with the model file.  That environment is sandboxed: no attributes that lead out of
-it, no changes to what it is given.  What a template writes is bounded here; how long it thinks is not, so a template
-is trusted as far as the model itself.
+it, no changes to what it is given.  How much a template writes is bounded here, how long it computes and what its
+operators make in ``template_limits``.  A single filter may still take much memory at once, which ends the engine
+process and no other.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 from lamella.core.errors import EngineFailed, InvalidRequest
 from lamella.llama import library
 from lamella.llama.model import Model
+from lamella.llama.template_limits import TEMPLATE_SECONDS, bounded, in_time
 
 MOST_CHARACTERS = 8_000_000  # of a prompt
 
@@ -85,11 +87,12 @@ def _written(model: Model, variables: Mapping[str, Any]) -> str:
     template = _compiled(_text(model))
     pieces, n_characters = [], 0
     try:
-        for piece in template.generate(**variables):
-            n_characters += len(piece)
-            if n_characters > MOST_CHARACTERS:
-                raise EngineFailed(f"the model's chat template writes more than {MOST_CHARACTERS} characters")
-            pieces.append(piece)
+        with in_time(TEMPLATE_SECONDS):
+            for piece in template.generate(**variables):
+                n_characters += len(piece)
+                if n_characters > MOST_CHARACTERS:
+                    raise EngineFailed(f"the model's chat template writes more than {MOST_CHARACTERS} characters")
+                pieces.append(piece)
     except EngineFailed:
         raise
     except Exception as error:  # templates are programs: anything may come out
@@ -115,7 +118,8 @@ def _compiled(text: str) -> Any:
     from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
     try:
-        return Jinja2ChatFormatter(template=text, eos_token="", bos_token="")._environment
+        environment = Jinja2ChatFormatter(template="", eos_token="", bos_token="")._environment.environment
+        return bounded(environment).from_string(text)
     except Exception as error:
         raise EngineFailed(f"the model's chat template cannot be read: {error}") from error
 

@@ -23,6 +23,7 @@ from lamella.core.precision import GGML_TYPES, GGML_TYPES_BY_CODE
 from lamella.llama import api, library, log
 
 ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT; shards always use it
+MOST_LAYERS = 4096  # llama.cpp has room for 512 (LLAMA_MAX_LAYERS); everything here that goes by layer ends at this
 SAMPLE_BYTES = 4096  # read from each end of each tensor for the identity of the weights
 
 _SCALARS: dict[int, Any] = {
@@ -156,7 +157,7 @@ class Header(Closing):
         Raises:
             NotGguf: a name is not UTF-8.
             TruncatedModel: the file ends before a tensor does.
-            UnsupportedTensor: a type that this version does not know.
+            UnsupportedTensor: a type that this version does not know, or no weights.
         """
         base, address = self._base, self.address
         data_offset, file_bytes = base.gguf_get_data_offset(address), path.stat().st_size
@@ -166,6 +167,8 @@ class Header(Closing):
             if code not in GGML_TYPES_BY_CODE:
                 raise UnsupportedTensor(f"{path}: tensor {name} has ggml type {code}, which Lamella cannot read")
             ne = list(base.gguf_get_tensor_ne(address, i)[: api.MAX_DIMS])
+            if 0 in ne:
+                raise UnsupportedTensor(f"{path}: tensor {name} has the shape {ne}, and so no weights")
             while len(ne) > 1 and ne[-1] == 1:
                 ne.pop()
             offset = data_offset + base.gguf_get_tensor_offset(address, i)
@@ -302,7 +305,7 @@ def split_paths(path: Path, n_split: int) -> tuple[Path, ...]:
         ModelError: the name does not follow the pattern, or a part is missing.
     """
     match = _SPLIT_NAME.fullmatch(path.name)
-    if match is None:
+    if match is None or int(match.group(3)) != n_split:  # so a count is never believed that the name does not bound
         raise ModelError(f"{path} is one of {n_split} parts, but its name does not end in -00001-of-{n_split:05d}.gguf")
     paths = tuple(path.with_name(f"{match.group(1)}-{i:05d}-of-{n_split:05d}.gguf") for i in range(1, n_split + 1))
     missing = [p.name for p in paths if not p.exists()]
@@ -312,9 +315,12 @@ def split_paths(path: Path, n_split: int) -> tuple[Path, ...]:
 
 
 def _layer_count(path: Path, architecture: str, block_count: Scalar, tensors: Iterable[TensorSpec]) -> int:
-    """``block_count``, if it is a count and every tensor's layer is below it."""
-    if type(block_count) is not int or block_count < 0:
-        raise ModelError(f"{path}: {architecture}.block_count is {block_count!r}, which is no number of layers")
+    """``block_count``, if it is a count that a model can have and every tensor's layer is below it."""
+    if type(block_count) is not int or not 0 <= block_count <= MOST_LAYERS:
+        raise ModelError(
+            f"{path}: {architecture}.block_count is {block_count!r}, which is no number of layers "
+            f"(at most {MOST_LAYERS})"
+        )
     for tensor in tensors:
         if tensor.layer is not None and tensor.layer >= block_count:
             raise ModelError(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from lamella.core.errors import ArtifactError, ModelError
 from lamella.core.model import ModelIdentity, TensorSpec
-from lamella.llama.gguf import Header, TensorData, padding
+from lamella.llama.gguf import Header, Scalar, TensorData, padding
 
 KIND = "imatrix"  # general.type
 DATASETS, CHUNK_COUNT, CHUNK_TOKENS = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
@@ -155,10 +155,18 @@ def read_imatrix(path: Path) -> ImportanceMatrix:
     return ImportanceMatrix(
         sums,
         datasets,
-        int(described[CHUNK_COUNT] or 0),
-        int(described[CHUNK_TOKENS] or 0),
+        _count(path, CHUNK_COUNT, described[CHUNK_COUNT]),
+        _count(path, CHUNK_TOKENS, described[CHUNK_TOKENS]),
         str(described[STRUCTURE] or ""),
     )
+
+
+def _count(path: Path, key: str, said: Scalar | None) -> int:
+    if said is None:
+        return 0
+    if type(said) is not int or said < 0:
+        raise ArtifactError(f"{path}: {key} of the importance matrix is {said!r}, which is no count")
+    return said
 
 
 def _read_sums(path: Path, name: str, tensors: Mapping[str, TensorData]) -> ColumnSums:
@@ -166,7 +174,7 @@ def _read_sums(path: Path, name: str, tensors: Mapping[str, TensorData]) -> Colu
     if weight + COUNTS not in tensors:
         raise ArtifactError(f"{path}: the importance matrix has sums but no counts for {weight}")
     squares, counts = _read_floats(tensors[name]), _read_floats(tensors[weight + COUNTS])
-    if squares.size % counts.size:
+    if not counts.size or squares.size % counts.size:
         raise ArtifactError(f"{path}: {squares.size} sums do not go with {counts.size} counts for {weight}")
     for values, what in ((squares, "sums"), (counts, "counts")):
         if not (np.isfinite(values) & (values >= 0)).all():

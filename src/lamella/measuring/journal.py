@@ -17,6 +17,7 @@ from typing import IO
 import msgspec
 
 from lamella.core.errors import StorageFailed
+from lamella.core.foreign import UNREADABLE
 from lamella.measuring.probes import Loss
 from lamella.measuring.sensitivity import Journal, Losses, OpenJournal
 
@@ -65,7 +66,7 @@ def _read(path: Path, head: bytes) -> tuple[dict[str, Losses], int]:
     for line in lines[1:]:
         try:
             read = msgspec.json.decode(line, type=_Line)
-        except (msgspec.DecodeError, msgspec.ValidationError):
+        except UNREADABLE:
             break
         if not line.endswith(b"\n"):
             break

@@ -26,6 +26,7 @@ from lamella.core.errors import (
     StoreFormatError,
     UnknownVariant,
 )
+from lamella.core.foreign import UNREADABLE
 from lamella.core.model import ModelIdentity
 from lamella.remote.manifest import MOST_STORE_BYTES, MOST_VARIANT_BYTES, parse_identity, parse_variant
 from lamella.remote.web import ConnectionCut, Web, WebOptions
@@ -94,7 +95,7 @@ class RemoteStore(Closing):
         data = self.web.body("", MOST_STORE_BYTES)
         try:
             listed = msgspec.json.decode(data or b"", type=_Listing)
-        except msgspec.DecodeError:
+        except UNREADABLE:
             raise RemoteFailed(
                 f"{self.url} does not list its variants (lamella serve-store does); name one: {self.url}@VARIANT"
             ) from None

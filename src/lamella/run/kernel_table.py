@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from lamella.core.artifacts import Variant
+from lamella.core.foreign import UNREADABLE
 from lamella.core.precision import GGML_TYPES
 from lamella.llama import kernels, library
 from lamella.llama.kernels import KernelTimes
@@ -57,7 +58,7 @@ class KernelTable:
             return {}
         try:
             return msgspec.json.decode(self._file.read_bytes(), type=dict[str, dict[str, KernelTimes]])
-        except (OSError, msgspec.DecodeError):
+        except (OSError, *UNREADABLE):
             return {}
 
     def _write(self) -> None:

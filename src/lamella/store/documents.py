@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from lamella.core.errors import StoreFormatError
+from lamella.core.foreign import UNREADABLE
 from lamella.store.files import storage_errors
 from lamella.store.layout import FORMAT_VERSION
 from lamella.version import __version__
@@ -29,7 +30,7 @@ def read_document(data: bytes, expected: str, path: Path | str) -> dict[str, Any
     """
     try:
         document = msgspec.json.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise StoreFormatError(f"{path} is not JSON: {error}") from None
     if not isinstance(document, dict) or document.get("format") != expected:
         raise StoreFormatError(f"{path} is no {expected} document")
@@ -67,6 +68,6 @@ def read_note(path: Path, expected: str, kind: type[T], cure: str) -> T | None:
             return None
     try:
         return msgspec.convert(read_document(data, expected, path), kind)
-    except (StoreFormatError, msgspec.ValidationError) as error:
+    except (StoreFormatError, *UNREADABLE) as error:
         text = str(error) if isinstance(error, StoreFormatError) else f"{path}: {error}"
         raise StoreFormatError(f"{text}; to mend it, run: {cure}") from None

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from lamella.core.errors import StoreFormatError
+from lamella.core.foreign import UNREADABLE
 from lamella.core.model import ModelIdentity
 from lamella.store import locks
 from lamella.store.documents import read_document, write_document
@@ -33,7 +34,7 @@ def read_identity(data: bytes, source: Path | str) -> ModelIdentity:
     document = read_document(data, STORE_FORMAT, source)
     try:
         return msgspec.convert(document.get("model"), ModelIdentity)
-    except msgspec.ValidationError as error:
+    except UNREADABLE as error:
         raise StoreFormatError(f"{source}: {error}") from None
 
 

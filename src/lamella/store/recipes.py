@@ -11,6 +11,7 @@ import msgspec
 
 from lamella.core.artifacts import ShardRef
 from lamella.core.errors import StoreFormatError
+from lamella.core.foreign import UNREADABLE
 from lamella.store import locks
 from lamella.store.documents import read_document, write_document
 from lamella.store.files import write_atomically
@@ -30,7 +31,7 @@ class Recipes:
             StoreFormatError: no SHA-256.
         """
         path = self._layout.recipe(recipe_id)
-        with contextlib.suppress(OSError, StoreFormatError, msgspec.ValidationError):
+        with contextlib.suppress(OSError, StoreFormatError, *UNREADABLE):
             document = read_document(path.read_bytes(), RECIPE_FORMAT, path)
             shard = msgspec.convert(document.get("shard"), ShardRef)
             check_sha256(shard.id, f"{path}: shard id")

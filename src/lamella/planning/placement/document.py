@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from lamella.core.errors import ArtifactError
+from lamella.core.foreign import UNREADABLE
 from lamella.planning.placement.cluster import Cluster, Link, Node, Transfer, check_cluster
 from lamella.planning.placement.problem import PlacementProblem
 from lamella.planning.placement.result import Solution
@@ -61,7 +62,7 @@ def decode(data: bytes, source: str, document_format: str, kind: type[T]) -> T:
     """
     try:
         header = msgspec.json.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise ArtifactError(f"{source} is not JSON: {error}") from None
     if not isinstance(header, dict) or header.get("format") != document_format:
         raise ArtifactError(f"{source} is not a {document_format} document")
@@ -70,7 +71,7 @@ def decode(data: bytes, source: str, document_format: str, kind: type[T]) -> T:
         raise ArtifactError(f"{source} has format version {version!r}; this version reads 1 to {FORMAT_VERSION}")
     try:
         return msgspec.convert(header, kind)
-    except msgspec.ValidationError as error:
+    except UNREADABLE as error:
         raise ArtifactError(f"{source}: {error}") from None
 
 

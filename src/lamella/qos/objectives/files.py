@@ -25,6 +25,7 @@ from typing import Any
 import msgspec
 
 from lamella.core.errors import InvalidRequest
+from lamella.core.foreign import UNREADABLE
 from lamella.core.units import parse_bytes
 from lamella.qos.objectives.stated import ClassObjectives, Objectives
 
@@ -56,13 +57,21 @@ def read_objectives(path: Path) -> Objectives:
         InvalidRequest: it cannot be read, is no TOML, or has a field or a value that has no meaning; names it.
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = _toml(path.read_text(encoding="utf-8"))
         found = msgspec.convert(document, _File)
     except OSError as error:
         raise InvalidRequest(f"{path}: {error.strerror}") from None
-    except (ValueError, msgspec.ValidationError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+    except (ValueError, *UNREADABLE) as error:  # TOMLDecodeError is a ValueError
         raise InvalidRequest(f"{path}: {error}") from None
     return _objectives(found)
+
+
+def _toml(text: str) -> dict[str, Any]:
+    """The document.  ``tomllib`` descends into brackets by recursion, and says so where they are too many."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def objectives_of(document: object) -> Objectives:
@@ -73,7 +82,7 @@ def objectives_of(document: object) -> Objectives:
     """
     try:
         return _objectives(msgspec.convert(document, _File))
-    except msgspec.ValidationError as error:
+    except UNREADABLE as error:
         raise InvalidRequest(f"objectives: {error}") from None
 
 
@@ -137,6 +146,6 @@ def _read_class(text: str) -> tuple[str, _Class]:
     pairs = [setting.partition("=") for setting in filter(None, settings.split(","))]
     try:
         return name, msgspec.convert({key: value for key, _, value in pairs}, _Class, strict=False)
-    except msgspec.ValidationError as error:
+    except UNREADABLE as error:
         fields = ", ".join(_Class.__struct_fields__)
         raise InvalidRequest(f"class '{text}': {error}; write NAME:FIELD=NUMBER,... with the fields {fields}") from None

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from lamella.core.errors import InvalidRequest
+from lamella.core.foreign import UNREADABLE
 from lamella.qos.traces.arrivals import DEFAULT_CLASS, Arrival, Trace
 
 _TIME, _PROMPT, _GENERATED = AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
@@ -68,7 +69,7 @@ def _read_lines(path: Path, lines: Iterable[str]) -> list[Arrival]:
             continue
         try:
             line = msgspec.json.decode(text, type=_Line)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise _wrong(path, number, str(error)) from None
         arrival = Arrival(line.seconds, line.n_prompt, line.n_generated, line.class_name)
         if fault := arrival.fault():
@@ -93,7 +94,7 @@ def _azure_rows(path: Path, lines: list[str]) -> Iterator[tuple[datetime, int, i
     missing = [c for c in AZURE_COLUMNS if c not in (table.fieldnames or ())]
     if missing:
         raise _wrong(path, 1, f"there is no column {missing[0]}")
-    for row in table:
+    for row in _rows(path, table):
         try:
             time = datetime.fromisoformat(row[_TIME])
             n_prompt, n_generated = int(row[_PROMPT]), int(row[_GENERATED])
@@ -102,6 +103,14 @@ def _azure_rows(path: Path, lines: list[str]) -> Iterator[tuple[datetime, int, i
         if n_prompt < 1 or n_generated < 0:
             raise _wrong(path, table.line_num, f"{n_prompt} context and {n_generated} generated tokens")
         yield time if time.tzinfo else time.replace(tzinfo=UTC), n_prompt, n_generated
+
+
+def _rows(path: Path, table: csv.DictReader[str]) -> Iterator[dict[str, Any]]:
+    """The rows; what ``csv`` cannot read (a field without end) is named as any other wrong line is."""
+    try:
+        yield from table
+    except csv.Error as error:
+        raise _wrong(path, table.line_num, str(error)) from None
 
 
 def _shown(row: dict[str, Any], error: Exception) -> str:

@@ -10,6 +10,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
+from lamella.core.foreign import UNREADABLE
 from lamella.serving.openai.errors import invalid
 from lamella.serving.openai.requests import ErrorBody
 
@@ -33,7 +34,7 @@ class _StrictRequest(Request):
     async def json(self) -> Any:
         try:
             return msgspec.json.decode(await self.body())
-        except msgspec.DecodeError as error:
-            raise invalid(f"The body is not JSON: {error}.", code="invalid_json") from None
         except RecursionError:
             raise invalid("The body is nested too deeply.", code="invalid_json") from None
+        except UNREADABLE as error:
+            raise invalid(f"The body is not JSON: {error}.", code="invalid_json") from None

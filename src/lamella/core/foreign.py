@@ -1,0 +1,16 @@
+"""What decoding the bytes of strangers can raise, in one place: no reader may forget one of them.
+
+try:
+    document = msgspec.json.decode(data)
+except UNREADABLE as error:
+    raise ArtifactError(f"{source} is not JSON: {error}") from None
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""Of ``msgspec.json.decode``, ``msgspec.msgpack.decode`` and ``msgspec.convert``: no JSON or msgpack, or of another
+shape (``ValidationError`` is a ``DecodeError``); text that is not UTF-8, which msgspec gives as Python has it; nesting
+without end."""
