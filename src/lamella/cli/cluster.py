@@ -19,7 +19,7 @@ from lamella.core.errors import ClusterRefused, InvalidRequest
 from lamella.core.units import format_bytes, parse_bytes
 from lamella.store.store import Store
 
-app = typer.Typer(help="Spread a model over several machines.", no_args_is_help=True)
+app = typer.Typer(help="Spread a model over several machines.", no_args_is_help=True, rich_markup_mode=None)
 DEFAULT_JOIN_PORT = 7400
 NO_PROMPT_CACHE = "0"
 """What leaves the KV cache is not kept: it is on the nodes, and would have to come over the links."""
