@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
+from lamella.config import Config
 from lamella.core.model import ModelSpec
 from lamella.llama.gguf import ModelFile, read_model
 from lamella.planning.specs import builtin_spec
@@ -24,13 +26,14 @@ def load(model: str | Path, cache_folder: Path | None = None) -> ModelFile:
     """Open a model: a path, or ``smollm2``.  A child process with limits opens the file first.
 
     Args:
-        cache_folder: where it is noted which files were opened well, so that the next process does not ask again.
+        cache_folder: where it is noted which files were opened well, so that the next process does not ask again;
+            None for the user's, as the environment names it.
 
     Raises:
         ModelError: there is none, or it cannot be used.
     """
     path = model_path(str(model))
-    look_first(path, cache_folder)
+    look_first(path, cache_folder or Config.from_environment(os.environ).cache_folder)
     return read_model(path)
 
 
