@@ -19,6 +19,7 @@ def test_every_command_is_where_the_table_says(name: str) -> None:
     assert command.name == name
     assert command.rich_help_panel == COMMANDS[name].heading
     assert command.get_short_help_str()
+    assert len(COMMANDS[name].summary) <= 60, "a line of 'lamella --help' on 80 columns"
 
 
 def test_looking_for_serve_loads_what_serve_needs_at_once() -> None:
@@ -29,6 +30,13 @@ def test_looking_for_serve_loads_what_serve_needs_at_once() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_help_loads_no_command() -> None:
+    program = "import sys; from lamella.cli import main; main(['--help']); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "Run tasks of lm-evaluation-harness." in done.stdout
+    assert "lamella.cli.serve" not in done.stderr.split()
 
 
 def test_commands_are_a_mapping_that_keeps_what_it_loaded() -> None:

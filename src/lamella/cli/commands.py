@@ -31,11 +31,13 @@ class Place:
 
     Attributes:
         heading: that ``lamella --help`` lists it under.
+        summary: what it does, in a line of that list.
         target: ``module:name`` below ``lamella.cli``, of a function or of a ``typer.Typer`` with commands of its own.
         settings: click's, for its context; None for its own.
     """
 
     heading: str
+    summary: str
     target: str
     settings: Mapping[str, Any] | None = None
 
@@ -50,31 +52,31 @@ class Place:
 
 
 COMMANDS: Mapping[str, Place] = {
-    "serve": Place(START, "serve:serve"),
-    "chat": Place(START, "chat:chat"),
-    "prepare": Place(START, "prepare:prepare"),
-    "doctor": Place(START, "doctor:doctor"),
-    "devices": Place(START, "devices:devices"),
-    "inspect": Place(STEP_BY_STEP, "inspect:inspect"),
-    "measure": Place(STEP_BY_STEP, "measure:measure"),
-    "imatrix": Place(STEP_BY_STEP, "imatrix:imatrix"),
-    "plan": Place(STEP_BY_STEP, "plan:plan"),
-    "frontier": Place(STEP_BY_STEP, "frontier:frontier"),
-    "ladder": Place(STEP_BY_STEP, "ladder:ladder"),
-    "build": Place(STEP_BY_STEP, "build:build"),
-    "run": Place(RUNNING, "run:run"),
-    "profile": Place(RUNNING, "profile:profile"),
-    "simulate": Place(RUNNING, "simulate:simulate"),
-    "eval": Place(RUNNING, "eval:evaluate"),
-    "lm-eval": Place(RUNNING, "lm_eval:lm_eval", WHAT_FOLLOWS_IS_ANOTHERS),
-    "store": Place(STORES, "store_group:app"),
-    "export": Place(STORES, "exchange:export_variant"),
-    "import": Place(STORES, "exchange:import_file"),
-    "pull": Place(ELSEWHERE, "remote:pull"),
-    "push": Place(ELSEWHERE, "remote:push"),
-    "serve-store": Place(ELSEWHERE, "remote:serve_store"),
-    "cluster": Place(ELSEWHERE, "cluster_group:app"),
-    "node": Place(ELSEWHERE, "node:node"),
+    "serve": Place(START, "Serve a model or a store's variants; OpenAI's API.", "serve:serve"),
+    "chat": Place(START, "Talk to a running server.", "chat:chat"),
+    "prepare": Place(START, "Make a model ready to serve: fetch, measure, plan, build.", "prepare:prepare"),
+    "doctor": Place(START, "Say whether models can run here, and how to mend it.", "doctor:doctor"),
+    "devices": Place(START, "List devices, and the one that plans are made for.", "devices:devices"),
+    "inspect": Place(STEP_BY_STEP, "Show a model's layers, types and sizes.", "inspect:inspect"),
+    "measure": Place(STEP_BY_STEP, "Measure what each layer contributes.", "measure:measure"),
+    "imatrix": Place(STEP_BY_STEP, "Gather an importance matrix for 'build --imatrix'.", "imatrix:imatrix"),
+    "plan": Place(STEP_BY_STEP, "Decide how many bits each layer gets.", "plan:plan"),
+    "frontier": Place(STEP_BY_STEP, "Show all sizes and their predicted loss.", "frontier:frontier"),
+    "ladder": Place(STEP_BY_STEP, "Plan and build variants that share layers.", "ladder:ladder"),
+    "build": Place(STEP_BY_STEP, "Build variants into a store.", "build:build"),
+    "run": Place(RUNNING, "Talk to a variant; change to another meanwhile.", "run:run"),
+    "profile": Place(RUNNING, "Measure speed, memory and energy of variants here.", "profile:profile"),
+    "simulate": Place(RUNNING, "Replay a trace of requests in virtual time.", "simulate:simulate"),
+    "eval": Place(RUNNING, "Evaluate variants: perplexity, divergence, tasks.", "eval:evaluate"),
+    "lm-eval": Place(RUNNING, "Run tasks of lm-evaluation-harness.", "lm_eval:lm_eval", WHAT_FOLLOWS_IS_ANOTHERS),
+    "store": Place(STORES, "Look into a store, check it, mend it, delete from it.", "store_group:app"),
+    "export": Place(STORES, "Write a variant as one GGUF file.", "exchange:export_variant"),
+    "import": Place(STORES, "Make a GGUF file of the same model a variant.", "exchange:import_file"),
+    "pull": Place(ELSEWHERE, "Take a variant over from a remote store.", "remote:pull"),
+    "push": Place(ELSEWHERE, "Send a variant to a remote store.", "remote:push"),
+    "serve-store": Place(ELSEWHERE, "Let other machines pull from a store.", "remote:serve_store"),
+    "cluster": Place(ELSEWHERE, "Spread a model over several machines.", "cluster_group:app"),
+    "node": Place(ELSEWHERE, "Compute layers for a cluster.", "node:node"),
 }
 
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from lamella.cli.commands import Commands
+from lamella.cli.commands import COMMANDS, Commands
 from lamella.cli.output import print_json, stderr
-from lamella.cli.panels import GroupedCommands
 from lamella.core.errors import INTERRUPTED_EXIT_CODE, InvalidRequest, LamellaError
 from lamella.version import __version__
 
@@ -33,12 +33,21 @@ Something does not work: lamella doctor.  Each command explains itself with --he
 """
 
 
-class Program(GroupedCommands):
+class Program(TyperGroup):
     """``lamella``: its commands are loaded when they are asked for."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.commands = Commands()
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Called for ``--help``: the commands under their headings, without loading them."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for name, place in COMMANDS.items():
+            groups.setdefault(place.heading, []).append((name, place.summary))
+        for heading, rows in groups.items():
+            with formatter.section(heading):
+                formatter.write_dl(rows, col_max=max(map(len, COMMANDS)))
 
 
 app = typer.Typer(

@@ -1,13 +1,10 @@
-"""Help in groups, plain text: options of commands that have many, and commands of the program.
-
-``rich_help_panel`` names the group.
-"""
+"""Help in groups, plain text, for commands with many options; ``rich_help_panel`` names an option's group."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 
 UNNAMED = "Options"
 
@@ -27,20 +24,4 @@ class GroupedCommand(TyperCommand):
         last = groups.pop(UNNAMED, [])
         for name, records in {**groups, UNNAMED: last}.items():
             with formatter.section(name):
-                formatter.write_dl(records)
-
-
-class GroupedCommands(TyperGroup):
-    """Lists the commands under their groups, in the order in which they are added."""
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Called for ``--help``."""
-        groups: dict[str, list[tuple[str, str]]] = {}
-        for name in self.list_commands(ctx):
-            command = self.get_command(ctx, name)
-            if command is not None and not command.hidden:
-                group = getattr(command, "rich_help_panel", None) or UNNAMED
-                groups.setdefault(group, []).append((name, command.get_short_help_str(limit=90)))
-        for group, records in groups.items():
-            with formatter.section(group):
                 formatter.write_dl(records)
