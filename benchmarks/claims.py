@@ -79,6 +79,11 @@ def certificates() -> str | None:
     return None if importlib.util.find_spec("cryptography") else "the extra cluster"
 
 
+def administrator() -> str | None:
+    """Who may make network namespaces."""
+    return None if os.geteuid() == 0 else "root, who may make network namespaces"
+
+
 SMOLLM2, QWEN_SMALL, QWEN_LARGE = reference("smollm2"), reference("qwen-0.5b"), reference("qwen-1.5b")
 
 CLAIMS: tuple[Claim, ...] = (
@@ -119,6 +124,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("verify-qwen-0.5b", ("verify",), 3, (QWEN_SMALL,)),
     Claim("first_start-smollm2", ("first_start",), 10, (embedded,)),
     Claim("serve-smollm2", ("serve",), 20, (SMOLLM2, rival)),
+    Claim("serve-qwen-0.5b", ("serve", "--model", "qwen-0.5b", "--rounds", "2"), 20, (QWEN_SMALL, rival)),
     Claim("serve_switch-smollm2", ("serve_switch",), 12, (SMOLLM2, rival)),
     Claim("serve_classes-smollm2", ("serve_classes",), 15, (SMOLLM2,)),
     Claim("serve_kills-smollm2", ("serve_kills",), 15, (SMOLLM2,)),
@@ -132,6 +138,10 @@ CLAIMS: tuple[Claim, ...] = (
         before=(("build", "smollm2", "--precision", "int8", "{work}/tunnel"),),
     ),
     Claim("placement", ("placement",), 60),
+    Claim("cluster-qwen-0.5b", ("cluster",), 30, (QWEN_SMALL, certificates, administrator)),
+    Claim("node_kills-kill", ("node_kills",), 30, (SMOLLM2, certificates, administrator)),
+    Claim("node_kills-cut", ("node_kills", "--way", "cut"), 40, (SMOLLM2, certificates, administrator)),
+    Claim("node_kills-slow", ("node_kills", "--way", "slow"), 30, (SMOLLM2, certificates, administrator)),
     Claim("lsaq_tables-smollm2", ("lsaq_tables",), 150, (SMOLLM2, texts), of_papers=True),
     Claim("dilemma-smollm2", ("dilemma",), 45, (SMOLLM2, texts), of_papers=True),
 )

@@ -186,6 +186,24 @@ def _lsaq_tables(document: Document) -> Iterable[Line]:
         yield promised(one["claim"], one["found"], holds, f"{document['model']}")
 
 
+def _cluster(document: Document) -> Iterable[Line]:
+    measured = {plan["planner"]: plan["measured_ms"]["median"] for plan in document["plans"]}
+    for planner, theirs in measured.items():
+        if planner != "joint" and "joint" in measured:
+            yield compared("a token, places and bits together", measured["joint"], theirs, "ms", rival=planner)
+    for plan in document["plans"]:
+        found = number(measured[plan["planner"]])
+        yield Line(f"predicted for {plan['planner']}", f"{number(plan['predicted_ms'])} ms", f"measured: {found} ms")
+
+
+def _node_kills(document: Document) -> Iterable[Line]:
+    n_cut, n_requests = len(document["incomplete"]), document["requests"]
+    what = f"requests left incomplete, {document['kills']} times"
+    yield promised(what, f"{n_cut} of {n_requests}", n_cut == 0, "none")
+    recovery = document["recovery_seconds"]
+    yield Line("until every stream goes on", f"{number(recovery['median'])} s (at most {number(recovery['max'])} s)")
+
+
 def _tuned(document: Document) -> Iterable[Line]:
     found = {(row["text"], row["windows"], row["rounding"]): row["kl"] for row in document["rows"]}
     for (text, windows, rounding), divergence in found.items():
@@ -218,6 +236,8 @@ _READERS: Mapping[str, Reader] = {
     "tunnel": _tunnel,
     "placement": _placement,
     "lsaq_tables": _lsaq_tables,
+    "cluster": _cluster,
+    "node_kills": _node_kills,
     "tuned": _tuned,
     "dilemma": _dilemma,
     **SERVING_READERS,

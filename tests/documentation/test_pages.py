@@ -14,6 +14,7 @@ from benchmarks.claims import CLAIMS
 from benchmarks.common import RESULTS
 from benchmarks.lines import compared, promised
 from benchmarks.page import LOSSES, benchmarks_page, read_records
+from benchmarks.readers import lines_of
 from lamella.cli import main
 from scripts.pages import DOCS, external_links, help_texts, stale_pages
 from scripts.site_hooks import for_the_site
@@ -86,6 +87,21 @@ def test_who_is_better(ours: float, theirs: float, more_is_better: bool, verdict
 
 def test_a_promise_that_is_not_kept_says_so() -> None:
     assert promised("what", "2 of 3", False, "all").verdict == "does not hold"
+
+
+def test_records_of_clusters_are_read() -> None:
+    plans = [
+        {"planner": planner, "predicted_ms": predicted, "measured_ms": {"median": measured}}
+        for planner, predicted, measured in (("joint", 60.0, 70.0), ("by-memory", 70.0, 100.0))
+    ]
+    lines = lines_of("cluster-qwen-0.5b", {"plans": plans})
+    assert [(line.verdict, line.ratio) for line in lines] == [("better", 0.7), ("", None), ("", None)]
+    kills = {"kills": 20, "incomplete": [3], "requests": 90, "recovery_seconds": {"median": 4.0, "max": 9.0}}
+    assert lines_of("node_kills-kill", kills)[0].verdict == "does not hold"
+
+
+def test_a_record_of_an_unknown_kind_is_shown_by_its_numbers() -> None:
+    assert [line.ours for line in lines_of("moon", {"phase": 0.25, "names": ["new"], "load_average": 2})] == ["0.25"]
 
 
 def test_every_claim_has_a_benchmark_and_every_record_a_claim() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -89,7 +90,8 @@ def test_its_commands_run_as_printed(place: tuple[Path, dict[str, str]]) -> None
             assert done.returncode == block.exit_code, f"{block.commands}\n{done.stdout}\n{done.stderr}"
             printed += done.stdout
     assert printed.count("blue") >= 4, printed  # one variant, a switch, curl, and lamella chat
-    assert '"variant":"alpha-0.5"' in printed.replace(" ", "")
+    variants, _ = json.JSONDecoder().raw_decode(printed, printed.index('{"variants"'))
+    assert [one["name"] for one in variants["variants"] if one["running"]] == ["alpha-0.5"]
     assert (here / "alpha.gguf").read_bytes()[:4] == b"GGUF"
     assert (here / "importance.json").exists()
 
