@@ -49,14 +49,14 @@ def store_app(store: Store, token: str | None = None) -> Starlette:
         return Response(_listing(store), media_type="application/json")
 
     def document(_: Request) -> Response:
-        return _file(layout.document, "application/json")
+        return _file(layout, layout.document, "application/json")
 
     def variant(request: Request) -> Response:
         try:
             path = layout.variant_document(request.path_params["name"])
         except InvalidRequest:
             raise HTTPException(404) from None
-        return _file(path, "application/json")
+        return _file(layout, path, "application/json")
 
     def shard(request: Request) -> Response:
         shard_id = request.path_params["file"].removesuffix(".gguf")
@@ -66,7 +66,7 @@ def store_app(store: Store, token: str | None = None) -> Starlette:
             raise HTTPException(404) from None
         if (path.parent.name, path.name) != (request.path_params["folder"], request.path_params["file"]):
             raise HTTPException(404)
-        return _file(path, "application/octet-stream", etag=shard_id)
+        return _file(layout, path, "application/octet-stream", etag=shard_id)
 
     routes = [
         Route("/", listing),
@@ -103,7 +103,9 @@ class StoreServer(Closing):
         self.is_local = address.is_loopback
         shown = socket.gethostname() if address.is_unspecified else f"[{address}]" if address.version == 6 else address
         self.url = f"http://{shown}:{self._listener.getsockname()[1]}"
-        config = uvicorn.Config(self._app, log_level="warning", ws="none", lifespan="off", server_header=False)
+        config = uvicorn.Config(
+            self._app, log_level="warning", ws="none", lifespan="off", server_header=False, http="h11"
+        )
         self._server = uvicorn.Server(config)
 
     @property
@@ -156,9 +158,9 @@ class _Guard:
         return hmac.compare_digest(said, self._expected)
 
 
-def _file(path: Path, media_type: str, etag: str = "") -> Response:
-    """A file, or ranges of it; it may go while it is asked for."""
-    if not path.is_file():
+def _file(layout: Layout, path: Path, media_type: str, etag: str = "") -> Response:
+    """A file of the store, or ranges of it; it may go while it is asked for, and a link out of the store is none."""
+    if not path.is_file() or not layout.is_inside(path):
         raise HTTPException(404)
     return FileResponse(path, media_type=media_type, headers={"ETag": f'"{etag}"'} if etag else None)
 

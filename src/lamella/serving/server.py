@@ -29,6 +29,7 @@ from lamella.dashboard.steering import recorder_of
 from lamella.qos.live.control import VariantControl
 from lamella.serving.app import build_app
 from lamella.serving.by_hand import by_hand
+from lamella.serving.connections import BoundedHttp
 from lamella.serving.engine_client import EngineClient
 from lamella.serving.gate import Gate
 from lamella.serving.settings import FrontSettings
@@ -122,7 +123,7 @@ class _Server(uvicorn.Server):
 def _config(app: FastAPI, settings: FrontSettings) -> uvicorn.Config:
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=BoundedHttp,
         ws="none",
         lifespan="off",
         proxy_headers=False,

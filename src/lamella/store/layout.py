@@ -19,6 +19,9 @@ STORE_FORMAT = "lamella.store"
 RECIPE_FORMAT = "lamella.recipe"
 FORMAT_VERSION = 1
 CLAIM_SUFFIX = ".claim"
+_FOLDERS = (
+    "incoming", "leases", "shards", "variants", "recipes", "pins", "use", "dropped", "origins", "sources", "importance"
+)  # fmt: skip
 
 _VARIANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LEASE_NAME = re.compile(r"[0-9a-f]{32}")
@@ -71,6 +74,20 @@ class Layout:
         if not self.leases.is_dir():
             return []
         return sorted(path for path in self.leases.iterdir() if _LEASE_NAME.fullmatch(path.name))
+
+    def link_outside(self) -> Path | None:
+        """A folder or document of the store that is a link to somewhere else, if there is one.
+
+        Whoever packed a store may have laid such links; what is written into it would land there.
+        """
+        names = (*_FOLDERS, "store.json", "quota.json", "lock")
+        links = (path for name in names if (path := self.root / name).is_symlink())
+        root = self.root.resolve()
+        return next((path for path in links if not path.resolve().is_relative_to(root)), None)
+
+    def is_inside(self, path: Path) -> bool:
+        """Whether a path below the root leads to something below it, whatever links there are on the way."""
+        return path.resolve().is_relative_to(self.root.resolve())
 
     # what is noted about keeping (``state``) and getting back (``sources``, ``origins``)
 

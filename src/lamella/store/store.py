@@ -85,11 +85,17 @@ class Store:
             restore: how ``ready_paths`` gets back shards that are not there; None: it does not.
 
         Raises:
-            StoreFormatError: no store, or one of a newer format, which is left untouched.
+            StoreFormatError: no store, or one of a newer format, which is left untouched; or one with a link in it that
+                leads out of it.
             StorageFailed: it cannot be read.
         """
         layout = Layout(path)
         with storage_errors(layout.document, "read"):
+            if (link := layout.link_outside()) is not None:
+                raise StoreFormatError(
+                    f"{link} leads out of the store, to {link.resolve()}; a store is one folder: remove the link, or "
+                    "mount the other folder there. Nothing was changed"
+                )
             try:
                 data = layout.document.read_bytes()
             except (FileNotFoundError, NotADirectoryError):
