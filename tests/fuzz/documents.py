@@ -35,7 +35,7 @@ from lamella.qos.profiles.documents import (
 )
 from lamella.qos.traces.files import read_trace
 from lamella.run.kernel_table import KernelTable
-from lamella.serving.auth import KeyRing
+from lamella.serving.keys import KeyRing
 from lamella.store import leases
 from lamella.store.files import create_owned
 from lamella.store.founding import store_document

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from lamella.serving import connections
-from lamella.serving.auth import KeyRing
+from lamella.serving.keys import KeyRing
 from tests.serving.conftest import Running
 
 Start = Callable[..., Running]
