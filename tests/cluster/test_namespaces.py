@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -101,6 +102,36 @@ def test_no_port_but_one_answers_of_all(bed: TestBed) -> None:
     """All that a session opens included; what listens is read from the kernel, on every address but loopback."""
     machine = bed.network.machines["laptop"]
     assert _listening(machine.namespace, loopback=False) == {PORT}
+
+
+@pytest.mark.parametrize("name", ["laptop", "server"])
+def test_of_all_ports_of_a_node_that_computes_one_answers(bed: TestBed, name: str) -> None:
+    """Every one is tried, from another machine, while the node's RPC server runs."""
+
+    async def scanned(dialler: Dialler) -> list[int]:
+        async with Forwarder(dialler, name) as forwarder:
+            await forwarder.ready(60)
+            host, port = forwarder.endpoint.split(":")
+            _, writer = await asyncio.open_connection(host, int(port))
+            machine = bed.network.machines[name]
+            while len(_listening(machine.namespace)) < 2:
+                await asyncio.sleep(0.05)
+            found = await asyncio.to_thread(_connect_to_all, machine.address)
+            writer.close()
+            return found
+
+    assert with_dialler(bed.cluster, scanned) == [PORT]
+
+
+def _connect_to_all(address: str) -> list[int]:
+    """Those that take a connection."""
+    found = []
+    for port in range(1, 1 << 16):
+        with socket.socket() as probe:
+            probe.settimeout(5)
+            if probe.connect_ex((address, port)) == 0:
+                found.append(port)
+    return found
 
 
 def test_a_node_cannot_reach_another_node_through_the_coordinator(bed: TestBed) -> None:

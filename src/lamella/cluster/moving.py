@@ -110,7 +110,7 @@ class Mover:
         self._models, self._options, self._running, self._clock = models, options, running, clock
         self._record, self._has_stopped = Record(), False
         self._variant = self._wanted = running() or models[0].name
-        self._home_seconds = self._seconds(options.home, site.machines()) if options.home else None
+        self._at_first = site.machines()  # how fast home was meant to be
         self._planned_for: tuple[str, Mapping[str, MachineNow]] = ("", {})
         self._plan: Placed | None = None
 
@@ -160,9 +160,10 @@ class Mover:
     async def _other(self, machines: Mapping[str, MachineNow]) -> tuple[Placed | None, bool]:
         """Where the layers would go, and whether that is where somebody wants them."""
         home, limits = self._options.home, self._options.limits
-        if home and self._home_seconds is not None:
-            seconds = seconds_of(self._model(self._wanted), machines, home)
-            if seconds is not None and seconds <= (1 + limits.gain) * self._home_seconds:
+        if home:
+            model = self._model(self._wanted)
+            seconds, meant = seconds_of(model, machines, home), seconds_of(model, self._at_first, home)
+            if seconds is not None and (meant is None or seconds <= (1 + limits.gain) * meant):
                 is_elsewhere = home != self.layers or self._variant != self._wanted
                 return Placed(self._wanted, home, seconds), is_elsewhere
         if (self._wanted, machines) != self._planned_for:

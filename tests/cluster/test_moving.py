@@ -1,0 +1,161 @@
+"""The loop that moves layers, between machines that are told and an engine that notes what it is told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from lamella.api.served_cluster import models_of
+from lamella.batching.settings import EngineSettings
+from lamella.cluster.messages import Speed
+from lamella.cluster.moving import Mover, MoverOptions
+from lamella.cluster.placing import BUFFER_BYTES, LayersOf, MachineNow, ServedModel
+from lamella.cluster.replanning import ReplanLimits
+from lamella.core.artifacts import ShardRef
+from lamella.core.errors import RemoteFailed
+from lamella.planning.placement import Link
+from lamella.store.store import Store
+
+HOME: tuple[LayersOf, ...] = (LayersOf("coordinator", 0, 1), LayersOf("one", 1, 3))
+HERE: tuple[LayersOf, ...] = (LayersOf("coordinator", 0, 3),)
+LIMITS = ReplanLimits(hold_seconds=10.0, grace_seconds=1.0, n_moves=9)
+PLENTY = 1 << 40
+
+
+@dataclass
+class Node:
+    """A forwarder."""
+
+    endpoint: str = "127.0.0.1:1"
+    is_up: bool = True
+    renewed: list[Sequence[ShardRef]] = field(default_factory=list)
+
+    def renew(self, shards: Sequence[ShardRef]) -> None:
+        self.renewed.append(shards)
+
+    async def ready(self, seconds: float) -> None:
+        if not self.is_up:
+            raise RemoteFailed("away")
+
+
+class World:
+    """Machines, clock, engine.
+
+    Attributes:
+        said: what the engine was told, in order.
+        variant: that runs; None while no engine answers.
+    """
+
+    def __init__(self, models: list[ServedModel], home: tuple[LayersOf, ...] | None = HOME) -> None:
+        speeds = {kind: Speed(0.1, 0.05) for m in models for kind in m.types}
+        self.there = {"coordinator": MachineNow(PLENTY, speeds), "one": MachineNow(PLENTY, speeds, Link(1e9, 1e-5))}
+        self.nodes: Any = {"one": Node()}
+        self.said: list[Any] = []
+        self.variant: str | None = models[0].name
+        self.now = 0.0
+        self.fill_fails = False
+        options = MoverOptions(lambda layers: [], self._fill, home, LIMITS)
+        settings = EngineSettings(store="store")
+        self.mover = Mover(
+            self, self, settings, models, HOME, options, running=lambda: self.variant, clock=lambda: self.now
+        )
+
+    def machines(self) -> dict[str, MachineNow]:
+        return dict(self.there)
+
+    async def _fill(self, node: str, shards: Sequence[ShardRef]) -> None:
+        if self.fill_fails:
+            raise RemoteFailed("the node has no room")
+
+    def hold(self, why: str, *, refuses: bool) -> None:
+        self.said.append("refuse" if refuses else "hold")
+
+    def use(self, settings: EngineSettings, variant: str | None = None) -> None:
+        self.said.append(([(at.endpoint, at.first, at.end) for at in settings.layers], variant))
+        self.variant = variant or self.variant
+
+    def look(self, *pauses: float) -> None:
+        """Look after each pause."""
+        for pause in pauses:
+            self.now += pause
+            asyncio.run(self.mover.look())
+
+
+@pytest.fixture
+def models(store: Store) -> list[ServedModel]:
+    return models_of(store, EngineSettings(store=str(store.path), n_ctx=128, n_sequences=1, n_warm=1))
+
+
+def test_layers_leave_a_lost_node_after_the_grace_and_return_after_the_hold(models: list[ServedModel]) -> None:
+    world = World(models)
+    world.look(1.0)
+    one = world.there.pop("one")
+    world.look(1.0, 0.5)
+    assert (world.mover.state, world.said) == ("moving", [])
+    world.look(0.6)
+    assert world.said == ["hold", ([("", 0, 3)], None)]
+    assert (world.mover.layers, world.mover.n_moves, world.mover.state) == (HERE, 1, "placed")
+    world.there["one"] = one
+    world.look(1.0, 5.0)
+    assert world.mover.layers == HERE
+    world.look(6.0)
+    assert world.mover.layers == HOME
+    assert world.said[-1] == ([("", 0, 1), ("127.0.0.1:1", 1, 3)], None)
+
+
+def test_where_nothing_fits_new_requests_are_refused_once_and_all_goes_on_at_once(models: list[ServedModel]) -> None:
+    world = World(models)
+    small = replace(world.there["coordinator"], memory_bytes=1000)
+    world.there["coordinator"] = small
+    one = world.there.pop("one")
+    world.look(1.0, 2.0, 1.0, 1.0)
+    assert world.said == ["refuse"]
+    assert str(world.mover.state) == "nothing fits"
+    assert "missing" in world.mover.why
+    world.there["one"] = one
+    world.look(0.25)
+    assert str(world.mover.state) == "placed"
+    assert world.said[1:] == ["hold", ([("", 0, 1), ("127.0.0.1:1", 1, 3)], None)]
+
+
+def test_a_smaller_variant_runs_where_only_that_fits_and_the_wanted_one_comes_back(models: list[ServedModel]) -> None:
+    world = World(models, home=None)
+    small, plenty = models[-1], world.there["coordinator"]
+    one = world.there.pop("one")
+    needed = small.layer_bytes + small.outside_bytes + BUFFER_BYTES
+    world.there["coordinator"] = replace(plenty, memory_bytes=needed)
+    world.look(1.0, 2.0)
+    assert world.said[-1] == ([("", 0, 3)], "small")
+    world.there |= {"coordinator": plenty, "one": one}
+    world.look(1.0, 11.0)
+    assert world.said[-1][1] == "large"
+
+
+def test_a_switch_by_hand_is_no_reason_to_move(models: list[ServedModel]) -> None:
+    world = World(list(reversed(models)))  # it began at the smallest
+    world.look(1.0)
+    world.variant = "large"
+    world.look(*[5.0] * 20)
+    assert world.said == []
+
+
+def test_a_home_that_has_become_slow_is_left_and_a_failed_move_is_tried_again(models: list[ServedModel]) -> None:
+    world = World(models)
+    world.look(1.0)
+    world.there["one"] = replace(world.there["one"], slowdown=4.0)
+    world.look(1.0, 11.0)
+    assert world.mover.layers == HERE
+    world.there["one"] = replace(world.there["one"], slowdown=1.0)
+    world.fill_fails = True
+    world.look(1.0)
+    with pytest.raises(RemoteFailed, match="no room"):
+        world.look(11.0)
+    assert world.mover.layers == HERE  # and its engine was left alone
+    assert world.said.count("hold") == 1
+    world.fill_fails = False
+    world.look(1.0, 11.0)
+    assert world.mover.layers == HOME
