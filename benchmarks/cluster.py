@@ -50,11 +50,11 @@ from tests.testbed.bed import NodeSpec, TestBed
 MIB = 1 << 20
 NODES = (
     NodeSpec("slow", rate_bits=100_000_000, cores=0.3, memory_bytes=700 * MIB),
-    NodeSpec("middle", rate_bits=300_000_000, cores=0.6, memory_bytes=560 * MIB),
-    NodeSpec("fast", rate_bits=1_000_000_000, cores=1.0, memory_bytes=420 * MIB),
+    NodeSpec("middle", rate_bits=300_000_000, cores=0.6, memory_bytes=400 * MIB),
+    NodeSpec("fast", rate_bits=1_000_000_000, cores=1.0, memory_bytes=330 * MIB),
 )
-BUFFER_BYTES = 96 * MIB
-"""Of each node's memory, for what computes and for the page cache of the shards."""
+BUFFER_BYTES = 160 * MIB
+"""Of each node's memory, for the agent, for what computes, and for the page cache of the shards."""
 PRECISIONS = ("int8", "int6", "int5", "int4")
 BASELINES = ("one-node", "equal-layers", "by-memory", "by-memory-with-bits", "greedy-by-speed", "uniform-bits")
 DEFAULT = "by-memory"
