@@ -117,7 +117,9 @@ def _arguments() -> argparse.Namespace:
 def profiled(store: Store, path: Path, cache_folder: Path, *, again: bool) -> Profile:
     """The variants measured here; what the file has stays."""
     settings = EngineSettings(store=str(store.path), n_ctx=N_CTX, n_sequences=N_SEQUENCES)
-    exams = None if path.exists() and not again else Exams(text=KL_TEXT, n_windows=KL_WINDOWS)
+    known = {v.name: v.quality.is_measured for v in api.read_profile(path).variants} if path.exists() else {}
+    is_known = not again and all(known.get(v.name) for v in store.variants())
+    exams = None if is_known else Exams(text=KL_TEXT, n_windows=KL_WINDOWS)
     found, _ = api.profile(
         settings, out=path, cache_folder=cache_folder, exams=exams, points=Points(repeats=2), again=again,
         on_point=lambda variant, done, total, what: print(f"profile of {variant}, {done + 1}/{total}: {what}"),

@@ -24,7 +24,7 @@ LONGER = 1.5
 """...and be bearable for streams for so many times the horizon."""
 CAUTIOUS_SHARE = 0.96
 """Where no more were kept lately, a forecast is of the 95th percentile of the load; where all were, of its mean."""
-USUAL_SHARE, USUAL_LOSS = 0.955, 0.03
+USUAL_SHARE, USUAL_LOSS = 0.97, 0.03
 """Where so many were kept lately, so large a share of the streams may be expected to break its promise; where more or
 fewer were, as much more or less."""
 LEAST_LOSS = 0.002

@@ -34,7 +34,7 @@ class ReplayOptions:
     """
 
     start: str | None = None
-    sample_seconds: float = 0.5
+    sample_seconds: float = 0.25
     max_queue: int = 64
     n_warm: int = 2
     slowdown: float = 1.0
