@@ -87,7 +87,7 @@ def record(name: str, result: dict[str, Any]) -> None:
     document = {
         "benchmark": name,
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
-        "commit": _commit(),
+        "commit": commit(),
         "command": " ".join([Path(sys.executable).name, *sys.argv]),
         "machine": {
             "processor": processor_name(),
@@ -110,7 +110,8 @@ def record(name: str, result: dict[str, Any]) -> None:
     print(json.dumps(document))
 
 
-def _commit() -> str:
+def commit() -> str:
+    """What is checked out, and whether it was changed since."""
     done = subprocess.run(
         ["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     )

@@ -8,13 +8,15 @@ the highest variant alone, the lowest alone, the policies ``threshold`` and ``pr
 a proxy that lets streams end first (one that the next has overtaken is left out).  Reported: requests that met the
 promise, mean KL over tokens, failures; and what the simulator said before, from the profile alone.
 
-Profile and store are kept in ``--work``.  Measure on a machine that does nothing else.
+Store, profile and each way that was measured are kept in ``--work``: the same command again measures what is missing
+(without ``--profile-again``, which begins anew; so does another commit).  Measure on a machine that does nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import random
 import time
 from collections.abc import Sequence
@@ -26,8 +28,9 @@ from typing import Any
 import httpx
 
 from benchmarks import clients, servers
-from benchmarks.common import DATA, record, table
+from benchmarks.common import DATA, commit, record, table
 from benchmarks.proxy import RestartingProxy
+from benchmarks.qos_kept import KeptWays, Way
 from benchmarks.qos_load import Contest, find_contest
 from benchmarks.replayed import Replayed, Timeline, on_clients_clock, replay_live
 from benchmarks.stores import stock_store, work_folder
@@ -69,21 +72,6 @@ class Bench:
         return self.contest.highest
 
 
-@dataclass(frozen=True, slots=True)
-class Way:
-    """One way, live.
-
-    Attributes:
-        served: what each request had.
-        timeline: which variant ran when; times from the trace's beginning.
-        reasons: of the changes, in words; empty where nobody says any.
-    """
-
-    served: tuple[Served, ...]
-    timeline: Timeline
-    reasons: tuple[str, ...] = ()
-
-
 def main() -> None:
     args = _arguments()
     with work_folder(args.work) as folder:
@@ -94,11 +82,20 @@ def main() -> None:
         setting = Setting.of(profile, contest.objectives)
         prompts = token_prompts(store, contest, args.seed)
         bench = Bench(store, folder, path, setting, contest, prompts)
+        kept = KeptWays(folder / f"ways-{args.model}", _kept_terms(path, contest))
         ways: dict[str, Way] = {}
         for name in args.ways.split(","):
-            ways[name] = asyncio.run(measure(name, bench, ways))
+            ways[name] = kept.read(name) or asyncio.run(measure(name, bench, ways))
+            kept.write(name, ways[name])
             print(f"{name}: {_line(bench, ways[name].served)}", flush=True)
     report(args.model, bench, ways, args.plot)
+
+
+def _kept_terms(profile_file: Path, contest: Contest) -> dict[str, Any]:
+    """What measured ways must agree in."""
+    content = hashlib.sha256(profile_file.read_bytes()).hexdigest()
+    trace = {"trace": contest.trace.name, "seconds": contest.trace.seconds, "promised_ms": contest.token_ms}
+    return {**trace, "profile": content, "commit": commit()}
 
 
 def _arguments() -> argparse.Namespace:
@@ -120,7 +117,9 @@ def _arguments() -> argparse.Namespace:
 def profiled(store: Store, path: Path, cache_folder: Path, *, again: bool) -> Profile:
     """The variants measured here; what the file has stays."""
     settings = EngineSettings(store=str(store.path), n_ctx=N_CTX, n_sequences=N_SEQUENCES)
-    exams = None if path.exists() and not again else Exams(text=KL_TEXT, n_windows=KL_WINDOWS)
+    known = {v.name: v.quality.is_measured for v in api.read_profile(path).variants} if path.exists() else {}
+    is_known = not again and all(known.get(v.name) for v in store.variants())
+    exams = None if is_known else Exams(text=KL_TEXT, n_windows=KL_WINDOWS)
     found, _ = api.profile(
         settings, out=path, cache_folder=cache_folder, exams=exams, points=Points(repeats=2), again=again,
         on_point=lambda variant, done, total, what: print(f"profile of {variant}, {done + 1}/{total}: {what}"),

@@ -83,4 +83,4 @@ def _served(arrival: Arrival, stream: Stream, timeline: Timeline) -> Served:
     tokens = Counter(timeline.at(piece.at) for piece in stream.pieces)
     tokens[timeline.at(last)] += max(0, stream.n_tokens - len(stream.pieces))  # tokens that made no text of their own
     tpot = (last - first) / (stream.n_tokens - 1) if stream.n_tokens > 1 else 0.0
-    return Served(arrival.class_name, arrival.seconds, first - stream.sent, tpot, tokens)
+    return Served(arrival.class_name, arrival.seconds, first - stream.sent, tpot, dict(tokens))

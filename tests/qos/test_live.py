@@ -14,7 +14,7 @@ from lamella.qos.live.hearing import Observed, RequestHearing
 from lamella.qos.live.learning import LEAST_STEPS, learned
 from lamella.qos.objectives.files import objectives_fields, objectives_of
 from lamella.qos.objectives.stated import ClassObjectives, Objectives
-from lamella.qos.policies.sample import ClassSample, Sample
+from lamella.qos.policies.sample import ClassSample, Sample, Stream
 from lamella.qos.profiles.refresh import ObservedPrompt, ObservedStep
 from lamella.qos.profiles.speed import SpeedModel
 from tests.qos.profiles import ladder
@@ -198,8 +198,10 @@ class Server:
         asyncio.run(self.control.controller.tick())
 
 
-def busy(time: float, rate: float = 6.0) -> Sample:
-    return Sample(time, {"interactive": ClassSample(rate, 60, 120, 60)})
+def busy(time: float, rate: float = 6.0, n: int = 8) -> Sample:
+    """``n`` streams that have taken as long as they may so far."""
+    streams = [Stream("interactive", 21, 20 * 0.06)] * n
+    return Sample(time, {"interactive": ClassSample(rate, 60, 120, 60)}, n_running=n, streams=streams)
 
 
 def test_without_objectives_hands_switches_are_kept_and_nothing_else() -> None:
@@ -278,12 +280,12 @@ def test_a_request_has_the_class_that_it_names_or_the_first_one() -> None:
 def test_what_is_heard_moves_the_profile_and_the_policy_knows() -> None:
     server = Server()
     server.control.steer(ladder(2), QUICK, "predictive")
-    server.sample = busy(0.0, rate=0.3)
+    server.sample = busy(0.0, rate=0.3, n=1)
     server.tick()
     assert server.running == "v0"
     for _ in range(50):  # steps turn out to take five times as long as in the profile
         for n in 8 * (1, 2, 4, 8):
             server.hearing._observed.append(Observed("v0", ObservedStep(n, 64, 0.1)))
-        server.sample = busy(server.sample.time + LEARN_SECONDS, rate=0.3)
+        server.sample = busy(server.sample.time + LEARN_SECONDS, rate=0.3, n=1)
         server.tick()
     assert server.running == "v1"

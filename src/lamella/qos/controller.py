@@ -22,7 +22,7 @@ from lamella.core.errors import LamellaError
 from lamella.qos.policies.decision import Decision, Policy, PolicyState
 from lamella.qos.policies.sample import Sample
 
-SAMPLE_SECONDS = 0.5
+SAMPLE_SECONDS = 0.25
 MOST_LOGGED = 1000
 RETRY_SECONDS = 10.0
 """After a change that failed, nothing is tried for so long..."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from lamella.qos.policies.sample import Sample, slowdown_by_others
+from collections.abc import Sequence
+
+from lamella.qos.policies.sample import Sample, Stream, slowdown_by_others
 from lamella.qos.readers.machine import MachineSample
 from lamella.qos.readers.memory import Memory
 from lamella.qos.watching import LoadWatch
@@ -17,6 +19,7 @@ def sample_of(
     n_waiting: int = 0,
     waiting_tokens: int = 0,
     mapped_bytes: int = 0,
+    streams: Sequence[Stream] = (),
 ) -> Sample:
     """What a policy is shown, of what is known; what is not known is left out.
 
@@ -25,6 +28,7 @@ def sample_of(
         waiting_tokens: prompt tokens of requests that have no token yet.
         mapped_bytes: weights that the engine has mapped.  The kernel could take their pages back, and calls them
             available; a model that has to read its weights anew for every step is of no use to anybody.
+        streams: requests that write.
     """
     memory, pressure, battery = (machine.memory, machine.pressure, machine.battery) if machine else (None, None, None)
     return Sample(
@@ -37,6 +41,7 @@ def sample_of(
         available_bytes=max(0, memory.available_bytes - _needed_cache(memory, mapped_bytes)) if memory else None,
         memory_stall=pressure.full_share if pressure else None,
         on_battery=battery.is_discharging if battery else False,
+        streams=streams,
     )
 
 

@@ -95,6 +95,7 @@ class LoadWatch:
             ttft_p95_seconds=p95(value for _, value in watched.ttfts),
             tpot_p95_seconds=p95(value for _, value in watched.tpots),
             kept_share=watched.kept_share,
+            lengths=sorted(generated),
         )
 
     def _rate(self, arrivals: deque[float], now: float) -> float:

@@ -2,7 +2,7 @@
 
     hearing = RequestHearing(objectives)
     supervised_engine.watch(hearing)
-    hearing.watch.classes(now), hearing.n_open, hearing.take_observed()
+    hearing.watch.classes(now), hearing.n_open, hearing.streams(now), hearing.take_observed()
 
 Latencies are the engine's: a client that reads its answer slowly does not make the engine look slow.
 """
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from lamella.batching.messages import Accepted, EngineMessage, Finished, Generate, Step
 from lamella.qos.objectives.stated import ClassObjectives, Objectives
+from lamella.qos.policies.sample import Stream
 from lamella.qos.profiles.refresh import ObservedPrompt, ObservedStep
 from lamella.qos.traces.arrivals import DEFAULT_CLASS
 from lamella.qos.watching import LoadWatch
@@ -79,6 +80,11 @@ class RequestHearing:
     def waiting_tokens(self) -> int:
         """Prompt tokens of requests that have no token yet."""
         return sum(r.n_prompt for r in self._open.values() if not r.n_tokens)
+
+    def streams(self, now: float) -> tuple[Stream, ...]:
+        """Requests that write and leave the variant to the server."""
+        writing = (r for r in self._open.values() if r.n_tokens and not r.has_variant)
+        return tuple(Stream(r.class_name, r.n_tokens, now - r.first_at) for r in writing)
 
     def take_observed(self) -> list[Observed]:
         """What was observed since it was last asked."""

@@ -53,15 +53,16 @@ class Telemetry:
                 machine = self._last[1]
             else:
                 machine = await asyncio.to_thread(self._reader.read, now)
-            n_open, status = self._hearing.n_open, self._status()
+            n_open, status, now = self._hearing.n_open, self._status(), self._clock()
             sample = sample_of(
-                self._clock(),
+                now,
                 self._hearing.watch,
                 machine,
                 n_running=min(n_open, self._n_sequences),
                 n_waiting=max(0, n_open - self._n_sequences),
                 waiting_tokens=self._hearing.waiting_tokens,
                 mapped_bytes=status.mapped_bytes if status else 0,
+                streams=self._hearing.streams(now),
             )
             self._last = sample, machine
             return sample

@@ -48,6 +48,10 @@ class PolicyState:
         hold = min(LONGEST_HOLD_SECONDS, 2 * self.hold_seconds) if went_up else HOLD_SECONDS
         return replace(self, variant=variant, since=now, better_since=None, hold_seconds=hold)
 
+    def makes_up(self, variant: str, now: float) -> PolicyState:
+        """A worse variant for a while, for streams that were slow; that says nothing against the better one."""
+        return replace(self, variant=variant, since=now)
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -16,6 +16,7 @@ class ClassSample:
         mean_generated: tokens that are written for one.
         kept_share: of its requests lately had what they were promised; 1 while nobody knows.
         ttft_p95_seconds, tpot_p95_seconds: of requests that had them lately; None where none had.
+        lengths: tokens that were written for the last requests, ascending.
     """
 
     arrivals_per_second: float
@@ -25,6 +26,22 @@ class ClassSample:
     ttft_p95_seconds: float | None = None
     tpot_p95_seconds: float | None = None
     kept_share: float = 1.0
+    lengths: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A request that writes.
+
+    Attributes:
+        class_name: its class.
+        n_written: tokens so far; at least 1.
+        seconds: since the first of them.
+    """
+
+    class_name: str
+    n_written: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +57,7 @@ class Sample:
         available_bytes: what may still be allocated; None where that is not known.
         memory_stall: share of the time in which all processes waited for memory, 0 to 1; None where not known.
         on_battery: the machine runs on battery.
+        streams: requests that write.
     """
 
     time: float
@@ -51,6 +69,7 @@ class Sample:
     available_bytes: int | None = None
     memory_stall: float | None = None
     on_battery: bool = False
+    streams: Sequence[Stream] = ()
 
     @property
     def arrivals_per_second(self) -> float:

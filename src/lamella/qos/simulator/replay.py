@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lamella.qos.policies.decision import Policy, PolicyState
-from lamella.qos.policies.sample import Sample
+from lamella.qos.policies.sample import Sample, Stream
 from lamella.qos.policies.setting import Setting
 from lamella.qos.simulator.engine import VirtualEngine, VirtualRequest
 from lamella.qos.simulator.outcome import Change, Outcome, Served, attainment, class_outcomes, mean_kl
@@ -34,7 +34,7 @@ class ReplayOptions:
     """
 
     start: str | None = None
-    sample_seconds: float = 0.5
+    sample_seconds: float = 0.25
     max_queue: int = 64
     n_warm: int = 2
     slowdown: float = 1.0
@@ -128,6 +128,11 @@ class _Replay:
             n_waiting=len(engine.waiting),
             waiting_tokens=sum(r.n_unread for r in (*engine.running.values(), *engine.waiting.values())),
             slowdown=self._options.slowdown,
+            streams=[
+                Stream(r.arrival.class_name, r.n_written, now - r.first_token_at)
+                for r in engine.running.values()
+                if r.n_written
+            ],
         )
         decision = self._policy.decide(self._state, sample)
         if decision.variant != self._state.variant:
