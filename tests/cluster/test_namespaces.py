@@ -104,9 +104,9 @@ def test_no_port_but_one_answers_of_all(bed: TestBed) -> None:
     assert _listening(machine.namespace, loopback=False) == {PORT}
 
 
-@pytest.mark.parametrize("name", ["laptop", "server"])
-def test_of_all_ports_of_a_node_that_computes_one_answers(bed: TestBed, name: str) -> None:
-    """Every one is tried, from another machine, while the node's RPC server runs."""
+def test_of_all_ports_of_a_node_that_computes_one_answers(bed: TestBed) -> None:
+    """Every one is tried, from another machine, while the node's RPC server runs.  Ten seconds: of one node alone."""
+    name = "server"
 
     async def scanned(dialler: Dialler) -> list[int]:
         async with Forwarder(dialler, name) as forwarder:
