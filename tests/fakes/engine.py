@@ -90,7 +90,8 @@ class Script:
         calls_tools: as in ``Accepted``.
         refusal: raised in place of an answer.
         submit_error: raised by ``generate`` itself.
-        break_after, break_with: after so many tokens, this is raised.
+        break_after, break_with: after so many tokens, this is raised; with None the stream ends there, as one does that
+            the server cancels.  -1: before ``Accepted``.
         gate: waited for before token ``gate_at`` (from 0), or before ``Accepted`` where that is -1.
     """
 
@@ -223,6 +224,8 @@ class FakeStream:
         script, request = self._script, self._request
         if script.refusal:
             raise script.refusal
+        if script.break_after == -1:
+            return
         n_prompt = _prompt_tokens(request)
         if script.gate and script.gate_at < 0:
             await self._wait(script.gate)
@@ -235,7 +238,8 @@ class FakeStream:
         n_tokens = 0
         for n_tokens, piece in enumerate(self._pieces()):
             if n_tokens == script.break_after:
-                assert script.break_with is not None
+                if script.break_with is None:
+                    return
                 raise script.break_with
             if n_tokens == script.gate_at and script.gate:
                 await self._wait(script.gate)

@@ -344,3 +344,16 @@ def test_web_pages_may_ask_where_they_are_allowed(front: Make) -> None:
     allowed = front(cors_origins=("https://page.example",)).ask("OPTIONS", COMPLETE, headers=asks)
     assert allowed.headers["access-control-allow-origin"] == "https://page.example"
     assert "access-control-allow-origin" not in front().ask("OPTIONS", COMPLETE, headers=asks).headers
+
+
+@pytest.mark.parametrize("path", [COMPLETE, "/v1/chat/completions"])
+@pytest.mark.parametrize("written", [-1, 0, 1])
+def test_a_request_that_the_server_cuts_is_told_so(front: Make, path: str, written: int) -> None:
+    body = {"prompt": "a", "messages": [{"role": "user", "content": "a"}]}
+    one = front(FakeEngine(Script(break_after=written)))
+    answer = one.post(path, body)
+    assert answer.status_code == 503
+    assert "the answer is not complete" in answer.json()["error"]["message"]
+    streamed = one.post(path, body | {"stream": True}).text
+    assert "the answer is not complete" in streamed
+    assert "[DONE]" not in streamed

@@ -17,6 +17,7 @@ from lamella.serving.openai.leaving import client_gone, client_leaves
 from lamella.serving.openai.parameters import check_tokens
 
 T = TypeVar("T")
+_CUT_SHORT = "The server is shutting down; the answer is not complete."
 
 
 class Run:
@@ -52,8 +53,9 @@ class Run:
             ApiError: the prompt is longer than this server takes.
             RequestRefused: the engine says no.
             EngineUnavailable: there is none.
+            Draining: the server ended the request while it waited.
         """
-        event = await anext(self._events)
+        event = await self._next()
         if isinstance(event, Accepted):
             self.accepted = event
             param = "messages" if isinstance(self._request.prompt, Chat) else "prompt"
@@ -75,7 +77,7 @@ class Run:
             raise StopAsyncIteration
         event, self._early = self._early, None
         if event is None:
-            event = await anext(self._events)
+            event = await self._next()
         if type(event) is TokenEvent:
             self._last = self._front.clock()
             self._n_tokens += 1
@@ -84,6 +86,13 @@ class Run:
         elif type(event) is Finished:
             self._end(event)
         return event
+
+    async def _next(self) -> StreamEvent:
+        """A stream that ends without ``Finished`` was cancelled, and not by its client: nobody would be reading it."""
+        try:
+            return await anext(self._events)
+        except StopAsyncIteration:
+            raise Draining(_CUT_SHORT) from None
 
     def cancel(self) -> None:
         """Ask the engine to end it."""
@@ -100,7 +109,7 @@ class Run:
         timing = Timing(self._begun, self._first, self._last, self._n_tokens)
         self._front.finished(event, timing, self._request)
         if event.reason == "cancelled":
-            raise Draining("The server is shutting down; the answer is not complete.")
+            raise Draining(_CUT_SHORT)
 
 
 class Runs:
