@@ -71,12 +71,12 @@ def _between(high: Outcome, low: Outcome) -> Objectives:
 
 
 def bursty(peak: float, minutes: float, seed: int) -> Trace:
-    """Bursts of ``peak`` requests a second, little between them."""
+    """Bursts of ``peak`` requests a second, little between them: short questions, and answers in which variants differ."""
     load = Load(
         rate=QUIET_SHARE * peak,
         seconds=60 * minutes,
-        prompt=Lengths(64, most=256),
-        generated=Lengths(64, most=256),
+        prompt=Lengths(32, most=256),
+        generated=Lengths(128, most=256),
     )
     return bursts(load, peak=peak, every=EVERY_SECONDS, length=BURST_SECONDS, seed=seed)
 
