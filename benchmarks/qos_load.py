@@ -71,7 +71,10 @@ def _between(high: Outcome, low: Outcome) -> Objectives:
 
 
 def bursty(peak: float, minutes: float, seed: int) -> Trace:
-    """Bursts of ``peak`` requests a second, little between them: short questions, and answers in which variants differ."""
+    """Bursts of ``peak`` requests a second, little between them: short questions and long answers.
+
+    Prompts are read equally fast by all variants (the products are bound by computing), answers are not written so.
+    """
     load = Load(
         rate=QUIET_SHARE * peak,
         seconds=60 * minutes,
