@@ -337,7 +337,7 @@ def test_a_chat_obeys_its_commands(run: Run, store: Path, monkeypatch: pytest.Mo
         (["plan", "spec:llama-2-7b", "--avoid", "Q9"], 2, "no ggml type"),
         (["frontier", "spec:llama-2-7b"], 2, "--measurement"),
         (["frontier", "spec:llama-2-7b", "--measurement", "nowhere.json"], 5, "nowhere.json"),
-        (["plan", "spec:llama-2-7b", "--memory", "0"], 2, "more than zero"),
+        (["plan", "spec:llama-2-7b", "--memory", "0"], 2, "between one byte and"),
         (["plan", "spec:llama-2-7b", "--memory", "much"], 2, "no memory size"),
         (["plan", "spec:llama-2-7b", "--policy", "alpha", "--alpha", "0"], 2, "(0, 1]"),
         (["plan", "spec:llama-2-7b", "--policy", "alpha", "--alpha", "1.5"], 2, "(0, 1]"),
