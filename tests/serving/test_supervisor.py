@@ -283,8 +283,11 @@ def test_a_restart_keeps_the_variant_that_was_switched_to() -> None:
         seen: list[EngineEvent] = []
         async with engine_of(variant="large") as engine:
             engine.listen(seen.append)
+            await until(lambda: engine.status is not None)
             switched = await engine.switch("small")
             assert (switched.before, switched.after) == ("large", "small")
+            assert engine.status is not None
+            assert engine.status.variant == "small"  # at once, not with the next heartbeat
             await read(engine.generate(Generate(id=0, prompt="p", max_tokens=3)))
             stream = engine.generate(Generate(id=0, prompt="q", max_tokens=2000))
             events = [await anext(aiter(stream))]

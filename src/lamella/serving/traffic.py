@@ -178,6 +178,8 @@ class Traffic:
         self._last_good.switched(switched.after)
         if self.facts is not None:
             self.facts = msgspec.structs.replace(self.facts, variant=switched.after)
+        if self.status is not None:  # else whoever asks before the next heartbeat is told of the variant before
+            self.status = msgspec.structs.replace(self.status, variant=switched.after)
         self._tell(switched)
         self._on_answer(switched)
 
