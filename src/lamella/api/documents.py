@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lamella.api.models import look
 from lamella.core.artifacts import (
     Measurement,
     Plan,
@@ -12,7 +13,6 @@ from lamella.core.artifacts import (
 )
 from lamella.core.errors import ArtifactError
 from lamella.llama.imatrix import ImportanceMatrix, read_imatrix, serialise_imatrix
-from lamella.resources.first_look import look_first
 from lamella.store.files import new_file
 
 
@@ -49,7 +49,7 @@ def read_importance(path: Path) -> ImportanceMatrix:
     Raises:
         ArtifactError: it cannot be read, or is none.
     """
-    look_first(path, kind="importance")
+    look(path, kind="importance")
     return read_imatrix(path)
 
 

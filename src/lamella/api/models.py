@@ -9,6 +9,7 @@ from pathlib import Path
 from lamella.config import Config
 from lamella.core.model import ModelSpec
 from lamella.llama.gguf import ModelFile, read_model
+from lamella.llama.looking import Kind
 from lamella.planning.specs import builtin_spec
 from lamella.resources import devices as resource_devices
 from lamella.resources.catalogue import SPEC_PREFIX, model_path
@@ -33,8 +34,13 @@ def load(model: str | Path, cache_folder: Path | None = None) -> ModelFile:
         ModelError: there is none, or it cannot be used.
     """
     path = model_path(str(model))
-    look_first(path, cache_folder or Config.from_environment(os.environ).cache_folder)
+    look(path, cache_folder)
     return read_model(path)
+
+
+def look(path: Path, cache_folder: Path | None = None, *, kind: Kind = "model") -> None:
+    """``look_first``, with the user's cache for its notes where no other is named."""
+    look_first(path, cache_folder or Config.from_environment(os.environ).cache_folder, kind=kind)
 
 
 def load_spec(model: str | Path) -> ModelSpec:

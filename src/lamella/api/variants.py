@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from lamella.api.losses import _kernel_table
-from lamella.api.models import OnMeasure, load, silent
+from lamella.api.models import OnMeasure, load, look, silent
 from lamella.api.plans import default_name
 from lamella.api.sources import reach
 from lamella.core.artifacts import (
@@ -28,7 +28,6 @@ from lamella.quantize.repair import repair as repair_store
 from lamella.quantize.trimming import keep_quota
 from lamella.quantize.trimming import trim as trim_store
 from lamella.quantize.tuned import Tuning
-from lamella.resources.first_look import look_first
 from lamella.run.engine import Engine, EngineOptions
 from lamella.store.fetching import ShardSource
 from lamella.store.keeping import TrimReport
@@ -120,7 +119,7 @@ def import_file(
     Raises:
         ModelError, StoreError, StorageFailed: see ``lamella.exchange.importing.import_file``.
     """
-    look_first(Path(file))
+    look(Path(file))
     report = importing.import_file(Path(file), Path(store), name, n_threads=n_threads, on_progress=on_progress)
     return dataclasses.replace(report, trimmed=keep_quota(Store.open(Path(store)), reach))
 
