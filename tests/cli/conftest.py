@@ -14,9 +14,11 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+def run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Run:
     """Run a command; gives exit code, standard output, standard error.  Machine measurements go to a fresh folder."""
-    monkeypatch.setenv("LAMELLA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LAMELLA_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("LAMELLA_THREADS", "1")
     monkeypatch.delenv("LAMELLA_DEVICE", raising=False)
 
