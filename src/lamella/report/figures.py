@@ -34,12 +34,17 @@ def over_layers(n_layers: int) -> tuple[Figure, Any]:
     """A figure with axes, as wide as so many layers need."""
     figure = empty_figure(min(14.0, max(7.0, 2 + 0.22 * n_layers)), HEIGHT_INCHES)
     axes = figure.add_subplot()
+    keep_quiet(axes)
+    return figure, axes
+
+
+def keep_quiet(axes: Any) -> None:
+    """Grey lines left and below, a faint grid behind what is drawn, and no box."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
     axes.tick_params(colors=GREY, labelsize=9)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    return figure, axes
 
 
 def set_title(axes: Any, title: str, facts: str) -> None:

@@ -13,7 +13,17 @@ from typing import Any
 from lamella.qos.objectives.stated import Objectives
 from lamella.qos.simulator.outcome import Change, Served, attainment, met
 from lamella.qos.traces.arrivals import Trace
-from lamella.report.figures import GREY, GRID, INK, LINES, check_suffix, empty_figure, plain, save, set_title
+from lamella.report.figures import (
+    GREY,
+    INK,
+    LINES,
+    check_suffix,
+    empty_figure,
+    keep_quiet,
+    plain,
+    save,
+    set_title,
+)
 
 WIDTH_INCHES, HEIGHT_INCHES = 10.0, 6.4
 BIN_SECONDS = 2.0
@@ -43,11 +53,7 @@ def plot_replay(
     figure = empty_figure(WIDTH_INCHES, HEIGHT_INCHES)
     load, latency, variants = figure.subplots(3, 1, sharex=True, height_ratios=(1, 2, 1))
     for axes in (load, latency, variants):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(GREY)
-        axes.tick_params(colors=GREY, labelsize=9)
-        axes.grid(axis="y", color=GRID, linewidth=0.8)
-        axes.set_axisbelow(True)
+        keep_quiet(axes)
     _draw_load(load, trace)
     _draw_latency(latency, served, objectives)
     _draw_variants(variants, rungs, start, changes, trace.seconds)
