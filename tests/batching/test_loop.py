@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from lamella.batching import steps
 from lamella.batching.messages import (
     Accepted,
     Cancel,
@@ -23,6 +25,7 @@ from lamella.batching.messages import (
     TokenEvent,
 )
 from lamella.batching.slots import Slot, SlotTable
+from lamella.batching.steps import StepPlan, compose
 from lamella.llama.sampling import SamplingOptions
 from lamella.run.engine import Engine, EngineOptions
 from lamella.store.store import Store
@@ -79,6 +82,40 @@ def test_a_switch_in_the_middle_keeps_the_stream(front: FakeFront) -> None:
     variants = [m.variant for m in front.told if isinstance(m, Step)]
     assert variants == sorted(variants, reverse=True)  # int8, then int4
     assert front.loop.status().n_switches == 1
+
+
+def test_a_step_like_the_one_before_is_not_planned_again(
+    open_front: OpenFront, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned: list[StepPlan] = []
+
+    def counted(*args: Any) -> StepPlan:
+        planned.append(compose(*args))
+        return planned[-1]
+
+    monkeypatch.setattr(steps, "compose", counted)
+    with open_front() as front:
+        numbers = [front.start(p, max_tokens=40) for p in PROMPTS[:3]]
+        together = [front.tokens_of(n) for n in numbers]
+        n_steps = front.loop.status().n_steps
+    assert n_steps >= 40
+    assert len(planned) < n_steps / 2
+    with open_front() as front:
+        assert [front.write(p, max_tokens=40) for p in PROMPTS[:3]] == together
+
+
+def test_whoever_comes_or_goes_among_like_steps_is_seen_at_the_next(open_front: OpenFront) -> None:
+    with open_front(n_ctx=2048) as front:
+        stays = front.start(PROMPTS[0], max_tokens=1900)
+        front.wait(lambda m: isinstance(m, Step))
+        goes = front.start(PROMPTS[1], max_tokens=1900)
+        front.wait(lambda m: isinstance(m, Step) and len(m.tokens) == 2)
+        front.tell(Cancel(id=goes))
+        assert front.end_of(goes).reason == "cancelled"
+        late = front.start(PROMPTS[2], max_tokens=2)
+        assert front.end_of(late).reason == "length"
+        front.tell(Cancel(id=stays))
+        assert front.end_of(stays).reason == "cancelled"
 
 
 def test_prepare_reads_a_variant_in(front: FakeFront) -> None:

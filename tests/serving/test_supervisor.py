@@ -645,3 +645,24 @@ def test_options_outside_their_range_have_no_meaning() -> None:
         SupervisorOptions(max_queue=-1)
     with pytest.raises(InvalidRequest, match="poison_limit"):
         SupervisorOptions(poison_limit=0)
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs Linux and two cores"
+)
+def test_the_front_keeps_off_the_engines_core_and_the_next_engine_gets_all_cores() -> None:
+    usable = os.sched_getaffinity(0)
+
+    async def talk() -> None:
+        engine = engine_of(hang_seconds=0.2 * 4)  # what looks at the engine looks every 0.2 s
+        async with engine:
+            while len(os.sched_getaffinity(0)) == len(usable):
+                await asyncio.sleep(0.01)
+            before = pid_of(engine)
+            kill(engine)
+            while pid_of(engine) == before or not engine.is_ready:
+                await asyncio.sleep(0.01)
+            assert os.sched_getaffinity(pid_of(engine)) == usable
+        assert os.sched_getaffinity(0) == usable
+
+    run(talk())

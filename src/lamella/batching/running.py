@@ -106,6 +106,11 @@ class RunningRequest:
         """Whether a part of its prompt is still to be computed."""
         return self.n_computed < self.n_prompt
 
+    @property
+    def writes_on(self) -> bool:
+        """Whether a token that it drew is all that is to be computed."""
+        return self.n_generated > 0 and len(self.tokens) - self.n_computed == 1
+
     def candidate(self, variant: str) -> Candidate:
         """How the step planner sees it.
 
@@ -116,7 +121,7 @@ class RunningRequest:
             id=self.request.id,
             variant=self.request.variant or variant,
             n_remaining=len(self.tokens) - self.n_computed,
-            is_writing=self.n_generated > 0 and len(self.tokens) - self.n_computed == 1,
+            is_writing=self.writes_on,
             priority=self.request.priority,
             order=self.order,
             most_scored=0 if self._is_scored else SCORED_AT_ONCE,

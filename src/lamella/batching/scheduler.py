@@ -60,6 +60,7 @@ class Scheduler:
         self._running: dict[int, RunningRequest] = {}
         self._speeds = Speeds()
         self._steps_since_flip = 0
+        self._repeated: tuple[StepPlan, str] | None = None
         self.counters = Counters()
         self.step_began = 0.0
 
@@ -83,10 +84,12 @@ class Scheduler:
 
     def add(self, request: RunningRequest) -> None:
         """A new request; it waits for a slot."""
+        self._repeated = None
         self._waiting[request.request.id] = request
 
     def cancel(self, request_id: int) -> None:
         """The front wants no more of a request; it ends before the next step.  One that has ended is passed over."""
+        self._repeated = None
         for requests in (self._waiting, self._running):
             if request_id in requests:
                 requests[request_id].is_cancelled = True
@@ -98,14 +101,35 @@ class Scheduler:
 
     def turn(self) -> bool:
         """End what has ended, give out slots, and run a step; returns whether there was one to run."""
-        self._end_requests()
-        self._admit()
-        self._cache.bring_together()
-        plan = self._plan()
+        plan = self._same_again() or self._next()
         if plan is None:
             return False
         self._run(plan)
+        self._repeated = (plan, self._variants.default) if self._only_writes(plan) else None
         return True
+
+    def _same_again(self) -> StepPlan | None:
+        """The step before, where nothing has changed but that every request has one more token.
+
+        Most steps are such.  While Python decides, the model's threads wait, so what is known is not decided again.
+        """
+        if self._repeated is None or self._repeated[1] != self._variants.default:
+            return None
+        self._steps_since_flip += 1
+        return self._fit(self._repeated[0])
+
+    def _only_writes(self, plan: StepPlan) -> bool:
+        """Whether all requests there are took part in a step, and each goes on with the one token that it drew."""
+        if self._waiting or len(plan.parts) != len(self._running):
+            return False
+        return all(n == 1 and i in self._running and self._running[i].writes_on for i, n in plan.parts)
+
+    def _next(self) -> StepPlan | None:
+        """A step for the requests as they are now."""
+        self._end_requests()
+        self._admit()
+        self._cache.bring_together()
+        return self._plan()
 
     # --- beginnings and ends -----------------------------------------------------------------------------------------
 

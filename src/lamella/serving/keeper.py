@@ -13,6 +13,7 @@ import msgspec
 from lamella.batching.messages import EngineMessage, FrontMessage, Hello, Status
 from lamella.batching.settings import EngineSettings
 from lamella.core.errors import EngineUnavailable, LamellaError
+from lamella.serving.aside import Aside
 from lamella.serving.child import EngineChild
 from lamella.serving.restarts import GiveUp, RestartHistory, decide
 from lamella.serving.supervision import EngineDied, SupervisorOptions
@@ -76,6 +77,7 @@ class EngineKeeper:
         self._on_line, self._clock = on_line, clock
         self._child: EngineChild | None = None
         self._watch = Watch(options.patience, clock())
+        self._aside = Aside()
         self._up_since = 0.0
         self._may_run = asyncio.Event()
         self._may_run.set()
@@ -132,6 +134,7 @@ class EngineKeeper:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         child, self._child = self._child, None
+        self._aside.lift()
         if child is not None:
             await child.stop(self._options.stop_seconds)
 
@@ -139,6 +142,7 @@ class EngineKeeper:
         """Start an engine and wait until it is ready, or until nothing is left of it."""
         settings = msgspec.structs.replace(self._settings, variant=self._owner.variant)
         self._watch = Watch(self._options.patience, self._clock())
+        self._aside.lift()
         try:
             child = await EngineChild.start(self._options.command, settings, self._receive, self._on_line)
         except OSError as error:
@@ -216,5 +220,9 @@ class EngineKeeper:
             now = self._clock()
             self._owner.look_after(now)
             complaint = self._watch.complaint(now)
-            if complaint and self._child is not None:
+            if self._child is None:
+                continue
+            if self.is_up:
+                self._aside.keep_off(self._child.pid)
+            if complaint:
                 self._child.kill(complaint)
