@@ -26,11 +26,13 @@ from lamella.batching.messages import (
 )
 from lamella.batching.slots import Slot, SlotTable
 from lamella.batching.steps import StepPlan, compose
+from lamella.llama.context import Context
 from lamella.llama.sampling import SamplingOptions
 from lamella.run.engine import Engine, EngineOptions
 from lamella.store.store import Store
 from tests.batching.conftest import GREEDY, FakeFront, OpenFront
 
+save_sequence = Context.save_sequence
 PROMPTS = ["the quick brown fox", "once upon a time", "a b c d e f", "hello", "zzzz yyyy xxxx", "in the beginning was"]
 
 
@@ -350,6 +352,30 @@ def test_a_chat_whose_slot_others_used_comes_back(open_front: OpenFront, n_bytes
         again = front.tokens_of(number)
     with open_front(n_sequences=1) as fresh:
         assert fresh.write([*chat, *first]) == again
+
+
+def test_of_sequences_that_begin_alike_one_is_kept(open_front: OpenFront, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[int] = []
+
+    def save(context: Context, sequence: int) -> bytes:
+        saved.append(sequence)
+        return save_sequence(context, sequence)
+
+    monkeypatch.setattr(Context, "save_sequence", save)
+    beginning = [1 + i % 50 for i in range(60)]
+    with open_front(n_sequences=2) as front:
+        for end in ([70, 71], [72, 73]):  # each in a slot of its own, since both are asked for at once
+            front.start([*beginning, *end], max_tokens=30)
+        for number in (1, 2):
+            front.end_of(number)
+        saved.clear()
+        for i in range(4):
+            front.write([60 + i] * 50, max_tokens=2)
+        n_kept = len(saved)
+        front.write([90] * 50, max_tokens=2)
+        again = front.end_of(front.start([*beginning, 74]))
+    assert again.cached_tokens >= len(beginning)
+    assert n_kept <= 4 - 2 + 1  # of two slots with one beginning, one; of what came after, each
 
 
 def test_accepted_comes_before_everything_else(front: FakeFront) -> None:

@@ -53,6 +53,14 @@ def test_a_chat_that_grew_takes_the_place_of_its_beginning() -> None:
     assert len(shelf) == 2
 
 
+def test_how_much_of_a_sequence_is_kept_counts_what_the_same_variants_computed() -> None:
+    shelf = Shelf(1000)
+    shelf.put(state([1, 2, 3, 4]))
+    assert shelf.shared([1, 2, 3, 9], frozenset("a")) == 3
+    assert shelf.shared([1, 2, 3, 4], {"a"}) == 4
+    assert shelf.shared([1, 2, 3, 4], {"a", "b"}) == 0
+
+
 def test_what_was_of_use_stays_longer() -> None:
     shelf = Shelf(250)
     first, second = state([1, 1]), state([2, 2])

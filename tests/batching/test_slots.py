@@ -148,3 +148,13 @@ def test_separate_cells_are_copied_only_where_that_is_sooner_than_computing() ->
         assert place is not None
         assert (place.source is table.slots[0], place.n_shared) == (is_copied, n_shared if is_copied else 0)
         assert place.slot is not table.slots[0]
+
+
+def test_what_another_slot_holds_too_counts_if_the_same_variants_computed_it() -> None:
+    table = SlotTable(3)
+    first, second, third = table.slots
+    table.extend(first, [1, 2, 3, 4], "v", 1)
+    table.extend(second, [1, 2, 3, 9, 9], "v", 1)
+    table.extend(third, [1, 2, 3, 4], "w", 1)
+    assert table.shared_with_others(first) == 3
+    assert table.shared_with_others(third) == 0

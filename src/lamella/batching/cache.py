@@ -89,8 +89,15 @@ class SequenceCache:
         self.clear(slot)
 
     def _put_away(self, slot: Slot) -> None:
-        if self.shelf.takes(len(slot.tokens)):
+        if self.shelf.takes(self._n_only_here(slot)):
             self.shelf.put(self._state_of(slot))
+
+    def _n_only_here(self, slot: Slot) -> int:
+        """Tokens that would be computed again if a slot were lost: its end, where others hold its beginning."""
+        n_tokens = len(slot.tokens)
+        if not self.table.can_share_parts:
+            return n_tokens
+        return n_tokens - max(self.table.shared_with_others(slot), self.shelf.shared(slot.tokens, slot.variants))
 
     def _state_of(self, slot: Slot) -> ParkedState:
         return ParkedState(

@@ -7,6 +7,7 @@ it would take (``slots.COPIES_FOR_ONE``).  llama-server has the same by the name
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from lamella.run.prefix import shared_prefix
@@ -79,6 +80,11 @@ class Shelf:
             if n > (best.n_shared if best else 0):
                 best = Found(state, n)
         return best
+
+    def shared(self, tokens: Sequence[int], variants: AbstractSet[str]) -> int:
+        """How many first tokens of a sequence are kept, computed by the same variants."""
+        known = tuple(tokens)  # slices of a list equal none of a tuple
+        return max((shared_prefix(s.tokens, known) for s in self._states if s.variants == variants), default=0)
 
     def used(self, state: ParkedState) -> None:
         """A state was of use: others give way before it."""

@@ -168,6 +168,11 @@ class SlotTable:
         """How many tokens ``find_place`` would not compute."""
         return self._best_source(tokens, variant)[1]
 
+    def shared_with_others(self, slot: Slot) -> int:
+        """How many first tokens of a slot another slot holds too, computed by the same variants."""
+        others = (s for s in self.slots if s is not slot and s.variants == slot.variants)
+        return max((shared_prefix(s.tokens, slot.tokens) for s in others), default=0)
+
     def _best_source(self, tokens: Sequence[int], variant: str | None) -> tuple[Slot | None, int]:
         best, most = None, 0
         for slot in self.slots:
