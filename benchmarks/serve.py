@@ -3,7 +3,9 @@
     .venv/bin/python -m benchmarks.serve [--model smollm2] [--mix Q4_K_M] [--rounds 8]
 
 Both servers are up all the time, with the same file, threads, sequences and KV cells, and answer in turn; each goes
-first every other round.  Greedy, no early end.  Four loads:
+first every other time.  The loads that take seconds are measured several times a round (``TIMES``), because a shared
+machine's speed changes within seconds; a ratio is the median of those of two neighbours in time.  Greedy, no early end.
+Four loads:
 
 * single: one stream of 128 tokens; tokens/s after the first token.
 * concurrent: 8 streams of 64 tokens at once; all tokens over the time from the first request to the last token.
@@ -34,6 +36,7 @@ N_CTX, N_SEQUENCES = 2048, 8
 RATE = 4.0
 N_ARRIVALS = 24
 LOADS = ("single", "concurrent", "ttft", "prefix")
+TIMES = {"single": 5, "concurrent": 3, "ttft": 1, "prefix": 1}
 IS_TIME = {"single": False, "concurrent": False, "ttft": True, "prefix": True}
 
 
@@ -73,9 +76,11 @@ def alternate(our_port: int, their_port: int, rounds: int) -> tuple[dict[str, li
         asyncio.run(concurrent(port, Texts(text, "warm")))
     for i in range(rounds):
         for load in LOADS:
-            for port in (our_port, their_port) if i % 2 else (their_port, our_port):
-                measure: Callable[..., object] = globals()[load]
-                found[port][load].append(asyncio.run(measure(port, Texts(text, f"{load} {i}"))))  # type: ignore[arg-type]
+            measure: Callable[..., object] = globals()[load]
+            for k in range(TIMES[load]):
+                for port in (our_port, their_port) if (i + k) % 2 else (their_port, our_port):
+                    value = asyncio.run(measure(port, Texts(text, f"{load} {i} {k}")))  # type: ignore[arg-type]
+                    found[port][load].append(value)
     return found[our_port], found[their_port]
 
 
@@ -131,7 +136,7 @@ def report(model: str, mix: str, ours: dict[str, list[float]], theirs: dict[str,
     ratios = {}
     for load in LOADS:
         median = statistics.median(ours[load]), statistics.median(theirs[load])
-        ratios[load] = round(median[0] / median[1], 4)
+        ratios[load] = round(statistics.median(a / b for a, b in zip(ours[load], theirs[load], strict=True)), 4)
         unit = "s" if IS_TIME[load] else "tok/s"
         rows.append([f"{load} ({unit})", median[1], median[0], ratios[load], wanted[load]])
     table(rows)
