@@ -5,7 +5,7 @@
 
 ``scripts/mutants.py`` breaks a line that is drawn at random, in a copy of what is committed.  Then the tests near it
 run, until one fails: those of the module's own folder.  ``--far`` tries what they let pass on all others that name the
-module, or one that imports it.  A failure counts where it comes again, and goes when the line is whole.  What no test
+module, or one that imports it.  A failure counts where the test passes on the whole line.  What no test
 notices is printed as a diff: a test is missing, or the line makes no difference.
 
 Interrupted, it goes on where it was, given the same ``--report``.
@@ -226,15 +226,14 @@ def judged(mutation: Mutation, copy: Path, *, far: bool) -> Verdict:
 
 
 def _first_failure(mutation: Mutation, copy: Path, tests: list[str]) -> str | None:
-    """The first test that fails, fails again, and passes on the whole module; None if all pass."""
+    """The first test that fails, and passes on the whole module; None if all pass."""
     passed_over: list[str] = []
     while tests:
         failed = _failure(mutation, copy, [*tests, *(f"--deselect={test}" for test in passed_over)])
-        if failed is None or "::" not in failed:
-            return failed
-        if _failure(mutation, copy, [failed]) and not _failure(None, copy, [failed]):
+        if failed is None or "::" not in failed or _failure(None, copy, [failed]) is None:
             return failed
         passed_over.append(failed)
+        tests = tests[tests.index(failed.partition("::")[0]) :]
     return None
 
 
