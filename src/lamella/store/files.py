@@ -247,6 +247,7 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
+    """Have a file that somebody else wrote on the disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
