@@ -28,8 +28,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from scripts.mutants import mutations_of
-
 ROOT = Path(__file__).resolve().parent.parent
 CORE = ("core", "llama", "measuring", "planning", "quantize", "run", "store", "remote", "batching", "serving", "qos")
 MOST_SECONDS = 1200.0
@@ -140,6 +138,8 @@ def _sum_up(verdicts: list[Verdict]) -> None:
 
 def draw(copy: Path, count: int, seed: int) -> list[Mutation]:
     """Broken lines of the core, each line as likely as any other; those that cannot be broken are passed over."""
+    from scripts.mutants import mutations_of  # cosmic-ray, which choosing tests does not need
+
     rng = random.Random(seed)
     folder = copy / "src/lamella"
     lines = [
