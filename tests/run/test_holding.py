@@ -8,7 +8,8 @@ import pytest
 
 from lamella.llama import gguf
 from lamella.llama.model import Model
-from lamella.run.variants import LiveVariants, PreparedVariant
+from lamella.run.prepared import PreparedVariant
+from lamella.run.variants import LiveVariants
 from lamella.store.store import Store
 
 
