@@ -3,9 +3,9 @@
 #   make demo    set up, then the whole story on the embedded model
 #   make test    set up, then all checks and tests
 #
-# and, for makers: docs, dist, benchmarks, paper
+# and, for makers: docs, dist, dist-check, benchmarks, paper
 
-.PHONY: demo test check setup docs dist benchmarks paper clean
+.PHONY: demo test check setup docs dist dist-check benchmarks paper clean
 
 demo: setup
 	scripts/demo
@@ -29,11 +29,15 @@ docs: setup
 dist: setup
 	.venv/bin/python -m build --no-isolation
 
+# The wheel as a stranger uses it: a new virtual environment, an empty home, the tutorial's commands.  Takes minutes.
+dist-check: dist
+	scripts/dist-check
+
 # Every claim, and docs/benchmarks.md; takes most of a day and an otherwise idle machine.  Goes on where it was.
 benchmarks: setup
 	scripts/benchmarks
 
-# Only what repeats the papers' tables.
+# Only what repeats the papers' tables.  `scripts/benchmarks --papers --trial` goes the same ways in minutes.
 paper: setup
 	scripts/benchmarks --papers
 

@@ -1,15 +1,17 @@
 """Run claims one after another, on a machine that does nothing else, and write their page anew.
 
-    python -m benchmarks [--only NAME,...] [--papers] [--again] [--list]
+    python -m benchmarks [--only NAME,...] [--papers] [--again] [--trial] [--list]
 
 What this machine lacks something for is skipped, with the reason; what fails is named at the end, and the others run.
-An interrupted run of the same commit goes on after the claims that it finished; ``--again`` begins anew.
+An interrupted run of the same commit goes on after the claims that it finished; ``--again`` begins anew.  ``--trial``
+runs each as short as it gets, only to see that it runs: its records go to ``build/benchmarks/trial``, and no page.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -49,6 +51,22 @@ class Progress:
         self.path.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True)
+class Form:
+    """How claims are measured.
+
+    Attributes:
+        results: folder of the records.
+        is_trial: as short as it gets, beside the records that count.
+    """
+
+    results: Path
+    is_trial: bool
+
+
+FULL, TRIAL = Form(RESULTS, is_trial=False), Form(WORK / "trial", is_trial=True)
+
+
 def lacks(one: Claim) -> list[str]:
     """What this machine lacks for a claim."""
     return [missing for need in one.needs if (missing := need()) is not None]
@@ -59,21 +77,23 @@ def filled(words: Sequence[str]) -> list[str]:
     return [word.format(work=WORK, models=models_folder()) for word in words]
 
 
-def measure(one: Claim) -> bool:
+def measure(one: Claim, form: Form = FULL) -> bool:
     """Run a claim; whether it ended well and left its record."""
     WORK.mkdir(parents=True, exist_ok=True)
-    record = RESULTS / f"{one.name}.json"
+    record = form.results / f"{one.name}.json"
     before = record.stat().st_mtime_ns if record.exists() else 0
     for words in one.before:
         command = filled(words)
         if not Path(command[-1]).exists():
             subprocess.run([sys.executable, "-m", "lamella", *command], cwd=ROOT, check=True)
-    module, *arguments = filled(one.command)
-    done = subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *arguments], cwd=ROOT, check=False)
+    module, *arguments = filled((*one.command, *(one.trial if form.is_trial else ())))
+    environment = {**os.environ, "LAMELLA_RESULTS": str(form.results)}
+    command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
     return done.returncode == 0 and record.exists() and record.stat().st_mtime_ns > before
 
 
-def run(chosen: Sequence[Claim], progress: Progress) -> int:
+def run(chosen: Sequence[Claim], progress: Progress, form: Form = FULL) -> int:
     """Run them; 0 where none failed."""
     failed = []
     for number, one in enumerate(chosen, start=1):
@@ -83,11 +103,12 @@ def run(chosen: Sequence[Claim], progress: Progress) -> int:
         elif missing := lacks(one):
             say(f"{label}: skipped, for want of {'; '.join(missing)}")
         else:
-            say(f"{label}: about {one.minutes} minutes")
+            say(f"{label}: a trial" if form.is_trial else f"{label}: about {one.minutes} minutes")
             start = time.monotonic()
-            if _measured(one):
+            if _measured(one, form):
                 progress.add(one.name)
-                write_page()
+                if not form.is_trial:
+                    write_page()
                 say(f"{label}: {(time.monotonic() - start) / 60:.1f} minutes")
             else:
                 failed.append(one.name)
@@ -97,9 +118,9 @@ def run(chosen: Sequence[Claim], progress: Progress) -> int:
     return bool(failed)
 
 
-def _measured(one: Claim) -> bool:
+def _measured(one: Claim, form: Form) -> bool:
     try:
-        return measure(one)
+        return measure(one, form)
     except subprocess.CalledProcessError as error:
         say(str(error))
         return False
@@ -130,6 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", help="names of claims, with commas")
     parser.add_argument("--papers", action="store_true", help="only the papers' tables")
     parser.add_argument("--again", action="store_true", help="also what this commit has finished")
+    parser.add_argument("--trial", action="store_true", help="each as short as it gets; figures mean nothing")
     parser.add_argument("--list", action="store_true", help="say what there is, and run nothing")
     asked = parser.parse_args(arguments)
     try:
@@ -140,10 +162,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked.list:
         show(chosen)
         return 0
-    progress = Progress(WORK / "progress.json", head())
+    form = TRIAL if asked.trial else FULL
+    progress = Progress(WORK / ("progress-trial.json" if asked.trial else "progress.json"), head())
     if asked.again:
         progress.forget()
-    return run(chosen, progress)
+    return run(chosen, progress, form)
 
 
 if __name__ == "__main__":

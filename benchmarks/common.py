@@ -23,7 +23,8 @@ from lamella.run.kernel_table import processor_name
 from lamella.version import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = Path(os.environ.get("LAMELLA_RESULTS") or ROOT / "benchmarks" / "results")
+"""Where records go; somewhere else for trials, whose figures mean nothing."""
 SHARED = Path(os.environ.get("LAMELLA_SHARED") or ROOT.parent / "shared")
 DATA = SHARED / "data"
 CALIBRATION = str(DATA / "wikitext2" / "wiki.valid.raw")
@@ -105,7 +106,7 @@ def record(name: str, result: dict[str, Any]) -> None:
         "load_average": round(os.getloadavg()[0], 2),
         **result,
     }
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n")
     print(json.dumps(document))
 

@@ -1,6 +1,6 @@
 """LSAQ's Tables I and III: layers at INT8 and INT4 by their importance, on the models at hand.
 
-    .venv/bin/python -m benchmarks.lsaq_tables [--model smollm2] [--windows 12] [--limit 50] [--quick] [--fresh]
+    .venv/bin/python -m benchmarks.lsaq_tables [--model smollm2] [--windows 12] [--limit 50] [--fresh]
 
 At 7, 6 and 5 bits a quarter, half and three quarters of the layers are INT4, the least important first, by Jaccard
 (LSAQ), cosine and outliers (LWQ), KL sensitivity (ours) and chance; 8 and 4 bits are the same for all.  Each with one
@@ -117,10 +117,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="of the chance rankings")
     parser.add_argument("--work", type=Path, help="folder for stores and finished rows; default: a temporary one")
     parser.add_argument("--fresh", action="store_true", help="forget what an interrupted run has finished")
-    parser.add_argument("--quick", action="store_true", help="2 windows, 4 items, 1 seed, Jaccard and cosine")
     args = parser.parse_args()
-    if args.quick:
-        args.windows, args.limit, args.seeds, args.metrics = 2, 4, 1, ["jaccard", "cosine", "random"]
     run(args, args.work or Path(tempfile.gettempdir()) / f"lamella-lsaq-{args.model}")
 
 
@@ -141,7 +138,7 @@ def run(args: argparse.Namespace, work: Path) -> None:
     for verdict in verdicts:
         print(f"{verdict['verdict']:>14}: {verdict['claim']}: {verdict['found']}")
     record(
-        f"lsaq_tables-{args.model}" + ("-quick" if args.quick else ""),
+        f"lsaq_tables-{args.model}",
         {
             "model": args.model,
             "windows": args.windows,

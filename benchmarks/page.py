@@ -22,6 +22,8 @@ theirs; within 3 % of 1 it is called alike, since single runs scatter by more.
 
 `make benchmarks` measures everything anew (most of a day), `make paper` repeats the papers' tables; `python -m
 benchmarks --list` says what each claim takes and what your machine lacks for it, `--only NAME` runs one.
+`scripts/benchmarks --trial` (with `--papers`: only these) runs each as short as it gets, to see that it still runs; its
+figures mean nothing and are kept out of this page.
 """
 
 

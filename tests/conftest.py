@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,14 @@ def pytest_configure() -> None:
     """Take SIGINT as a terminal gives it: what a shell runs in the background ignores it, and its children too."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_unconfigure() -> None:
+    """Close what llama-cpp-python opens on import and leaves open, which the interpreter's end would warn of."""
+    utilities = sys.modules.get("llama_cpp._utils")
+    if utilities is not None:
+        utilities.outnull_file.close()
+        utilities.errnull_file.close()
 
 
 @pytest.fixture(autouse=True)

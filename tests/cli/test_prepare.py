@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -151,7 +152,17 @@ def test_what_is_no_model_is_refused(run: Run, tmp_path: Path) -> None:
     assert "name a GGUF file, 'smollm2' or hf:OWNER/REPO" in err
     code, _, err = run("serve", tmp_path)
     assert code == 6
-    assert "is no store" in err
+    assert "is no store: it has no store.json" in err
+    code, _, err = run("serve", tmp_path / "nothing.gguf")
+    assert code == 3
+    assert "does not exist: name a GGUF file, 'smollm2' or hf:OWNER/REPO, or the folder of a store" in err
+
+
+def test_a_taken_port_is_said_before_anything_is_prepared(run: Run, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code, _, err = run("serve", tmp_path / "nothing.gguf", "--port", str(taken.getsockname()[1]))
+    assert code == 2
+    assert "cannot listen on 127.0.0.1" in err
 
 
 def test_a_folder_of_a_store_is_a_store_whatever_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
+import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from benchmarks import __main__ as runner
 from benchmarks.claims import CLAIMS, Claim
+from benchmarks.common import RESULTS
 
 ABLE = Claim("able", ("able",), 1)
 UNABLE = Claim("unable", ("unable",), 1, (lambda: "a spare moon",))
@@ -18,7 +23,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the claims that were measured; 'broken' fails."""
     names: list[str] = []
 
-    def measure(one: Claim) -> bool:
+    def measure(one: Claim, form: runner.Form) -> bool:
         names.append(one.name)
         return one.name != "broken"
 
@@ -63,8 +68,37 @@ def test_one_that_fails_is_named_and_the_others_run(
 
 def test_a_benchmark_that_leaves_no_record_has_failed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(runner, "WORK", tmp_path)
-    monkeypatch.setattr(runner, "RESULTS", tmp_path)
-    assert not runner.measure(Claim("silent", ("__init__",), 1))
+    assert not runner.measure(Claim("silent", ("__init__",), 1), runner.Form(tmp_path, is_trial=False))
+
+
+def test_a_trial_changes_no_page_and_no_record_that_counts(
+    measured: list[str], progress: runner.Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "write_page", lambda: pytest.fail("the page was written"))
+    assert runner.run([ABLE], progress, runner.TRIAL) == 0
+    assert measured == ["able"]
+    assert runner.TRIAL.results != RESULTS
+
+
+class _Parsed(Exception):
+    """Arguments were read, and nothing else was done."""
+
+
+@pytest.mark.parametrize("one", CLAIMS, ids=lambda one: one.name)
+def test_a_benchmark_takes_the_arguments_of_its_claim(one: Claim, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the trial too; the module is imported as it is when it runs."""
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_only(self: argparse.ArgumentParser) -> NoReturn:
+        parse(self)
+        raise _Parsed
+
+    module = importlib.import_module(f"benchmarks.{one.command[0]}")
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+    for words in (one.command, (*one.command, *one.trial)):
+        monkeypatch.setattr(sys, "argv", runner.filled(words))
+        with pytest.raises(_Parsed):
+            module.main()
 
 
 def test_the_papers_tables_are_among_them(capsys: pytest.CaptureFixture[str]) -> None:

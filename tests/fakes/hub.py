@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from lamella.remote.serving import listen
+from lamella.core.listening import listen
 
 COMMIT = "c0ffee" + "0" * 34
 

@@ -18,5 +18,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> ModelFile:
 
 
 @pytest.fixture
+def source(tmp_path: Path) -> ModelFile:
+    """The same as a file of the test's own, to be moved and changed."""
+    return read_model(write_tiny_model(tmp_path / "model.gguf", n_embd=256, n_ff=512))
+
+
+@pytest.fixture
 def store(tiny: ModelFile, tmp_path: Path) -> Store:
     return Store.create(tmp_path / "store", tiny.spec.identity)

@@ -18,7 +18,7 @@ from lamella.llama.imatrix import ImportanceMatrix
 from lamella.quantize.build import BuildProgress, BuildStopped, build_variant
 from lamella.quantize.rebuild import Workshop, restore_variant
 from lamella.quantize.tuned import Tuning
-from lamella.store.files import IncomingFile
+from lamella.store.files import OwnedFile
 from lamella.store.keeping import KeptShard
 from lamella.store.leases import Lease
 from lamella.store.store import Store
@@ -28,12 +28,6 @@ from tests.fakes.plans import make_plan
 from tests.fakes.tiny_model import write_tiny_model
 
 ALL_OUTSIDE = "fp16"
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> ModelFile:
-    """A model file of the test's own, to be moved and changed."""
-    return read_model(write_tiny_model(tmp_path / "model.gguf", n_embd=256, n_ff=512))
 
 
 @pytest.fixture
@@ -174,7 +168,7 @@ def test_two_who_want_a_shard_back_make_it_once(
     placed: list[str] = []
     place = Lease.place
 
-    def counted(lease: Lease, file: IncomingFile, shard_id: str) -> None:
+    def counted(lease: Lease, file: OwnedFile, shard_id: str) -> None:
         placed.append(shard_id)
         place(lease, file, shard_id)
 

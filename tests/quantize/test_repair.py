@@ -36,11 +36,6 @@ DAMAGE: dict[str, Callable[[Path], object]] = {"flipped": flip, "cut": cut, "del
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> ModelFile:
-    return read_model(write_tiny_model(tmp_path / "model.gguf", n_embd=256, n_ff=512))
-
-
-@pytest.fixture
 def store(source: ModelFile, tmp_path: Path) -> Store:
     made = Store.create(tmp_path / "store", source.spec.identity)
     for name, precision in (("large", "int8"), ("small", "int4")):

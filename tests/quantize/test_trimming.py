@@ -10,7 +10,7 @@ import pytest
 
 from lamella.core.artifacts import Variant
 from lamella.core.errors import InvalidRequest, QuotaNotReached, StoreBusy, StoreFormatError
-from lamella.llama.gguf import ModelFile, read_model
+from lamella.llama.gguf import ModelFile
 from lamella.quantize import trimming
 from lamella.quantize.build import build_variant
 from lamella.quantize.rebuild import restore_variant
@@ -27,11 +27,6 @@ from tests.fakes.plans import make_plan
 from tests.fakes.tiny_model import write_tiny_model
 
 NOW = 10_000.0
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> ModelFile:
-    return read_model(write_tiny_model(tmp_path / "model.gguf", n_embd=256, n_ff=512))
 
 
 @pytest.fixture

@@ -64,6 +64,11 @@ def predicted_loss(model: str | Path, measurement: Measurement, plan: Plan) -> f
 
 
 def loss_request(model: str | Path, measurement: Measurement) -> PlanRequest:
+    """A request of no limits, with the losses that were measured.
+
+    Raises:
+        ArtifactError: the measurement is of another model.
+    """
     request = PlanRequest(load_spec(model), losses=losses_of(measurement))
     check_same_weights(measurement, request.spec.identity)
     return request

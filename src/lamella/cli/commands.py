@@ -47,7 +47,7 @@ class Place:
         found = getattr(importlib.import_module(f"lamella.cli.{module}"), attribute)
         is_group = isinstance(found, typer.Typer)
         command = typer.main.get_group(found) if is_group else _command(found, self.settings)
-        command.name, command.rich_help_panel = name, self.heading
+        command.name = name
         return command
 
 

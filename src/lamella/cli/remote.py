@@ -18,7 +18,7 @@ from lamella.core.errors import InvalidRequest
 from lamella.core.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
-    from lamella.remote.pull import OnTransfer
+    from lamella.remote.pull import OnTransfer, PullReport
 
 TokenOption = Annotated[
     str | None, typer.Option(help="Token that the server asks for. Default: the variable LAMELLA_TOKEN.")
@@ -66,6 +66,10 @@ def pull(
             n_connections=connections,
             on_progress=_shown(update),
         )
+    _tell_pulled(report, target, json)
+
+
+def _tell_pulled(report: PullReport, target: Path, json: bool) -> None:
     if json:
         print_json(
             {

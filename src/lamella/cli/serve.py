@@ -22,6 +22,7 @@ from lamella.cli.output import note
 from lamella.cli.served import find_served
 from lamella.config import Config
 from lamella.core.errors import InvalidRequest
+from lamella.core.listening import listen
 from lamella.core.units import parse_bytes
 from lamella.qos.controller import HOLD_SECONDS
 from lamella.qos.objectives.stated import Objectives
@@ -47,7 +48,9 @@ def serve(
         ),
     ],
     host: Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=SERVER)] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one.", rich_help_panel=SERVER)] = DEFAULT_PORT,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="0 takes a free one.", rich_help_panel=SERVER)
+    ] = DEFAULT_PORT,
     keys: Annotated[
         Path | None,
         typer.Option(
@@ -228,6 +231,7 @@ def serve(
     promised = [*(class_ or ()), *usual_class(ttft_p95, token_p95, quality_floor)]
     wanted = objectives_of_options(objectives, promised, power=power) if objectives or promised or power else None
     ring = key_ring(keys)
+    listen(host, port).close()  # a taken address is said now, and not after minutes of building
     served = find_served(target, memory, None if rpc else device)  # an RPC server's is not known to others
     engine = msgspec.structs.replace(engine, store=served.store, variant=served.variant, variants=served.variants)
     steering = None

@@ -9,6 +9,7 @@ from pathlib import Path
 from lamella import api
 from lamella.cli.prepare import ready_for
 from lamella.config import Config
+from lamella.core.errors import ModelError
 from lamella.store.store import Store
 
 
@@ -38,7 +39,8 @@ def find_served(target: str, memory: str | None, device: str | None = None) -> S
         device: None for the CPU.
 
     Raises:
-        StoreError: there is no such store, or it cannot be read.
+        ModelError: there is nothing of that name.
+        StoreError: what is there is no store, or it cannot be read.
         typer.Exit: the model cannot be made ready; why has been said.
     """
     if api.is_model(target):
@@ -47,5 +49,9 @@ def find_served(target: str, memory: str | None, device: str | None = None) -> S
         store = str(ready.folder(config.cache_folder))
         return Served(store, variants=list(ready.variants), name=api.spoken_name(target))
     folder, _, variant = target.partition("@")
+    if not Path(folder).exists():
+        raise ModelError(
+            f"{folder} does not exist: name a GGUF file, 'smollm2' or hf:OWNER/REPO, or the folder of a store"
+        )
     Store.open(Path(folder))  # what is wrong with it is said here, and not by a process that dies
     return Served(folder, variant or None)

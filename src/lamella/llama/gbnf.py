@@ -68,18 +68,26 @@ class Rules:
     n_symbols: int = 0
 
     def number(self, name: str) -> int:
+        """Of a named rule, which is made where it is named first."""
         if name not in self.names:
             self.names[name] = self.add()
         return self.names[name]
 
     def add(self) -> int:
+        """One more rule without alternatives; its number."""
         self.alternatives.append([])
         return len(self.alternatives) - 1
 
     def name(self, number: int) -> str:
+        """What messages call a rule."""
         return next((name for name, n in self.names.items() if n == number), "a group or repetition")
 
     def count(self, n_symbols: int) -> None:
+        """So many more symbols.
+
+        Raises:
+            InvalidRequest: the grammar is too large.
+        """
         self.n_symbols += n_symbols
         if self.n_symbols + len(self.alternatives) > MOST_SYMBOLS:
             raise InvalidRequest(f"the grammar is too large: more than {MOST_SYMBOLS} symbols with its repetitions")

@@ -70,9 +70,11 @@ class Vocabulary:
         return buffer.raw[:n]
 
     def text(self, tokens: Sequence[int], *, special: bool = False) -> str:
+        """What the tokens say; bytes that are no UTF-8 become U+FFFD."""
         return b"".join(self.piece(t, special=special) for t in tokens).decode("utf-8", "replace")
 
     def ends_generation(self, token: int) -> bool:
+        """Whether the model says by it that its answer is over."""
         found = self._ends.get(token)
         if found is None:
             self._model.check_open()

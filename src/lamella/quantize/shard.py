@@ -25,4 +25,5 @@ def shard_header(source: ModelFile, group: ShardGroup, type_names: Sequence[str]
 
 
 def n_shards(source: ModelFile) -> int:
+    """Of every variant of the model."""
     return sum(1 for _ in shard_groups(source.spec))

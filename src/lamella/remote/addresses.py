@@ -6,6 +6,7 @@ from lamella.core.errors import InvalidRequest
 
 
 def is_url(text: str) -> bool:
+    """Rather than a path."""
     return "://" in text
 
 

@@ -26,6 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lamella.core.closing import Closing
 from lamella.core.errors import InvalidRequest, LamellaError, StoreFormatError
+from lamella.core.listening import listen
 from lamella.core.units import format_bytes
 from lamella.remote.web import check_token
 from lamella.store.layout import Layout
@@ -125,19 +126,6 @@ class StoreServer(Closing):
 
     def close(self) -> None:
         self._listener.close()
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one.
-
-    Raises:
-        InvalidRequest: the address is taken, or not of this machine.
-    """
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=128)
-    except (OSError, OverflowError) as error:
-        raise InvalidRequest(f"cannot listen on {host}, port {port}: {error}") from None
 
 
 class _Guard:

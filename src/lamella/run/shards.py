@@ -186,6 +186,7 @@ class ShardPool:
         return sum(s.n_bytes for s in list(self._repacked.values()))
 
     def close(self) -> None:
+        """Close all, in use or not."""
         with contextlib.ExitStack() as stack:
             for mapped in self._mapped.values():
                 stack.callback(mapped.close)

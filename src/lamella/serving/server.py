@@ -23,6 +23,7 @@ from fastapi import FastAPI
 from uvicorn.config import LOGGING_CONFIG
 
 from lamella.core.errors import InvalidRequest
+from lamella.core.listening import listen
 from lamella.dashboard.assets import is_installed
 from lamella.dashboard.state import Measured
 from lamella.dashboard.steering import recorder_of
@@ -65,7 +66,7 @@ async def serve(
     control = control or by_hand(client)
     recorder = recorder_of(client, control, measured or {})
     config = _config(build_app(client, settings, gate, control, recorder), settings)
-    with contextlib.closing(_listen(settings.host, settings.port)) as listener:
+    with contextlib.closing(listen(settings.host, settings.port, backlog=1024)) as listener:
         server = _Server(config, stops.signalled)
         running = asyncio.create_task(server.serve(sockets=[listener]))
         on_listening(_url(settings, listener))
@@ -148,19 +149,6 @@ def _log_config() -> dict[str, Any]:
     config = copy.deepcopy(LOGGING_CONFIG)
     config["handlers"]["access"]["stream"] = "ext://sys.stderr"
     return config
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket.
-
-    Raises:
-        InvalidRequest: the address is taken, or not of this machine.
-    """
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=1024)
-    except (OSError, OverflowError) as error:
-        raise InvalidRequest(f"cannot listen on {host}, port {port}: {error}") from None
 
 
 def _url(settings: FrontSettings, listener: socket.socket) -> str:

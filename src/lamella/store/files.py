@@ -22,9 +22,9 @@ import stat
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO
 
+from lamella.core.closing import Closing
 from lamella.core.errors import InvalidRequest, StorageFailed
 from lamella.core.units import format_bytes
 
@@ -63,52 +63,39 @@ def free_bytes(path: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
-class IncomingFile:
-    """A file being written; hashed on the way, so nothing is read twice.
+class OwnedFile(Closing):
+    """A file that this process writes, owned until it has its place; hashed on the way, so nothing is read twice.
 
-    Owns the file until ``commit``; leaving the ``with`` block without one removes it.
+    Attributes:
+        path: where it grows.
+        n_bytes: how much is there.
     """
 
-    def __init__(self, incoming: Path, needed_bytes: int | None = None) -> None:
-        self.path = incoming / uuid.uuid4().hex
+    def __init__(self, fd: int, path: Path, needed_bytes: int | None = None) -> None:
+        """Take over the open descriptor; ``needed_bytes`` is for what a full disk is told."""
+        self._fd, self.path = fd, path
         self.n_bytes = 0
         self._needed_bytes = needed_bytes
         self._digest = hashlib.sha256()
-        with storage_errors(self.path, "write", needed_bytes):
-            incoming.mkdir(exist_ok=True)
-            self._fd = create_owned(self.path)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self.discard()
 
     @property
     def sha256(self) -> str:
-        """Of everything written so far."""
+        """Of everything that is there, from the first byte on."""
         return self._digest.hexdigest()
 
     def write(self, data: bytes | memoryview) -> None:
         """Append.
 
         Raises:
-            StorageFailed: the file system refused; the file is removed by ``discard`` or the end of the block.
+            StorageFailed: the file system refused.
         """
-        self._digest.update(data)
         left = memoryview(data)
         with storage_errors(self.path, "write", self._needed_bytes):
             while left:
-                left = left[os.write(self._fd, left) :]
-        self.n_bytes += len(data)
-
-    def commit(self, target: Path, *, durable: bool = True) -> None:
-        """Flush to the disk, make read-only, give the file its place (replacing what stood there), let go of it."""
-        if durable:
-            self.flush()
-        self.place(target)
-        if durable:
-            sync_folder(target.parent)
+                n = os.write(self._fd, left)
+                self._digest.update(left[:n])
+                self.n_bytes += n
+                left = left[n:]
 
     def flush(self) -> None:
         """Have everything on the disk; takes as long as the disk does."""
@@ -116,21 +103,53 @@ class IncomingFile:
             os.fsync(self._fd)
 
     def place(self, target: Path) -> None:
-        """The quick part of ``commit``: after it the file is there for everybody; its folder's entry is not flushed."""
+        """Make read-only, give the file its place (replacing what stood there), let go of it.
+
+        After it the file is there for everybody; its folder's entry is not flushed.
+        """
         with storage_errors(target, "write", self._needed_bytes):
             put_in_place(self._fd, self.path, target)
-            self._close()
+        self._let_go()
 
     def discard(self) -> None:
-        """Remove the file unless it was committed; may be called again."""
+        """Remove the file unless it has its place; may be called again."""
         if self._fd >= 0:
             with contextlib.suppress(OSError):
                 self.path.unlink(missing_ok=True)
-            self._close()
+            self._let_go()
 
-    def _close(self) -> None:
-        fd, self._fd = self._fd, -1
-        os.close(fd)
+    def _let_go(self) -> None:
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+
+class IncomingFile(OwnedFile):
+    """A file that is whole or not there at all: the end of a ``with`` block removes what has no place."""
+
+    def __init__(self, incoming: Path, needed_bytes: int | None = None) -> None:
+        """Begin one under a name of its own.
+
+        Raises:
+            StorageFailed: the file system refused.
+        """
+        path = incoming / uuid.uuid4().hex
+        with storage_errors(path, "write", needed_bytes):
+            incoming.mkdir(exist_ok=True)
+            fd = create_owned(path)
+        super().__init__(fd, path, needed_bytes)
+
+    def commit(self, target: Path, *, durable: bool = True) -> None:
+        """Flush to the disk and ``place``, with the folder's entry flushed too; not ``durable``: only ``place``."""
+        if durable:
+            self.flush()
+        self.place(target)
+        if durable:
+            sync_folder(target.parent)
+
+    def close(self) -> None:
+        """``discard``."""
+        self.discard()
 
 
 def put_in_place(fd: int, path: Path, target: Path) -> None:
@@ -228,6 +247,7 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
+    """Have a file that somebody else wrote on the disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

@@ -25,9 +25,8 @@ from lamella.core.artifacts import ShardRef, Variant
 from lamella.core.closing import Closing
 from lamella.core.errors import ShardDamaged, StoreFormatError
 from lamella.store import locks
-from lamella.store.files import IncomingFile, create_owned, has_living_owner, storage_errors, sync_folder
+from lamella.store.files import IncomingFile, OwnedFile, create_owned, has_living_owner, storage_errors, sync_folder
 from lamella.store.layout import Layout, check_sha256
-from lamella.store.parts import PartFile
 
 if TYPE_CHECKING:
     from lamella.store.store import Store
@@ -153,7 +152,7 @@ class Lease(Closing):
         """
         return ShardWriter(label, IncomingFile(self._layout.incoming, needed_bytes), self)
 
-    def place(self, file: IncomingFile | PartFile, shard_id: str) -> None:
+    def place(self, file: OwnedFile, shard_id: str) -> None:
         """Give a flushed file its place among the shards; the caller answers for its hash.
 
         Raises:

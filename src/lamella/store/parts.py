@@ -14,25 +14,22 @@ one without is rubbish to ``gc``.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import os
 from pathlib import Path
 
-from lamella.core.closing import Closing
-from lamella.store.files import PIECE_BYTES, put_in_place, storage_errors
+from lamella.store.files import PIECE_BYTES, OwnedFile, storage_errors
 from lamella.store.layout import check_sha256
 
 
-class PartFile(Closing):
-    """The beginning of a shard, owned until ``place``, ``discard`` or ``close``; ``close`` leaves the bytes for later.
+class PartFile(OwnedFile):
+    """The beginning of a shard; ``close`` leaves the bytes for later.
 
     A part that another process is writing is left to it: this one then begins under a second name.
 
     Attributes:
-        n_bytes: how much is there.
-        resumed_bytes: how much of that was there when it was opened.
+        resumed_bytes: how much was there when it was opened.
     """
 
     def __init__(self, incoming: Path, shard_id: str) -> None:
@@ -43,36 +40,15 @@ class PartFile(Closing):
             StorageFailed: the file system refused.
         """
         check_sha256(shard_id, "shard id")
-        self._digest = hashlib.sha256()
-        self.n_bytes = 0
         with storage_errors(incoming, "write"):
             incoming.mkdir(parents=True, exist_ok=True)
-            self._fd, self.path = _open_alone(incoming, shard_id)
+            super().__init__(*_open_alone(incoming, shard_id))
         try:
             self._hash_what_is_there()
         except BaseException:
             self.close()
             raise
         self.resumed_bytes = self.n_bytes
-
-    @property
-    def sha256(self) -> str:
-        """Of everything that is there, from the first byte on."""
-        return self._digest.hexdigest()
-
-    def write(self, data: bytes | memoryview) -> None:
-        """Append.
-
-        Raises:
-            StorageFailed: the file system refused.
-        """
-        left = memoryview(data)
-        with storage_errors(self.path, "write"):
-            while left:
-                n = os.write(self._fd, left)
-                self._digest.update(left[:n])
-                self.n_bytes += n
-                left = left[n:]
 
     def restart(self) -> None:
         """Throw away what is there and begin anew."""
@@ -81,24 +57,6 @@ class PartFile(Closing):
             os.lseek(self._fd, 0, os.SEEK_SET)
         self._digest = hashlib.sha256()
         self.n_bytes = self.resumed_bytes = 0
-
-    def flush(self) -> None:
-        """Have everything on the disk; takes as long as the disk does."""
-        with storage_errors(self.path, "write"):
-            os.fsync(self._fd)
-
-    def place(self, target: Path) -> None:
-        """Make read-only, give the file its place (replacing what stood there), let go of it."""
-        with storage_errors(target, "write"):
-            put_in_place(self._fd, self.path, target)
-        self._let_go()
-
-    def discard(self) -> None:
-        """Remove the file unless it has its place; may be called again."""
-        if self._fd >= 0:
-            with contextlib.suppress(OSError):
-                self.path.unlink(missing_ok=True)
-            self._let_go()
 
     def close(self) -> None:
         """Leave what is there to whoever comes next; an empty file is removed."""
@@ -111,11 +69,6 @@ class PartFile(Closing):
             while data := os.read(self._fd, PIECE_BYTES):
                 self._digest.update(data)
                 self.n_bytes += len(data)
-
-    def _let_go(self) -> None:
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            os.close(fd)
 
 
 def _open_alone(incoming: Path, shard_id: str) -> tuple[int, Path]:

@@ -99,7 +99,8 @@ class Store:
             try:
                 data = layout.document.read_bytes()
             except (FileNotFoundError, NotADirectoryError):
-                raise StoreFormatError(f"{path} is no store: it has no store.json") from None
+                why = "it has no store.json" if path.exists() else "it does not exist"
+                raise StoreFormatError(f"{path} is no store: {why}") from None
         return cls(layout, read_identity(data, layout.document), restore)
 
     @classmethod

@@ -235,10 +235,12 @@ def hash_files(
 
 
 def users_of(shard_id: str, variants: Sequence[Variant]) -> tuple[str, ...]:
+    """Names of the variants that have the shard."""
     return tuple(v.name for v in variants if any(shard.id == shard_id for shard in v.shards))
 
 
 def describe(shard: ShardRef, users: Sequence[str], reason: str) -> str:
+    """What is wrong with a shard, for people."""
     state = f"was {reason}" if reason == DROPPED else f"is damaged: {reason}"
     return f"shard {shard.id} ({shard.label} of {', '.join(users)}) {state}"
 

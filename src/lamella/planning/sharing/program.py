@@ -79,6 +79,7 @@ class Program:
         self._add_worst_ratio()
 
     def add(self, column: Column) -> None:
+        """One more column: what it weighs and costs in each step, and that one column of its choice is taken."""
         rows, values = [column.choice], [1.0]
         for step, (weight, cost) in enumerate(zip(column.weights, column.costs, strict=True)):
             if weight or cost:
