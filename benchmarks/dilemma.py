@@ -16,7 +16,7 @@ import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -132,8 +132,8 @@ def evaluate(
         kept = work / f"{scheme}-{limit}.json"
         scores = json.loads(kept.read_text()) if kept.exists() else {}
         todo = {name: precisions for name, precisions in different.items() if name not in scores}
-        if todo:
-            scores |= _scores(model, scheme, todo, limit, work / scheme)
+        for name, score in _scores(model, scheme, todo, limit, work / scheme) if todo else ():
+            scores[name] = score
             kept.write_text(json.dumps(scores))
         found |= {(scheme, name): scores[name] for name in different}
     return found
@@ -141,7 +141,7 @@ def evaluate(
 
 def _scores(
     model: ModelFile, scheme: Scheme, todo: dict[str, tuple[str, ...]], limit: int, folder: Path
-) -> dict[str, dict[str, float]]:
+) -> Iterator[tuple[str, dict[str, float]]]:
     store = Store.create(folder, model.spec.identity)
     have = {variant.name for variant in store.variants()}
     for name, precisions in todo.items():
@@ -152,13 +152,12 @@ def _scores(
     with Subject(store, [store.variant(name) for name in todo]) as subject:
         exam = TaskExam(read_tasks(DATA / "squad.jsonl", limit), subject.model)
         subject.make_room(exam.room)
-        scores = exam.run(subject, list(todo), None, lambda name: print(name, file=sys.stderr))
-    found: dict[str, dict[str, float]] = {}
-    for name, score in scores.items():
-        assert isinstance(score, AnswerScores)  # SQuAD's items have answers
-        error = score.loss.standard_error or 0.0
-        found[name] = {"loss": score.loss.value, "error": error, "perplexity": score.perplexity.value}
-    return found
+        for name in todo:
+            score = exam.run(subject, [name], None, lambda _: None)[name]
+            assert isinstance(score, AnswerScores)  # SQuAD's items have answers
+            error = score.loss.standard_error or 0.0
+            print(f"{scheme} {name}: loss {score.loss.value:.4f} +- {error:.4f}", file=sys.stderr)
+            yield name, {"loss": score.loss.value, "error": error, "perplexity": score.perplexity.value}
 
 
 def fields(planned: Planned, scores: dict[str, float] | None) -> dict[str, Any]:
