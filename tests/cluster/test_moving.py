@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from lamella.api.served_cluster import models_of
+from lamella.batching.messages import CacheSaved
 from lamella.batching.settings import EngineSettings
 from lamella.cluster.messages import Speed
 from lamella.cluster.moving import Mover, MoverOptions
 from lamella.cluster.placing import BUFFER_BYTES, LayersOf, MachineNow, ServedModel
 from lamella.cluster.replanning import ReplanLimits
 from lamella.core.artifacts import ShardRef
-from lamella.core.errors import RemoteFailed
+from lamella.core.errors import EngineUnavailable, RemoteFailed
 from lamella.planning.placement import Link
 from lamella.store.store import Store
 
@@ -57,7 +58,8 @@ class World:
         self.said: list[Any] = []
         self.variant: str | None = models[0].name
         self.now = 0.0
-        self.fill_fails = False
+        self.fill_fails = self.save_fails = False
+        self.is_ready, self.n_cells_used = True, 0
         options = MoverOptions(lambda layers: [], self._fill, home, LIMITS)
         settings = EngineSettings(store="store")
         self.mover = Mover(
@@ -70,6 +72,12 @@ class World:
     async def _fill(self, node: str, shards: Sequence[ShardRef]) -> None:
         if self.fill_fails:
             raise RemoteFailed("the node has no room")
+
+    async def save_cache(self, limit_seconds: float) -> CacheSaved:
+        if self.save_fails:
+            raise EngineUnavailable("it died")
+        self.said.append("save")
+        return CacheSaved(id=1, n_cells=self.n_cells_used, n_bytes=9, seconds=0.1)
 
     def hold(self, why: str, *, refuses: bool) -> None:
         self.said.append("refuse" if refuses else "hold")
@@ -159,3 +167,33 @@ def test_a_home_that_has_become_slow_is_left_and_a_failed_move_is_tried_again(mo
     world.fill_fails = False
     world.look(1.0, 11.0)
     assert world.mover.layers == HOME
+
+
+def test_the_kv_cache_goes_along_where_all_machines_are_there(models: list[ServedModel]) -> None:
+    world = World(models)
+    world.n_cells_used = 100
+    world.look(1.0)
+    world.there["one"] = replace(world.there["one"], slowdown=4.0)
+    world.look(1.0, 11.0)
+    assert world.said == ["save", "hold", ([("", 0, 3)], None)]
+    world.there["one"] = replace(world.there["one"], slowdown=1.0)
+    world.save_fails = True
+    world.look(1.0, 11.0)
+    assert world.said[3:] == ["hold", ([("", 0, 1), ("127.0.0.1:1", 1, 3)], None)]
+    assert world.mover.state == "placed"
+
+
+@pytest.mark.parametrize("lacks", ["a node", "an engine", "tokens", "bandwidth"])
+def test_the_kv_cache_stays_behind_where_it_cannot_or_need_not_go(models: list[ServedModel], lacks: str) -> None:
+    world = World(models)
+    world.n_cells_used = 0 if lacks == "tokens" else 100
+    world.look(1.0)
+    if lacks == "a node":
+        del world.there["one"]
+    else:
+        world.there["one"] = replace(world.there["one"], slowdown=4.0)
+    if lacks == "bandwidth":
+        world.there["one"] = replace(world.there["one"], link=Link(1e3, 1e-5))
+    world.is_ready = lacks != "an engine"
+    world.look(1.0, 11.0)
+    assert world.said == ["hold", ([("", 0, 3)], None)]

@@ -16,7 +16,7 @@ from tests.testbed.network import missing
 
 WHY = missing() or ("" if library.supports_rpc() else "llama.cpp was built without its RPC backend")
 pytestmark = pytest.mark.skipif(bool(WHY), reason=WHY or "namespaces and RPC are there")
-N_FF = 16384
+N_FF = 8192
 """Of layers whose steps take some milliseconds: shorter answers of a node say nothing of its speed (``pace.py``)."""
 RATE_BITS = 40_000_000
 
@@ -33,7 +33,7 @@ def wide_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestBed]:
     with TestBed(tmp_path_factory.mktemp("bed")) as made:
-        made.add(NodeSpec("one", cores=1.0))
+        made.add(NodeSpec("one", cores=0.25))
         made.add(NodeSpec("two", rate_bits=RATE_BITS))
         yield made
 
@@ -42,7 +42,7 @@ def test_layers_leave_a_node_that_has_become_slow(bed: TestBed, wide_store: Path
     with serving(bed, wide_store, "--layers", "coordinator=0-1,one=2-2") as served, Streams(served) as streams:
         streams.wait(2 * N_STREAMS)  # so that it is known how fast the node was
         assert served.used == {"coordinator", "one"}
-        bed.give_cores("one", 0.1)
+        bed.give_cores("one", 0.05)
         wait_for(lambda: "one" not in served.used and served.cluster["state"] == "placed")
         streams.wait(N_STREAMS)
         assert served.cluster["away"] == []

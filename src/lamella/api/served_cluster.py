@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # cryptography is an extra, and TLS takes a while to import
     from lamella.cluster.site import Site
     from lamella.serving.nodes import ClusterState, NodeFigures
     from lamella.serving.settings import FrontSettings
+    from lamella.serving.supervision import EngineEvent
     from lamella.serving.supervisor import SupervisedEngine
 
 READY_SECONDS = 60.0
@@ -201,7 +202,14 @@ class _Serving:
             site, client, engine, self._models, self._layers, options,
             running=lambda: client.facts.variant if client.is_ready and client.facts else None,
         )  # fmt: skip
+        client.listen(self._heard)
         await self._mover.run()
+
+    def _heard(self, event: EngineEvent) -> None:
+        from lamella.batching.messages import Hello
+
+        if isinstance(event, Hello) and event.n_taken_over:
+            self._on_line(f"the engine begins with the KV cache of {event.n_taken_over} tokens")
 
     def _now(self) -> tuple[LayersOf, ...]:
         return self._mover.layers if self._mover else self._layers

@@ -17,7 +17,9 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from lamella.batching.messages import CacheSaved
 from lamella.batching.settings import EngineSettings, LayersAt
+from lamella.cluster.carrying import Move, is_worth_carrying
 from lamella.cluster.describing import COORDINATOR
 from lamella.cluster.forwarding import Forwarder
 from lamella.cluster.placing import (
@@ -32,10 +34,13 @@ from lamella.cluster.placing import (
 from lamella.cluster.replanning import Record, ReplanLimits, View, decide
 from lamella.core.artifacts import ShardRef
 from lamella.core.errors import LamellaError, RemoteFailed
+from lamella.core.units import format_bytes
 
 TICK_SECONDS = 0.25
 READY_SECONDS = 30.0
 """For a node to begin another session."""
+SAVE_SECONDS = 30.0
+"""For the KV cache to be saved; what takes longer is computed again."""
 
 State = Literal["placed", "moving", "nothing fits"]
 Fill = Callable[[str, Sequence[ShardRef]], Awaitable[None]]
@@ -53,6 +58,14 @@ class Machines(Protocol):
 
 class MovableEngine(Protocol):
     """What is moved: ``serving.supervisor.SupervisedEngine``."""
+
+    @property
+    def is_ready(self) -> bool: ...
+
+    @property
+    def n_cells_used(self) -> int: ...
+
+    async def save_cache(self, limit_seconds: float) -> CacheSaved: ...
 
     def hold(self, why: str, *, refuses: bool) -> None: ...
 
@@ -188,6 +201,7 @@ class Mover:
         shards = {n: self._options.shards([at for at in to.layers if at.node == n]) for n in _nodes(to.layers)}
         for name, wanted in shards.items():
             await self._while_up(name, asyncio.ensure_future(self._options.fill(name, wanted)))
+        await self._save_cache(to)
         self._engine.hold(self.why, refuses=False)
         self._has_stopped = True  # until another engine may start
         for name, wanted in shards.items():
@@ -198,6 +212,22 @@ class Mover:
         self._engine.use(self._settings, to.variant if to.variant != self._variant else None)
         self.layers, self._variant, self._has_stopped = to.layers, to.variant, False
         self.state, self.why, self.n_moves = "placed", "", self.n_moves + 1
+
+    async def _save_cache(self, to: Placed) -> None:
+        """Have the KV cache go along, where it can and that is worth it."""
+        machines, n_cells = self._site.machines(), self._engine.n_cells_used
+        is_whole = self._engine.is_ready and all(at.node in machines for at in self.layers)
+        if not is_whole or not is_worth_carrying(
+            Move(self._model(to.variant), machines, self.layers, to.layers), n_cells
+        ):
+            return
+        try:
+            saved = await self._engine.save_cache(SAVE_SECONDS)
+        except (LamellaError, OSError) as error:
+            self._options.on_line(f"the KV cache stays behind, and is computed again: {error}")
+        else:
+            n_bytes, seconds = format_bytes(saved.n_bytes), saved.seconds
+            self._options.on_line(f"the KV cache goes along: {saved.n_cells} tokens, {n_bytes}, in {seconds:.2f} s")
 
     async def _while_up(self, node: str, work: asyncio.Future[None]) -> None:
         """Do something that needs a node, and give up when it goes."""

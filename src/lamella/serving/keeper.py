@@ -15,6 +15,7 @@ from lamella.batching.settings import EngineSettings
 from lamella.core.errors import EngineUnavailable, LamellaError
 from lamella.serving.aside import Aside
 from lamella.serving.child import EngineChild
+from lamella.serving.left_cache import LeftCache
 from lamella.serving.restarts import GiveUp, RestartHistory, decide
 from lamella.serving.supervision import EngineDied, SupervisorOptions
 from lamella.serving.watch import Watch
@@ -55,6 +56,7 @@ class EngineKeeper:
     Attributes:
         is_up: it can be sent to.
         n_restarts: processes started after the first.
+        left: what one engine leaves to the next.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class EngineKeeper:
             settings: of each engine; its variant is the owner's word.
             on_line: gets what engines write on standard output and error.
         """
-        self.is_up, self.n_restarts = False, 0
+        self.is_up, self.n_restarts, self.left = False, 0, LeftCache()
         self._owner, self._settings, self._options = owner, settings, options
         self._on_line, self._clock = on_line, clock
         self._child: EngineChild | None = None
@@ -137,10 +139,19 @@ class EngineKeeper:
         self._aside.lift()
         if child is not None:
             await child.stop(self._options.stop_seconds)
+        self.left.drop()
 
     async def _bring_up(self) -> EngineChild | EngineDied:
         """Start an engine and wait until it is ready, or until nothing is left of it."""
-        settings = msgspec.structs.replace(self._settings, variant=self._owner.variant)
+        left = self.left.take()
+        try:
+            return await self._bring_up_with(left)
+        finally:
+            if left:
+                self.left.drop()
+
+    async def _bring_up_with(self, cache_folder: str) -> EngineChild | EngineDied:
+        settings = msgspec.structs.replace(self._settings, variant=self._owner.variant, cache_folder=cache_folder)
         self._watch = Watch(self._options.patience, self._clock())
         self._aside.lift()
         try:
