@@ -3,8 +3,8 @@
 The front numbers requests; the engine answers each ``Generate`` with one ``Accepted``, any number of ``TokenEvent`` in
 ``Step`` frames (one frame a step of the model, for all requests it served), and one ``Finished``; or with one
 ``Refused``.  ``Embed``, ``Tokenize``, ``Detokenize``, ``Switch``, ``Prepare`` and ``SaveCache`` have one answer each,
-or ``Refused``.  ``Cancel`` ends a ``Generate``, which is answered still, or an ``Embed``, which is not.  ``Status`` comes
-unasked, at least every ``HEARTBEAT_SECONDS``; an engine that keeps quiet for long hangs.
+or ``Refused``.  ``Cancel`` ends a ``Generate``, which is answered still, or an ``Embed``, which is not.  ``Status``
+comes unasked, at least every ``HEARTBEAT_SECONDS``; an engine that keeps quiet for long hangs.
 
 An engine knows nothing of earlier engines: what a new one needs to continue a request is in ``Generate.generated``.
 What it computes of that again it may be spared, where it is given a KV cache that was saved (``EngineSettings``).
