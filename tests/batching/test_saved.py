@@ -15,6 +15,8 @@ from tests.batching.conftest import GREEDY, FakeFront, OpenFront
 
 PROMPTS = ("the quick brown fox jumps over", "the quick brown dog sleeps under", "once upon a time there was")
 N_TOKENS = 60
+FIRST = 500
+"""Number of the first stream that goes on."""
 ALIKE = {"is_reproducible": True}
 """Tokens do not depend on what runs beside them."""
 SHARED = {"n_cells": 400}
@@ -46,11 +48,11 @@ def begin(
 
 def go_on(front: FakeFront, begun: dict[str, list[int]]) -> dict[str, list[int]]:
     """All that each stream has written in the end."""
-    for number, (prompt, tokens) in enumerate(begun.items(), 1):
+    for number, (prompt, tokens) in enumerate(begun.items(), FIRST):
         front.tell(
             Generate(id=number, prompt=prompt, max_tokens=N_TOKENS, sampling=GREEDY, ignore_end=True, generated=tokens)
         )
-    return {prompt: tokens + front.tokens_of(n) for n, (prompt, tokens) in enumerate(begun.items(), 1)}
+    return {prompt: tokens + front.tokens_of(n) for n, (prompt, tokens) in enumerate(begun.items(), FIRST)}
 
 
 @pytest.mark.parametrize(
@@ -72,7 +74,7 @@ def test_streams_go_on_with_what_was_computed_and_write_the_same(
 
 def nothing_was_read(front: FakeFront, begun: dict[str, list[int]]) -> bool:
     """Whether each stream found all but its last token, which was drawn and not computed."""
-    ends = [front.end_of(number) for number in range(1, len(begun) + 1)]
+    ends = [front.end_of(number) for number in range(FIRST, FIRST + len(begun))]
     n_given = sum(end.prompt_tokens + len(tokens) - 1 for end, tokens in zip(ends, begun.values(), strict=True))
     status = front.loop.status()
     return status.n_cached_tokens == n_given and not status.n_prompt_tokens
