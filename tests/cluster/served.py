@@ -65,16 +65,16 @@ class Served:
 class Streams:
     """Completions in threads, one after the other in each, until they are stopped."""
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: Served, n_streams: int = N_STREAMS) -> None:
         self.answers: list[tuple[int, int]] = []
         self._stop = threading.Event()
         self._served = served
-        self._threads = [threading.Thread(target=self._run) for _ in range(N_STREAMS)]
+        self._threads = [threading.Thread(target=self._run) for _ in range(n_streams)]
 
     def __enter__(self) -> Streams:
         for thread in self._threads:
             thread.start()
-        self.wait(N_STREAMS)
+        self.wait(len(self._threads))
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -103,7 +103,7 @@ def test_layers_leave_a_lost_node_after_the_grace_and_return_after_the_hold(mode
     world.look(1.0)
     one = world.there.pop("one")
     world.look(1.0, 0.5)
-    assert (world.mover.state, world.said) == ("moving", [])
+    assert (world.mover.state, world.said) == ("moving", ["hold"])  # no engine is started that could not compute
     world.look(0.6)
     assert world.said == ["hold", ([("", 0, 3)], None)]
     assert (world.mover.layers, world.mover.n_moves, world.mover.state) == (HERE, 1, "placed")
@@ -121,13 +121,31 @@ def test_where_nothing_fits_new_requests_are_refused_once_and_all_goes_on_at_onc
     world.there["coordinator"] = small
     one = world.there.pop("one")
     world.look(1.0, 2.0, 1.0, 1.0)
-    assert world.said == ["refuse"]
+    assert world.said == ["hold", "refuse"]
     assert str(world.mover.state) == "nothing fits"
     assert "missing" in world.mover.why
     world.there["one"] = one
     world.look(0.25)
     assert str(world.mover.state) == "placed"
-    assert world.said[1:] == ["hold", ([("", 0, 1), ("127.0.0.1:1", 1, 3)], None)]
+    assert world.said[2:] == [([("", 0, 1), ("127.0.0.1:1", 1, 3)], None)]
+
+
+def test_a_node_that_is_back_within_the_grace_gets_its_engine_again(models: list[ServedModel]) -> None:
+    world = World(models)
+    one = world.there.pop("one")
+    world.look(1.0, 0.5)
+    world.there["one"] = one
+    world.look(0.3, 0.3)
+    assert world.said == ["hold", ([], None)]  # the settings that it had
+    assert world.mover.n_moves == 0
+
+
+def test_a_machine_that_is_lost_before_the_first_engine_is_up_is_planned_without(models: list[ServedModel]) -> None:
+    world = World(models)
+    world.variant = None
+    del world.there["one"]
+    world.look(1.0, 2.0)
+    assert world.said == ["hold", ([("", 0, 3)], None)]
 
 
 def test_a_smaller_variant_runs_where_only_that_fits_and_the_wanted_one_comes_back(models: list[ServedModel]) -> None:

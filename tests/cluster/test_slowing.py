@@ -9,7 +9,7 @@ import pytest
 
 from lamella import api
 from lamella.llama import library
-from tests.cluster.served import N_STREAMS, N_TOKENS, Streams, serving, wait_for
+from tests.cluster.served import N_TOKENS, Streams, serving, wait_for
 from tests.fakes.tiny_model import write_tiny_model
 from tests.testbed.bed import NodeSpec, TestBed
 from tests.testbed.network import missing
@@ -39,12 +39,12 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestBed]:
 
 
 def test_layers_leave_a_node_that_has_become_slow(bed: TestBed, wide_store: Path) -> None:
-    with serving(bed, wide_store, "--layers", "coordinator=0-1,one=2-2") as served, Streams(served) as streams:
-        streams.wait(2 * N_STREAMS)  # so that it is known how fast the node was
+    with serving(bed, wide_store, "--layers", "coordinator=0-1,one=2-2") as served, Streams(served, 2) as streams:
+        streams.wait(2)  # so that it is known how fast the node was
         assert served.used == {"coordinator", "one"}
         bed.give_cores("one", 0.05)
         wait_for(lambda: "one" not in served.used and served.cluster["state"] == "placed")
-        streams.wait(N_STREAMS)
+        streams.wait(2)
         assert served.cluster["away"] == []
     assert set(streams.answers) == {(200, N_TOKENS)}
 
@@ -52,13 +52,13 @@ def test_layers_leave_a_node_that_has_become_slow(bed: TestBed, wide_store: Path
 def test_layers_leave_a_node_whose_link_is_halved_and_return_with_its_speed(bed: TestBed, store_folder: Path) -> None:
     options = ["--layers", "coordinator=0-1,two=2-2", "--links", "1"]
     machine = bed.network.machines["two"]
-    with serving(bed, store_folder, *options) as served, Streams(served) as streams:
+    with serving(bed, store_folder, *options) as served, Streams(served, 2) as streams:
         assert served.used == {"coordinator", "two"}
         bed.network.limit(machine, RATE_BITS // 2)
         wait_for(lambda: "two" not in served.used and served.cluster["state"] == "placed")
-        streams.wait(N_STREAMS)
+        streams.wait(2)
         bed.network.limit(machine, RATE_BITS)
         wait_for(lambda: "two" in served.used)
-        streams.wait(N_STREAMS)
+        streams.wait(2)
         assert served.cluster["away"] == []
     assert set(streams.answers) == {(200, N_TOKENS)}

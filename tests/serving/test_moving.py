@@ -163,3 +163,42 @@ def test_health_and_status_say_where_layers_are_and_ready_why_nobody_answers(fro
     assert int(refused.headers["Retry-After"]) >= 1
     calm = replace(state, state="moving", why="")
     assert front(cluster=lambda: calm).get("/health").json()["cluster"]["state"] == "moving"  # type: ignore[operator]
+
+
+def test_an_engine_that_is_held_before_it_has_started_starts_with_what_it_is_told_then() -> None:
+    """A machine that is lost during the first start is planned without."""
+
+    async def talk() -> None:
+        engine = SupervisedEngine(
+            msgspec.structs.replace(SETTINGS, store="slow"),
+            SupervisorOptions(restarts=SOON, command=(*FAKE_COMMAND, "0.01")),
+        )
+        starting = asyncio.create_task(engine.start())
+        await asyncio.sleep(0.1)
+        engine.hold("a node is away", refuses=False)
+        await asyncio.sleep(0.1)
+        assert not starting.done()
+        engine.use(SETTINGS, "small")
+        await starting
+        events = await read(engine.generate(Generate(id=0, prompt="abc", max_tokens=3)))
+        check_whole(events, "abc", 3, "small")
+        await engine.close()
+
+    run(talk())
+
+
+def test_a_first_engine_whose_machine_is_away_is_followed_by_another(tmp_path: Path) -> None:
+    async def talk() -> None:
+        broken, away = tmp_path / "aborts", ["laptop"]
+        broken.touch()
+        options = SupervisorOptions(restarts=SOON, command=(*FAKE_COMMAND, "0.01"), excuse=lambda: bool(away))
+        engine = SupervisedEngine(EngineSettings(store=str(broken), variant="large"), options)
+        starting = asyncio.create_task(engine.start())
+        await until(lambda: engine.n_restarts >= 2)
+        broken.unlink()
+        await starting
+        check_whole(await read(engine.generate(Generate(id=0, prompt="abc", max_tokens=3))), "abc", 3)
+        away.clear()
+        await engine.close()
+
+    run(talk())

@@ -15,7 +15,7 @@ import msgspec
 from lamella.api.placed import HERE, NodeLayers, shards_of
 from lamella.api.serving import Listening, serve
 from lamella.core.artifacts import ShardRef
-from lamella.core.errors import NoPlacement
+from lamella.core.errors import NoPlacement, RemoteFailed, UnknownVariant
 from lamella.llama.gguf import read_model
 from lamella.store.store import Store
 
@@ -84,9 +84,10 @@ async def serve_cluster(
     """``serve``, with layers on nodes: each node is given the shards that it lacks, and then computes them.
 
     Raises:
+        UnknownVariant: there is none of that name.
         InvalidRequest: an unknown node, or layers that are not all of the model's, once each.
         NoPlacement: nothing was said of layers, and they fit nowhere.
-        RemoteFailed: a node that was named does not answer.
+        RemoteFailed: a node that was named does not answer, and layers may not go elsewhere.
     """
     from lamella.cluster.dialling import Dialler
     from lamella.cluster.replanning import ReplanLimits
@@ -116,6 +117,9 @@ class _Serving:
         self._cluster, self._served, self._store = cluster, served, store
         self._dialler, self._on_line = dialler, on_line
         self._models = models_of(store, served.engine)
+        wanted, known = served.engine.variant, [model.name for model in self._models]
+        if wanted is not None and wanted not in known:
+            raise UnknownVariant(f"no variant '{wanted}' is served; there are: {', '.join(known)}")
         self._mover: Mover | None = None
         self._layers: tuple[LayersOf, ...] = ()
 
@@ -133,14 +137,8 @@ class _Serving:
         async with Site(
             self._dialler, shards, types, here, refresh_seconds=how.link_seconds, on_line=self._on_line
         ) as site:
-            variant = served.engine.variant
-            if home is None:
-                home_or_best, variant = await self._first(site)
-            else:
-                home_or_best = home
-                await self._fill_all(site, shards, named)
-            self._layers = home_or_best
-            engine = msgspec.structs.replace(served.engine, layers=layers_at(home_or_best, site.nodes), variant=variant)
+            self._layers, variant = await self._begin(site, home, shards, is_fixed=is_fixed)
+            engine = msgspec.structs.replace(served.engine, layers=layers_at(self._layers, site.nodes), variant=variant)
             front = replace(
                 served.front, nodes=lambda: [figures_of(node) for node in site.nodes.values()],
                 cluster=lambda: self._state(site),
@@ -157,6 +155,26 @@ class _Serving:
         found = await report_apart(self._served.kernel_file, self._served.engine.n_threads, sorted(types))
         limit = self._served.replanning.memory_here
         return msgspec.structs.replace(found, available_bytes=limit) if limit else found
+
+    async def _begin(
+        self, site: Site, home: tuple[LayersOf, ...] | None, shards: dict[str, list[ShardRef]], *, is_fixed: bool
+    ) -> tuple[tuple[LayersOf, ...], str | None]:
+        """Where layers are at first, and the variant: at home, else where they run fastest on what is there."""
+        if home is not None:
+            try:
+                await self._fill_all(site, shards, list(dict.fromkeys(at.node for at in home if at.node != HERE)))
+            except RemoteFailed as error:
+                if is_fixed:
+                    raise
+                self._on_line(f"layers begin elsewhere than they were told to: {error}")
+            else:
+                return home, self._served.engine.variant
+        for _ in site.nodes:  # each may be lost while it is given its layers
+            try:
+                return await self._first(site)
+            except RemoteFailed as error:
+                self._on_line(f"layers are placed once more: {error}")
+        return await self._first(site)
 
     async def _fill_all(self, site: Site, shards: dict[str, list[ShardRef]], named: Sequence[str]) -> None:
         for name in named:

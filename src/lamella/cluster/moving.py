@@ -109,7 +109,7 @@ class Mover:
         running: Callable[[], str | None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """The engine runs already.
+        """The engine runs already, or is being started.
 
         Args:
             models: the variants that may be served, largest first.
@@ -121,8 +121,8 @@ class Mover:
         self.why, self.n_moves = "", 0
         self._site, self._engine, self._settings = site, engine, settings
         self._models, self._options, self._running, self._clock = models, options, running, clock
-        self._record, self._has_stopped = Record(), False
-        self._variant = self._wanted = running() or models[0].name
+        self._record, self._has_stopped, self._is_held = Record(), False, False
+        self._variant = self._wanted = running() or settings.variant or models[0].name
         self._at_first = site.machines()  # how fast home was meant to be
         self._planned_for: tuple[str, Mapping[str, MachineNow]] = ("", {})
         self._plan: Placed | None = None
@@ -153,8 +153,12 @@ class Mover:
         elif decision.act == "move":
             assert other is not None  # or there would be nowhere to go
             await self._move(other, decision.why)
+        elif decision.act == "wait":
+            self.state = "moving"
+            self._hold(decision.why)  # it would be started for nothing
         else:
-            self.state = "moving" if decision.act == "wait" else "placed"
+            self.state = "placed"
+            self._let_go()
 
     def _note_switches(self) -> None:
         """Somebody who has switched wants that variant."""
@@ -192,7 +196,17 @@ class Mover:
         if self.state != "nothing fits":
             self._options.on_line(self.why)
             self._engine.hold(self.why, refuses=True)
-        self.state, self._has_stopped = "nothing fits", True
+        self.state, self._has_stopped, self._is_held = "nothing fits", True, True
+
+    def _hold(self, why: str) -> None:
+        if not self._is_held:
+            self._engine.hold(why, refuses=False)
+        self._is_held = True
+
+    def _let_go(self) -> None:
+        if self._is_held:
+            self._engine.use(self._settings)
+        self._is_held = False
 
     async def _move(self, to: Placed, why: str) -> None:
         places = ", ".join(f"{at.node}={at.first}-{at.end - 1}" for at in to.layers)
@@ -202,7 +216,7 @@ class Mover:
         for name, wanted in shards.items():
             await self._while_up(name, asyncio.ensure_future(self._options.fill(name, wanted)))
         await self._save_cache(to)
-        self._engine.hold(self.why, refuses=False)
+        self._hold(self.why)
         self._has_stopped = True  # until another engine may start
         for name, wanted in shards.items():
             self._site.nodes[name].renew(wanted)
@@ -210,7 +224,7 @@ class Mover:
             await self._site.nodes[name].ready(READY_SECONDS)
         self._settings = msgspec.structs.replace(self._settings, layers=layers_at(to.layers, self._site.nodes))
         self._engine.use(self._settings, to.variant if to.variant != self._variant else None)
-        self.layers, self._variant, self._has_stopped = to.layers, to.variant, False
+        self.layers, self._variant, self._has_stopped, self._is_held = to.layers, to.variant, False, False
         self.state, self.why, self.n_moves = "placed", "", self.n_moves + 1
 
     async def _save_cache(self, to: Placed) -> None:

@@ -87,7 +87,7 @@ class EngineKeeper:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Start the first engine; returns when it is ready.
+        """Start the first engine; returns when it is ready.  One that ends excused is followed by another.
 
         Raises:
             EngineUnavailable: it cannot be started, in its own words where it found some.
@@ -95,6 +95,8 @@ class EngineKeeper:
         self._tasks.append(asyncio.create_task(self._look_after()))
         try:
             child = await self._bring_up()
+            while isinstance(child, EngineDied) and self._is_excused():
+                child = await self._bring_up_again(self._options.restarts.first_pause_seconds)
         except BaseException:
             await self.close()
             raise
@@ -167,6 +169,14 @@ class EngineKeeper:
         self._owner.came_up(hello)
         return child
 
+    async def _bring_up_again(self, pause_seconds: float) -> EngineChild | EngineDied:
+        """Start one more, after a pause and when it may run."""
+        await asyncio.sleep(pause_seconds)
+        await self._may_run.wait()
+        self._was_told_to_end = False
+        self.n_restarts += 1
+        return await self._bring_up()
+
     async def _end_of(self, child: EngineChild) -> EngineDied:
         why = await child.ended()
         self._child = None
@@ -210,11 +220,7 @@ class EngineKeeper:
                 if isinstance(decision, GiveUp):
                     return f"no engine can be kept up: {decision.reason}; the last one: {died.why}"
                 history, pause_seconds = decision.history, decision.pause_seconds
-            await asyncio.sleep(pause_seconds)
-            await self._may_run.wait()
-            self._was_told_to_end = False
-            self.n_restarts += 1
-            born = await self._bring_up()
+            born = await self._bring_up_again(pause_seconds)
             if isinstance(born, EngineChild):
                 return history, born
             died, was_fruitful, is_excused = born, False, self._is_excused()
