@@ -12,9 +12,10 @@ import pytest
 from lamella.api.served_cluster import models_of
 from lamella.batching.messages import CacheSaved
 from lamella.batching.settings import EngineSettings
+from lamella.cluster.layers import LayersOf
 from lamella.cluster.messages import Speed
 from lamella.cluster.moving import Mover, MoverOptions
-from lamella.cluster.placing import BUFFER_BYTES, LayersOf, MachineNow, ServedModel
+from lamella.cluster.placing import BUFFER_BYTES, MachineNow, ServedModel
 from lamella.cluster.replanning import ReplanLimits
 from lamella.core.artifacts import ShardRef
 from lamella.core.errors import EngineUnavailable, RemoteFailed

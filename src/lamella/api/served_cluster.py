@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from lamella.api.placed import HERE, NodeLayers, shards_of
+from lamella.api.placed import shards_of
 from lamella.api.serving import Listening, serve
+from lamella.cluster.layers import LayersOf, nodes_of
 from lamella.core.artifacts import ShardRef
 from lamella.core.errors import NoPlacement, RemoteFailed, UnknownVariant
 from lamella.llama.gguf import read_model
@@ -26,7 +27,7 @@ if TYPE_CHECKING:  # cryptography is an extra, and TLS takes a while to import
     from lamella.cluster.forwarding import Forwarder
     from lamella.cluster.messages import NodeReport
     from lamella.cluster.moving import Mover
-    from lamella.cluster.placing import LayersOf, ServedModel
+    from lamella.cluster.placing import ServedModel
     from lamella.cluster.site import Site
     from lamella.serving.nodes import ClusterState, NodeFigures
     from lamella.serving.settings import FrontSettings
@@ -68,7 +69,7 @@ class ServedCluster:
 
     engine: EngineSettings
     front: FrontSettings
-    layers: Sequence[NodeLayers] | None
+    layers: Sequence[LayersOf] | None
     kernel_file: Path
     replanning: Replanning = field(default_factory=Replanning)
     max_queue: int = 64
@@ -95,7 +96,7 @@ async def serve_cluster(
     how = served.replanning
     ReplanLimits(how.gain, how.hold_seconds, n_moves=how.n_moves)  # what is wrong with them is said now
     store = Store.open(Path(served.engine.store))
-    named = list(dict.fromkeys(at.node for at in served.layers or () if at.node != HERE))
+    named = nodes_of(served.layers or ())
     for name in named:
         cluster.needed_node(name)
     async with Dialler(cluster) as dialler:
@@ -129,7 +130,7 @@ class _Serving:
 
         served, is_fixed = self._served, self._served.replanning.is_fixed and self._served.layers is not None
         members = named if is_fixed else [record.name for record in self._cluster.nodes()]
-        home = _layers_of(served.layers) if served.layers is not None else None
+        home = tuple(served.layers) if served.layers is not None else None
         shards = {name: self._shards([at for at in home or () if at.node == name]) for name in members}
         types = set[str]() if is_fixed else {kind for model in self._models for kind in model.types}
         here = await self._here(types)
@@ -162,7 +163,7 @@ class _Serving:
         """Where layers are at first, and the variant: at home, else where they run fastest on what is there."""
         if home is not None:
             try:
-                await self._fill_all(site, shards, list(dict.fromkeys(at.node for at in home if at.node != HERE)))
+                await self._fill_all(site, shards, nodes_of(home))
             except RemoteFailed as error:
                 if is_fixed:
                     raise
@@ -193,7 +194,7 @@ class _Serving:
         found = await asyncio.to_thread(place_served, wanted, machines)
         if found is None:
             raise NoPlacement(f"{what_is_missing(wanted, machines)}; away: {', '.join(site.away()) or 'none'}")
-        for name in dict.fromkeys(at.node for at in found.layers if at.node != HERE):
+        for name in nodes_of(found.layers):
             needed = self._shards([at for at in found.layers if at.node == name])
             await self._fill(name, needed)
             site.nodes[name].renew(needed)
@@ -241,8 +242,7 @@ class _Serving:
         return ClusterState(self._mover.state, self._mover.why, layers, site.away(), self._mover.n_moves)
 
     def _shards(self, layers: Sequence[LayersOf]) -> list[ShardRef]:
-        at = [NodeLayers(found.node, found.first, found.end) for found in layers]
-        return shards_of(self._store, self._served.engine.variants, at)
+        return shards_of(self._store, self._served.engine.variants, layers)
 
     async def _fill(self, node: str, shards: Sequence[ShardRef]) -> None:
         from lamella.cluster.bringing import bring
@@ -281,9 +281,3 @@ def figures_of(forwarder: Forwarder) -> NodeFigures:
         traffic.received_bytes,
         traffic.saved_bytes,
     )
-
-
-def _layers_of(layers: Sequence[NodeLayers]) -> tuple[LayersOf, ...]:
-    from lamella.cluster.placing import LayersOf
-
-    return tuple(LayersOf(at.node, at.first, at.end) for at in layers)

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lamella.cluster.placing import LayersOf, MachineNow, ServedModel, seconds_of
+from lamella.cluster.layers import LayersOf
+from lamella.cluster.placing import MachineNow, ServedModel, seconds_of
 from lamella.planning.placement import Link, Request
 
 MESSAGES_EACH_WAY = 2

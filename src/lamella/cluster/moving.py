@@ -20,10 +20,9 @@ import msgspec
 from lamella.batching.messages import CacheSaved
 from lamella.batching.settings import EngineSettings, LayersAt
 from lamella.cluster.carrying import Move, is_worth_carrying
-from lamella.cluster.describing import COORDINATOR
 from lamella.cluster.forwarding import Forwarder
+from lamella.cluster.layers import COORDINATOR, LayersOf, nodes_of
 from lamella.cluster.placing import (
-    LayersOf,
     MachineNow,
     Placed,
     ServedModel,
@@ -212,7 +211,7 @@ class Mover:
         places = ", ".join(f"{at.node}={at.first}-{at.end - 1}" for at in to.layers)
         self.state, self.why = "moving", f"layers move to {places}: {why}"
         self._options.on_line(self.why)
-        shards = {n: self._options.shards([at for at in to.layers if at.node == n]) for n in _nodes(to.layers)}
+        shards = {n: self._options.shards([at for at in to.layers if at.node == n]) for n in nodes_of(to.layers)}
         for name, wanted in shards.items():
             await self._while_up(name, asyncio.ensure_future(self._options.fill(name, wanted)))
         await self._save_cache(to)
@@ -258,8 +257,3 @@ class Mover:
 def layers_at(layers: Sequence[LayersOf], nodes: Mapping[str, Forwarder]) -> list[LayersAt]:
     """As an engine is told."""
     return [LayersAt("" if at.node == COORDINATOR else nodes[at.node].endpoint, at.first, at.end) for at in layers]
-
-
-def _nodes(layers: Sequence[LayersOf]) -> list[str]:
-    """The nodes among the machines that have layers."""
-    return list(dict.fromkeys(at.node for at in layers if at.node != COORDINATOR))

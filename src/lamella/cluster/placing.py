@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
-from lamella.cluster.describing import COORDINATOR, PASS_SECONDS
+from lamella.cluster.describing import PASS_SECONDS
+from lamella.cluster.layers import COORDINATOR, LayersOf
 from lamella.cluster.messages import Speed as WeightSpeed
 from lamella.core.artifacts import Variant
 from lamella.core.errors import InvalidRequest, NoPlacement
@@ -43,15 +44,6 @@ GAP = 0.02
 """To which placements are solved: below what is worth a move."""
 BUFFER_BYTES = 64 << 20
 """On each machine, for intermediate results."""
-
-
-@dataclass(frozen=True, slots=True)
-class LayersOf:
-    """Layers ``first`` to ``end - 1`` on a machine; ``COORDINATOR`` is this one."""
-
-    node: str
-    first: int
-    end: int
 
 
 @dataclass(frozen=True, slots=True)
