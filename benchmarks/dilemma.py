@@ -1,6 +1,6 @@
 """DILEMMA's experiment on the models at hand: bits and loss for delta from 0.001 to 1.0, links and processors.
 
-    python -m benchmarks.dilemma [--model smollm2] [--limit 60] [--scored 0.01,0.1] [--work FOLDER] [--only plans,quality,sensitivity]
+    python -m benchmarks.dilemma [--model smollm2] [--limit 60] [--scored 0.01,0.1] [--only plans,quality]
 
 The cluster is the paper's kind: three unequal edge servers and a cloud in a mesh.  For each delta the joint program
 chooses nodes and bits; loss is how likely the answers of SQuAD are (``lamella eval``'s measure).  ``delta`` is the mean
