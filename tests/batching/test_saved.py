@@ -17,9 +17,9 @@ PROMPTS = ("the quick brown fox jumps over", "the quick brown dog sleeps under",
 N_TOKENS = 60
 FIRST = 500
 """Number of the first stream that goes on."""
-ALIKE = {"is_reproducible": True}
+ALIKE: dict[str, Any] = {"is_reproducible": True}
 """Tokens do not depend on what runs beside them."""
-SHARED = {"n_cells": 400}
+SHARED: dict[str, Any] = {"n_cells": 400}
 
 
 def save(front: FakeFront, folder: Path) -> CacheSaved | Refused:
