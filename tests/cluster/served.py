@@ -28,8 +28,13 @@ LIMIT_SECONDS = 120.0
 class Served:
     """``lamella cluster serve``, a process of its own."""
 
-    def __init__(self, process: subprocess.Popen[bytes], url: str) -> None:
-        self.process, self.url = process, url
+    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+        self.process, self.url, self._log = process, url, log
+
+    @property
+    def said(self) -> str:
+        """All that it has told."""
+        return self._log.read_text()
 
     def get(self, path: str) -> tuple[int, dict[str, Any], Any]:
         """Status, document and headers."""
@@ -117,7 +122,7 @@ def serving(bed: TestBed, store: Path, *options: str) -> Iterator[Served]:
             wait_for(lambda: "http://" in log.read_text() or process.poll() is not None)
             assert process.poll() is None, log.read_text()
             url = next(word for word in log.read_text().split() if word.startswith("http://")).rstrip("/.,;")
-            yield Served(process, url.removesuffix("/v1"))
+            yield Served(process, url.removesuffix("/v1"), log)
             assert process.poll() is None, log.read_text()
         finally:
             process.send_signal(signal.SIGTERM)

@@ -35,9 +35,12 @@ def test_a_node_that_dies_and_one_that_is_cut_off_cost_no_stream_and_are_used_ag
             bed.stop("one", signal.SIGKILL)
             wait_for(lambda: "one" not in served.used and served.cluster["state"] == "placed")
             streams.wait(N_STREAMS)
+            assert "the KV cache goes along" not in served.said  # it was lost with the node
             bed.start_again("one")
             wait_for(lambda: "one" in served.used)
             streams.wait(N_STREAMS)
+            assert "the KV cache goes along" in served.said
+            assert "the engine begins with the KV cache of" in served.said
             machine = bed.network.machines["two"]
             bed.network.cut(machine)
             wait_for(lambda: "two" not in served.used and served.cluster["away"] == ["two"])
