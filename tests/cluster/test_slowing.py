@@ -42,10 +42,10 @@ def test_layers_leave_a_node_that_has_become_slow(bed: TestBed, wide_store: Path
     with serving(bed, wide_store, "--layers", "coordinator=0-1,one=2-2") as served, Streams(served, 2) as streams:
         streams.wait(2)  # so that it is known how fast the node was
         assert served.used == {"coordinator", "one"}
-        bed.give_cores("one", 0.01)
+        bed.give_cores("one", 0.02)
         wait_for(lambda: "one" not in served.used and served.cluster["state"] == "placed")
         streams.wait(2)
-        assert served.cluster["away"] == []
+        assert "it is faster there" in served.said  # and not: its node is away
     assert set(streams.answers) == {(200, N_TOKENS)}
 
 
