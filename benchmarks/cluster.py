@@ -26,10 +26,11 @@ from benchmarks.placed_engine import milliseconds
 from benchmarks.stores import work_folder
 from lamella import api
 from lamella.cluster.bringing import bring
-from lamella.cluster.describing import COORDINATOR, describe, types_of
+from lamella.cluster.describing import describe, types_of
 from lamella.cluster.dialling import Dialler
 from lamella.cluster.folder import ClusterFolder
 from lamella.cluster.forwarding import Forwarder
+from lamella.cluster.layers import COORDINATOR
 from lamella.cluster.messages import NodeReport
 from lamella.cluster.reporting import report_apart
 from lamella.core.artifacts import Measurement

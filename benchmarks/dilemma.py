@@ -1,6 +1,6 @@
 """DILEMMA's experiment on the models at hand: bits and loss for delta from 0.001 to 1.0, links and processors.
 
-    python -m benchmarks.dilemma [--model smollm2] [--limit 60] [--work FOLDER] [--only plans,quality,sensitivity]
+    python -m benchmarks.dilemma [--model smollm2] [--limit 60] [--scored 0.01,0.1] [--only plans,quality]
 
 The cluster is the paper's kind: three unequal edge servers and a cloud in a mesh.  For each delta the joint program
 chooses nodes and bits; loss is how likely the answers of SQuAD are (``lamella eval``'s measure).  ``delta`` is the mean
@@ -16,7 +16,7 @@ import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,9 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--limit", type=int, default=60, help="questions of SQuAD")
     parser.add_argument("--work", type=Path, help="folder for stores and finished scores; default: a temporary one")
+    parser.add_argument(
+        "--scored", type=_numbers, default=DELTAS, help="deltas whose plans are scored, as 0.01,0.1; default: all"
+    )
     parser.add_argument("--only", default="plans,quality,sensitivity")
     asked = parser.parse_args()
     parts = asked.only.split(",")
@@ -82,13 +85,18 @@ def main() -> None:
     found: dict[str, Any] = {key: known[key] for key in ("rows", "sensitivity") if key in known}
     if "plans" in parts or "quality" in parts:
         planned = [p for scheme in SCHEMES for p in plans(model, measured[scheme], scheme)]
-        scores = evaluate(model, planned, asked.limit, work) if "quality" in parts else {}
+        scored = [p for p in planned if p.delta in asked.scored]
+        scores = evaluate(model, scored, asked.limit, work) if "quality" in parts else {}
         found["rows"] = [fields(p, scores.get((p.scheme, p.variant))) for p in planned]
         show(found["rows"])
     if "sensitivity" in parts:
         found["sensitivity"] = sensitivities(model, measured["truncate"], asked.model)
     differences = {s: {p: means(m)[p] for p in m.per_precision} for s, m in measured.items()}
     record(name, {"model": asked.model, "questions": asked.limit, "mean_differences": differences, **found})
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
 
 
 def _measure(model: ModelFile, scheme: Scheme) -> Measurement:
@@ -132,8 +140,8 @@ def evaluate(
         kept = work / f"{scheme}-{limit}.json"
         scores = json.loads(kept.read_text()) if kept.exists() else {}
         todo = {name: precisions for name, precisions in different.items() if name not in scores}
-        if todo:
-            scores |= _scores(model, scheme, todo, limit, work / scheme)
+        for name, score in _scores(model, scheme, todo, limit, work / scheme) if todo else ():
+            scores[name] = score
             kept.write_text(json.dumps(scores))
         found |= {(scheme, name): scores[name] for name in different}
     return found
@@ -141,7 +149,7 @@ def evaluate(
 
 def _scores(
     model: ModelFile, scheme: Scheme, todo: dict[str, tuple[str, ...]], limit: int, folder: Path
-) -> dict[str, dict[str, float]]:
+) -> Iterator[tuple[str, dict[str, float]]]:
     store = Store.create(folder, model.spec.identity)
     have = {variant.name for variant in store.variants()}
     for name, precisions in todo.items():
@@ -152,13 +160,12 @@ def _scores(
     with Subject(store, [store.variant(name) for name in todo]) as subject:
         exam = TaskExam(read_tasks(DATA / "squad.jsonl", limit), subject.model)
         subject.make_room(exam.room)
-        scores = exam.run(subject, list(todo), None, lambda name: print(name, file=sys.stderr))
-    found: dict[str, dict[str, float]] = {}
-    for name, score in scores.items():
-        assert isinstance(score, AnswerScores)  # SQuAD's items have answers
-        error = score.loss.standard_error or 0.0
-        found[name] = {"loss": score.loss.value, "error": error, "perplexity": score.perplexity.value}
-    return found
+        for name in todo:
+            score = exam.run(subject, [name], None, lambda _: None)[name]
+            assert isinstance(score, AnswerScores)  # SQuAD's items have answers
+            error = score.loss.standard_error or 0.0
+            print(f"{scheme} {name}: loss {score.loss.value:.4f} +- {error:.4f}", file=sys.stderr)
+            yield name, {"loss": score.loss.value, "error": error, "perplexity": score.perplexity.value}
 
 
 def fields(planned: Planned, scores: dict[str, float] | None) -> dict[str, Any]:

@@ -44,9 +44,8 @@ def draw_deltas(rows: Sequence[Mapping[str, Any]], model: str) -> None:
         mine = [row for row in rows if row["scheme"] == scheme]
         deltas = [row["delta"] for row in mine]
         bits.plot(deltas, [100 * row["ratio"] for row in mine], "o-", color=colour, label=NAMES[scheme], markersize=4)
-        if all("loss" in row for row in mine):
-            values, errors = [row["loss"] for row in mine], [row["error"] for row in mine]
-            loss.errorbar(deltas, values, errors, fmt="o-", color=colour, label=NAMES[scheme], markersize=4)
+        scored = [row for row in mine if "loss" in row]
+        loss.plot([row["delta"] for row in scored], [row["loss"] for row in scored], "o-", color=colour, markersize=4)
     bits.axhline(12.5, color=GREY, linewidth=1, linestyle=":")
     bits.set_ylabel("bits of the layers, % of 32", color=INK)
     loss.set_ylabel("SQuAD loss, nats a token", color=INK)

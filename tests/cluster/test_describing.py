@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lamella.cluster.describing import COORDINATOR, PASS_SECONDS, describe, types_of
+from lamella.cluster.describing import PASS_SECONDS, describe, types_of
+from lamella.cluster.layers import COORDINATOR
 from lamella.cluster.links import MeasuredLink
 from lamella.cluster.messages import NodeReport, Speed
 from lamella.core.errors import InvalidRequest

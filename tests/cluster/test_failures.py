@@ -2,108 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import signal
-import subprocess
-import sys
-import threading
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from lamella.llama import library
+from tests.cluster.served import N_STREAMS, N_TOKENS, Streams, serving, wait_for
 from tests.testbed.bed import NodeSpec, TestBed
 from tests.testbed.network import missing
 
 WHY = missing() or ("" if library.supports_rpc() else "llama.cpp was built without its RPC backend")
 pytestmark = pytest.mark.skipif(bool(WHY), reason=WHY or "namespaces and RPC are there")
 LAYERS = "coordinator=0-0,one=1-1,two=2-2"
-N_STREAMS, N_TOKENS = 4, 60
-LIMIT_SECONDS = 120.0
-
-
-class Served:
-    """``lamella cluster serve``, a process of its own."""
-
-    def __init__(self, process: subprocess.Popen[bytes], url: str) -> None:
-        self.process, self.url = process, url
-
-    def get(self, path: str) -> tuple[int, dict[str, Any], Any]:
-        """Status, document and headers."""
-        try:
-            with urllib.request.urlopen(self.url + path, timeout=30) as answer:
-                return answer.status, json.load(answer), answer.headers
-        except urllib.error.HTTPError as error:
-            return error.code, json.load(error), error.headers
-
-    @property
-    def cluster(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.get("/health")[1]["cluster"]
-        return found
-
-    @property
-    def used(self) -> set[str]:
-        """Machines that have layers now."""
-        return {at["node"] for at in self.cluster["layers"]}
-
-    def complete(self, n_tokens: int = N_TOKENS) -> tuple[int, dict[str, Any], Any]:
-        """One completion."""
-        body = {"model": "tiny", "prompt": "a b c", "max_tokens": n_tokens, "temperature": 0, "ignore_eos": True}
-        request = urllib.request.Request(
-            self.url + "/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=LIMIT_SECONDS) as answer:
-                return answer.status, json.load(answer), answer.headers
-        except urllib.error.HTTPError as error:
-            return error.code, json.load(error), error.headers
-
-
-class Streams:
-    """Completions in threads, one after the other in each, until they are stopped."""
-
-    def __init__(self, served: Served) -> None:
-        self.answers: list[tuple[int, int]] = []
-        self._stop = threading.Event()
-        self._served = served
-        self._threads = [threading.Thread(target=self._run) for _ in range(N_STREAMS)]
-
-    def __enter__(self) -> Streams:
-        for thread in self._threads:
-            thread.start()
-        self.wait(N_STREAMS)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(LIMIT_SECONDS)
-        assert not any(thread.is_alive() for thread in self._threads)
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            status, document, _ = self._served.complete()
-            self.answers.append((status, document.get("usage", {}).get("completion_tokens", 0)))
-
-    def wait(self, n_more: int) -> None:
-        """Until so many more have ended."""
-        goal = len(self.answers) + n_more
-        wait_for(lambda: len(self.answers) >= goal)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Polls, counted and not timed: the machine may stand still meanwhile."""
-    for _ in range(int(LIMIT_SECONDS / 0.1)):
-        if condition():
-            return
-        time.sleep(0.1)
-    raise AssertionError("it did not come so far")
 
 
 @pytest.fixture(scope="module")
@@ -112,27 +24,6 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestBed]:
         made.add(NodeSpec("one"))
         made.add(NodeSpec("two"))
         yield made
-
-
-@contextlib.contextmanager
-def serving(bed: TestBed, store: Path, *options: str) -> Iterator[Served]:
-    """A served cluster; its process is the same at the end."""
-    command = [
-        sys.executable, "-P", "-m", "lamella", "cluster", "serve", f"{store}@large", "--folder",
-        str(bed.cluster.path), "--port", "0", "--name", "tiny", "--context", "256", "--sequences", "4", "--hold", "1",
-        "--links", "1000", *options,
-    ]  # fmt: skip
-    log = bed.path / "serve.log"
-    with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
-        try:
-            wait_for(lambda: "http://" in log.read_text() or process.poll() is not None)
-            assert process.poll() is None, log.read_text()
-            url = next(word for word in log.read_text().split() if word.startswith("http://")).rstrip("/.,;")
-            yield Served(process, url.removesuffix("/v1"))
-            assert process.poll() is None, log.read_text()
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(30)
 
 
 def test_a_node_that_dies_and_one_that_is_cut_off_cost_no_stream_and_are_used_again(
@@ -144,9 +35,12 @@ def test_a_node_that_dies_and_one_that_is_cut_off_cost_no_stream_and_are_used_ag
             bed.stop("one", signal.SIGKILL)
             wait_for(lambda: "one" not in served.used and served.cluster["state"] == "placed")
             streams.wait(N_STREAMS)
+            assert "the KV cache goes along" not in served.said  # it was lost with the node
             bed.start_again("one")
             wait_for(lambda: "one" in served.used)
             streams.wait(N_STREAMS)
+            assert "the KV cache goes along" in served.said
+            assert "the engine begins with the KV cache of" in served.said
             machine = bed.network.machines["two"]
             bed.network.cut(machine)
             wait_for(lambda: "two" not in served.used and served.cluster["away"] == ["two"])

@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 
 from lamella.api.served_cluster import models_of
+from lamella.batching.messages import CacheSaved
 from lamella.batching.settings import EngineSettings
+from lamella.cluster.layers import LayersOf
 from lamella.cluster.messages import Speed
 from lamella.cluster.moving import Mover, MoverOptions
-from lamella.cluster.placing import BUFFER_BYTES, LayersOf, MachineNow, ServedModel
+from lamella.cluster.placing import BUFFER_BYTES, MachineNow, ServedModel
 from lamella.cluster.replanning import ReplanLimits
 from lamella.core.artifacts import ShardRef
-from lamella.core.errors import RemoteFailed
+from lamella.core.errors import EngineUnavailable, RemoteFailed
 from lamella.planning.placement import Link
 from lamella.store.store import Store
 
@@ -57,7 +59,8 @@ class World:
         self.said: list[Any] = []
         self.variant: str | None = models[0].name
         self.now = 0.0
-        self.fill_fails = False
+        self.fill_fails = self.save_fails = False
+        self.is_ready, self.n_cells_used = True, 0
         options = MoverOptions(lambda layers: [], self._fill, home, LIMITS)
         settings = EngineSettings(store="store")
         self.mover = Mover(
@@ -70,6 +73,12 @@ class World:
     async def _fill(self, node: str, shards: Sequence[ShardRef]) -> None:
         if self.fill_fails:
             raise RemoteFailed("the node has no room")
+
+    async def save_cache(self, limit_seconds: float) -> CacheSaved:
+        if self.save_fails:
+            raise EngineUnavailable("it died")
+        self.said.append("save")
+        return CacheSaved(id=1, n_cells=self.n_cells_used, n_bytes=9, seconds=0.1)
 
     def hold(self, why: str, *, refuses: bool) -> None:
         self.said.append("refuse" if refuses else "hold")
@@ -95,7 +104,7 @@ def test_layers_leave_a_lost_node_after_the_grace_and_return_after_the_hold(mode
     world.look(1.0)
     one = world.there.pop("one")
     world.look(1.0, 0.5)
-    assert (world.mover.state, world.said) == ("moving", [])
+    assert (world.mover.state, world.said) == ("moving", ["hold"])  # no engine is started that could not compute
     world.look(0.6)
     assert world.said == ["hold", ([("", 0, 3)], None)]
     assert (world.mover.layers, world.mover.n_moves, world.mover.state) == (HERE, 1, "placed")
@@ -113,13 +122,31 @@ def test_where_nothing_fits_new_requests_are_refused_once_and_all_goes_on_at_onc
     world.there["coordinator"] = small
     one = world.there.pop("one")
     world.look(1.0, 2.0, 1.0, 1.0)
-    assert world.said == ["refuse"]
+    assert world.said == ["hold", "refuse"]
     assert str(world.mover.state) == "nothing fits"
     assert "missing" in world.mover.why
     world.there["one"] = one
     world.look(0.25)
     assert str(world.mover.state) == "placed"
-    assert world.said[1:] == ["hold", ([("", 0, 1), ("127.0.0.1:1", 1, 3)], None)]
+    assert world.said[2:] == [([("", 0, 1), ("127.0.0.1:1", 1, 3)], None)]
+
+
+def test_a_node_that_is_back_within_the_grace_gets_its_engine_again(models: list[ServedModel]) -> None:
+    world = World(models)
+    one = world.there.pop("one")
+    world.look(1.0, 0.5)
+    world.there["one"] = one
+    world.look(0.3, 0.3)
+    assert world.said == ["hold", ([], None)]  # the settings that it had
+    assert world.mover.n_moves == 0
+
+
+def test_a_machine_that_is_lost_before_the_first_engine_is_up_is_planned_without(models: list[ServedModel]) -> None:
+    world = World(models)
+    world.variant = None
+    del world.there["one"]
+    world.look(1.0, 2.0)
+    assert world.said == ["hold", ([("", 0, 3)], None)]
 
 
 def test_a_smaller_variant_runs_where_only_that_fits_and_the_wanted_one_comes_back(models: list[ServedModel]) -> None:
@@ -159,3 +186,33 @@ def test_a_home_that_has_become_slow_is_left_and_a_failed_move_is_tried_again(mo
     world.fill_fails = False
     world.look(1.0, 11.0)
     assert world.mover.layers == HOME
+
+
+def test_the_kv_cache_goes_along_where_all_machines_are_there(models: list[ServedModel]) -> None:
+    world = World(models)
+    world.n_cells_used = 100
+    world.look(1.0)
+    world.there["one"] = replace(world.there["one"], slowdown=4.0)
+    world.look(1.0, 11.0)
+    assert world.said == ["save", "hold", ([("", 0, 3)], None)]
+    world.there["one"] = replace(world.there["one"], slowdown=1.0)
+    world.save_fails = True
+    world.look(1.0, 11.0)
+    assert world.said[3:] == ["hold", ([("", 0, 1), ("127.0.0.1:1", 1, 3)], None)]
+    assert world.mover.state == "placed"
+
+
+@pytest.mark.parametrize("lacks", ["a node", "an engine", "tokens", "bandwidth"])
+def test_the_kv_cache_stays_behind_where_it_cannot_or_need_not_go(models: list[ServedModel], lacks: str) -> None:
+    world = World(models)
+    world.n_cells_used = 0 if lacks == "tokens" else 100
+    world.look(1.0)
+    if lacks == "a node":
+        del world.there["one"]
+    else:
+        world.there["one"] = replace(world.there["one"], slowdown=4.0)
+    if lacks == "bandwidth":
+        world.there["one"] = replace(world.there["one"], link=Link(1e3, 1e-5))
+    world.is_ready = lacks != "an engine"
+    world.look(1.0, 11.0)
+    assert world.said == ["hold", ([("", 0, 3)], None)]

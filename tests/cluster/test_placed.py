@@ -10,6 +10,7 @@ import pytest
 
 from lamella import api
 from lamella.api.placed import shards_of
+from lamella.cluster.layers import COORDINATOR, LayersOf
 from lamella.core.errors import InvalidRequest
 from lamella.store.store import Store
 from tests.fakes.tiny_model import write_tiny_model
@@ -32,9 +33,9 @@ def placement(folder: Path, *segments: tuple[str, int, list[str]], **changed: An
 
 def test_layers_are_read_as_people_write_them() -> None:
     assert api.parse_layers("laptop=0-11, server=12-12,coordinator=13") == [
-        api.NodeLayers("laptop", 0, 12),
-        api.NodeLayers("server", 12, 13),
-        api.NodeLayers(api.HERE, 13, 14),
+        LayersOf("laptop", 0, 12),
+        LayersOf("server", 12, 13),
+        LayersOf(COORDINATOR, 13, 14),
     ]
     for wrong in ("", "laptop", "laptop=", "=0-3", "laptop=a-b", "laptop=0-3,", "laptop=-1"):
         with pytest.raises(InvalidRequest, match="NODE=FIRST-LAST"):
@@ -43,7 +44,7 @@ def test_layers_are_read_as_people_write_them() -> None:
 
 def test_layers_of_the_planned_coordinator_are_this_machines(tmp_path: Path) -> None:
     path = placement(tmp_path, ("server", 0, ["int8", "int4"]), ("laptop", 2, ["int8"]))
-    assert api.read_placed_layers(path) == [api.NodeLayers("server", 0, 2), api.NodeLayers(api.HERE, 2, 3)]
+    assert api.read_placed_layers(path) == [LayersOf("server", 0, 2), LayersOf(COORDINATOR, 2, 3)]
 
 
 def test_a_placement_becomes_a_variant_with_its_precisions(tmp_path: Path) -> None:
@@ -64,7 +65,7 @@ def test_a_placement_of_another_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_node_gets_the_shards_of_its_layers_alone(store: Store) -> None:
-    layers = [api.NodeLayers("one", 0, 1), api.NodeLayers("one", 2, 3)]
+    layers = [LayersOf("one", 0, 1), LayersOf("one", 2, 3)]
     found = shards_of(store, None, layers)
     assert {shard.label for shard in found} == {"layer 0", "layer 2"}
     assert len(found) == 6  # two layers at three precisions

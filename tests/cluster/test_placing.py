@@ -8,11 +8,11 @@ import pytest
 
 from lamella.api.served_cluster import models_of
 from lamella.batching.settings import EngineSettings
+from lamella.cluster.layers import LayersOf
 from lamella.cluster.messages import Speed
 from lamella.cluster.pace import N_RECENT, Pace, Stopwatch
 from lamella.cluster.placing import (
     BUFFER_BYTES,
-    LayersOf,
     MachineNow,
     ServedModel,
     place_served,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -89,6 +90,64 @@ def test_a_node_that_comes_and_goes_is_left_out_when_the_budget_is_spent() -> No
     assert acts == ["wait", "move", "keep", "move", "wait", "move", "keep", "keep"]
 
 
-def test_limits_without_meaning_are_refused() -> None:
-    with pytest.raises(InvalidRequest, match="at least 0"):
-        ReplanLimits(gain=-0.1)
+def act(record: Record, view: View, limits: ReplanLimits = LIMITS) -> str:
+    """What is done."""
+    return decide(record, view, limits).act
+
+
+@pytest.mark.parametrize(("current", "expected"), [(1.25, "move"), (1.2499, "keep")])
+def test_a_gain_is_enough_when_it_is_reached(current: float, expected: str) -> None:
+    assert act(Record(better_since=0.0), View(100.0, current, 1.0)) == expected
+    assert act(Record(better_since=0.0), View(100.0, current, 1.0, is_asked_for=True)) == "move"
+
+
+@pytest.mark.parametrize(("now", "expected"), [(30.0, "move"), (29.99, "keep")])
+def test_a_hold_is_over_when_its_seconds_are(now: float, expected: str) -> None:
+    assert act(Record(better_since=0.0), View(now, 2.0, 1.0)) == expected
+    since_the_last_move = Record(moves=(-500.0, 0.0), better_since=-100.0)
+    assert act(since_the_last_move, View(now, 2.0, 1.0)) == expected
+    assert act(Record(moves=(-500.0,), better_since=0.0), View(now, 2.0, 1.0)) == expected
+
+
+@pytest.mark.parametrize(("now", "expected"), [(1.5, "move"), (1.49, "wait")])
+def test_a_grace_is_over_when_its_seconds_are(now: float, expected: str) -> None:
+    assert act(Record(lost_since=0.0), View(now, None, 1.0)) == expected
+    assert act(Record(lost_since=0.0), View(now, None, 1.0, has_stopped=True)) == "move"
+
+
+@pytest.mark.parametrize(("now", "expected"), [(BUDGET_SECONDS, "move"), (BUDGET_SECONDS - 0.5, "keep")])
+def test_a_move_counts_for_an_hour(now: float, expected: str) -> None:
+    """Three may be made within one."""
+    record = Record(moves=(0.0, 1.0, 2.0), better_since=0.0)
+    assert act(record, View(now, 2.0, 1.0)) == expected
+    assert act(replace(record, moves=(1.0, 2.0)), View(100.0, 2.0, 1.0)) == "move"
+    assert decide(record, View(now, 1.0, 1.0), LIMITS).record.moves == record.moves[1 if expected == "move" else 0 :]
+
+
+def test_a_move_is_remembered_with_those_before_and_what_led_to_it_is_not() -> None:
+    for view in (View(100.0, 2.0, 1.0), View(100.0, None, 1.0)):
+        decision = decide(Record(moves=(7.0,), lost_since=0.0, better_since=0.0), view, LIMITS)
+        assert (decision.act, decision.record) == ("move", Record(moves=(7.0, 100.0)))
+
+
+def test_a_loss_ends_what_was_better_and_a_return_ends_the_loss() -> None:
+    lost = decide(Record(better_since=0.0), View(5.0, None, 1.0), LIMITS)
+    assert lost.record == Record(lost_since=5.0)
+    assert decide(lost.record, View(6.0, 1.0, 1.0), LIMITS).record == Record()
+    stopped = decide(lost.record, View(7.0, None, None), LIMITS)
+    assert (stopped.act, stopped.record) == ("stop", lost.record)
+
+
+def test_the_limits_are_those_that_the_documentation_names() -> None:
+    assert ReplanLimits() == ReplanLimits(gain=0.25, hold_seconds=30.0, grace_seconds=1.5, n_moves=12)
+    assert BUDGET_SECONDS == 3600
+
+
+def test_limits_may_be_0_and_not_below_each_of_them() -> None:
+    none = ReplanLimits(gain=0, hold_seconds=0, grace_seconds=0, n_moves=0)
+    assert act(Record(), View(0.0, None, 1.0), none) == "move"
+    assert act(Record(), View(0.0, 1.0, 1.0), none) == "keep"  # without moves in an hour none is made for speed
+    assert act(Record(), View(0.0, 1.0, 1.0), replace(none, n_moves=1)) == "move"
+    for name in ("gain", "hold_seconds", "grace_seconds", "n_moves"):
+        with pytest.raises(InvalidRequest, match="at least 0"):
+            replace(none, **{name: -1})

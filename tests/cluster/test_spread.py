@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from lamella.batching.engine_parts import EngineParts
@@ -14,7 +15,7 @@ from lamella.batching.settings import EngineSettings, LayersAt
 from lamella.batching.spread import check_ranges
 from lamella.cluster.forwarding import Forwarder
 from lamella.core.errors import InvalidRequest
-from lamella.llama import library
+from lamella.llama import library, saving
 from tests.cluster.conftest import TestBed
 from tests.cluster.test_node import Run
 from tests.cluster.test_tunnel import TOKENS, apart
@@ -93,3 +94,43 @@ def test_ranges_have_no_gaps_and_do_not_meet() -> None:
 def test_a_model_that_is_here_needs_no_rpc(store_folder: Path) -> None:
     tokens = [t for t, _ in _computed(str(store_folder), [LayersAt("", 0, 3)])]
     assert tokens == [t for t, _ in _computed(str(store_folder), [])]
+
+
+def _continued(folder: str, before: list[LayersAt], after: list[LayersAt], path: str) -> list[int]:
+    """Greedy tokens of one layout after a text that another has read."""
+    settings = EngineSettings(store=folder, variant="large", n_ctx=128, n_sequences=2, layout="mapped")
+    with contextlib.closing(EngineParts.open(msgspec.structs.replace(settings, layers=before))) as parts:
+        parts.context.decode(TOKENS[:-1], 0)
+        saving.save_cache(parts.context, Path(path))
+    tokens = []
+    with contextlib.closing(EngineParts.open(msgspec.structs.replace(settings, layers=after))) as parts:
+        saving.load_cache(parts.context, Path(path))
+        assert saving.length(parts.context, 0) == len(TOKENS) - 1
+        last = TOKENS[-1]
+        for position in range(len(TOKENS) - 1, len(TOKENS) + 11):
+            parts.context.decode([last], position)
+            last = int(parts.context.logits().argmax())
+            tokens.append(last)
+    return tokens
+
+
+@needs_rpc
+def test_a_kv_cache_goes_from_any_layout_to_any_other(run: Run, store_folder: Path, tmp_path: Path) -> None:
+    here = [LayersAt("", 0, 3)]
+
+    async def test(bed: TestBed) -> Any:
+        found = []
+        async with (
+            bed.node("one"),
+            bed.node("two"),
+            Forwarder(bed.dialler, "one") as one,
+            Forwarder(bed.dialler, "two") as two,
+        ):
+            there = [LayersAt("", 0, 1), LayersAt(one.endpoint, 1, 3)]
+            elsewhere = [LayersAt(two.endpoint, 0, 2), LayersAt("", 2, 3)]
+            for before, after in ((here, there), (there, elsewhere), (elsewhere, here)):
+                found.append(await apart(_continued, str(store_folder), before, after, str(tmp_path / "cells")))
+        return found
+
+    expected = _continued(str(store_folder), here, here, str(tmp_path / "cells"))
+    assert run(test) == [expected] * 3

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import stat
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import pytest
 
 from lamella.batching.messages import Generate
 from lamella.batching.settings import EngineSettings
-from lamella.core.errors import EngineUnavailable
+from lamella.core.errors import EngineUnavailable, RequestRefused
 from lamella.serving.nodes import ClusterState, LayersOn
 from lamella.serving.supervision import SupervisorOptions
 from lamella.serving.supervisor import SupervisedEngine
 from tests.fakes.front_process import FAKE_COMMAND
 from tests.serving.conftest import InProcess
-from tests.serving.test_supervisor import SOON, check_whole, kill, pid_of, read, run
+from tests.serving.test_supervisor import SOON, check_whole, kill, pid_of, read, run, until
 
 SETTINGS = EngineSettings(store="fake", variant="large")
 N_TOKENS = 30
@@ -49,6 +52,61 @@ def test_streams_go_on_after_a_move_and_begin_at_another_variant() -> None:
             engine.use(SETTINGS, "small")
             events = await read(engine.generate(Generate(id=0, prompt="abc", max_tokens=3)))
             check_whole(events, "abc", 3, "small")
+
+    run(talk())
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary files are made."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_a_kv_cache_is_left_to_the_next_engine_alone_and_then_removed(places: Path) -> None:
+    async def talk() -> None:
+        async with engine_of([]) as engine:
+            requests = [Generate(id=0, prompt=word, max_tokens=1000) for word in ("abc", "def")]
+            reading = [asyncio.create_task(read(engine.generate(request))) for request in requests]
+            await asyncio.sleep(0.1)
+            saved = await engine.save_cache(10.0)
+            (folder,) = places.iterdir()
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+            engine.hold("layers move", refuses=False)
+            engine.use(SETTINGS)
+            await until(lambda: engine.is_ready)
+            assert engine.facts is not None
+            assert (saved.n_cells, engine.facts.n_taken_over) == (2, 2)
+            await until(lambda: not folder.exists())
+            before = pid_of(engine)
+            kill(engine)
+            await until(lambda: pid_of(engine) != before and engine.is_ready)
+            assert engine.facts.n_taken_over == 0
+            for task in reading:
+                task.cancel()
+
+    run(talk())
+
+
+def test_a_kv_cache_that_is_not_saved_in_time_or_not_at_all_is_not_used(places: Path) -> None:
+    async def talk() -> None:
+        async with engine_of([]) as engine:
+            with pytest.raises(RequestRefused, match="nothing to save"):
+                await engine.save_cache(10.0)
+            requests = [Generate(id=0, prompt="abc", max_tokens=10_000) for _ in range(13)]
+            reading = [asyncio.create_task(read(engine.generate(request))) for request in requests]
+            await asyncio.sleep(0.2)
+            with pytest.raises(EngineUnavailable, match="not saved within"):
+                await engine.save_cache(0.1)
+            engine.use(SETTINGS)
+            with pytest.raises(EngineUnavailable, match="no engine is up"):
+                await engine.save_cache(10.0)
+            await until(lambda: engine.is_ready)
+            assert engine.facts is not None
+            assert engine.facts.n_taken_over == 0
+            for task in reading:
+                task.cancel()
+        assert not list(places.iterdir())
 
     run(talk())
 
@@ -105,3 +163,42 @@ def test_health_and_status_say_where_layers_are_and_ready_why_nobody_answers(fro
     assert int(refused.headers["Retry-After"]) >= 1
     calm = replace(state, state="moving", why="")
     assert front(cluster=lambda: calm).get("/health").json()["cluster"]["state"] == "moving"  # type: ignore[operator]
+
+
+def test_an_engine_that_is_held_before_it_has_started_starts_with_what_it_is_told_then() -> None:
+    """A machine that is lost during the first start is planned without."""
+
+    async def talk() -> None:
+        engine = SupervisedEngine(
+            msgspec.structs.replace(SETTINGS, store="slow"),
+            SupervisorOptions(restarts=SOON, command=(*FAKE_COMMAND, "0.01")),
+        )
+        starting = asyncio.create_task(engine.start())
+        await asyncio.sleep(0.1)
+        engine.hold("a node is away", refuses=False)
+        await asyncio.sleep(0.1)
+        assert not starting.done()
+        engine.use(SETTINGS, "small")
+        await starting
+        events = await read(engine.generate(Generate(id=0, prompt="abc", max_tokens=3)))
+        check_whole(events, "abc", 3, "small")
+        await engine.close()
+
+    run(talk())
+
+
+def test_a_first_engine_whose_machine_is_away_is_followed_by_another(tmp_path: Path) -> None:
+    async def talk() -> None:
+        broken, away = tmp_path / "aborts", ["laptop"]
+        broken.touch()
+        options = SupervisorOptions(restarts=SOON, command=(*FAKE_COMMAND, "0.01"), excuse=lambda: bool(away))
+        engine = SupervisedEngine(EngineSettings(store=str(broken), variant="large"), options)
+        starting = asyncio.create_task(engine.start())
+        await until(lambda: engine.n_restarts >= 2)
+        broken.unlink()
+        await starting
+        check_whole(await read(engine.generate(Generate(id=0, prompt="abc", max_tokens=3))), "abc", 3)
+        away.clear()
+        await engine.close()
+
+    run(talk())

@@ -25,7 +25,7 @@ from typing import Any, Self, TypeVar
 from lamella.cluster.folder import ClusterFolder
 from lamella.cluster.joining import JoinServer
 from tests.testbed.delay import DelayProxy
-from tests.testbed.network import Machine, Network, limited_group
+from tests.testbed.network import Machine, Network, change_cores, limited_group
 
 PORT = 7410
 START_POLLS, POLL_SECONDS = 1200, 0.05
@@ -125,8 +125,7 @@ class TestBed:
     def _start(self, spec: NodeSpec, machine: Machine, more: list[str]) -> Running:
         group: list[str] = []
         if spec.cores is not None or spec.memory_bytes is not None:
-            name = f"{os.getpid()}-{spec.name}"
-            group = self._stack.enter_context(limited_group(name, spec.cores, spec.memory_bytes))
+            group = self._stack.enter_context(limited_group(_group(spec.name), spec.cores, spec.memory_bytes))
         log = self.path / f"{spec.name}.log"
         command = [
             *group, *machine.enter, sys.executable, "-P", "-m", "lamella", "node",
@@ -156,8 +155,17 @@ class TestBed:
             process.kill()
             process.wait()
 
+    def give_cores(self, name: str, cores: float) -> None:
+        """Change the share of this machine's cores that a node has, which was made with one, while it computes."""
+        change_cores(_group(name), cores)
+
     def start_again(self, name: str) -> None:
         """Start a node that was stopped; it is a member still."""
         node = self.nodes[name]
         again = self._start(node.spec, node.machine, [])
         node.process = again.process
+
+
+def _group(node: str) -> str:
+    """Name of a node's control groups."""
+    return f"{os.getpid()}-{node}"

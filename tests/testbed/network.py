@@ -17,6 +17,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 BURST_BYTES = 64 << 10
@@ -142,16 +143,13 @@ def limited_group(name: str, cores: float | None, memory_bytes: int | None) -> I
 
     Of version 1 or 2, whichever there is.
     """
-    from pathlib import Path
-
     folders = []
     try:
         for controller, files in _limits(cores, memory_bytes):
-            folder = Path("/sys/fs/cgroup") / controller / f"lamella-{name}"
+            folder = _group_folder(controller, name)
             folder.mkdir(exist_ok=True)
             folders.append(folder)
-            for file, value in files:
-                (folder / file).write_text(value)
+            _write(folder, files)
         script = "".join(f"echo $$ > {folder}/cgroup.procs; " for folder in folders) + 'exec "$@"'
         yield ["sh", "-c", script, "sh"]
     except OSError as error:
@@ -162,9 +160,22 @@ def limited_group(name: str, cores: float | None, memory_bytes: int | None) -> I
                 folder.rmdir()
 
 
-def _limits(cores: float | None, memory_bytes: int | None) -> list[tuple[str, list[tuple[str, str]]]]:
-    from pathlib import Path
+def change_cores(name: str, cores: float) -> None:
+    """Give a control group that has a limit of cores another one, while processes run in it."""
+    for controller, files in _limits(cores, None):
+        _write(_group_folder(controller, name), files)
 
+
+def _group_folder(controller: str, name: str) -> Path:
+    return Path("/sys/fs/cgroup") / controller / f"lamella-{name}"
+
+
+def _write(folder: Path, files: list[tuple[str, str]]) -> None:
+    for file, value in files:
+        (folder / file).write_text(value)
+
+
+def _limits(cores: float | None, memory_bytes: int | None) -> list[tuple[str, list[tuple[str, str]]]]:
     if cores is not None:
         quota, period = _share(cores)
     if Path("/sys/fs/cgroup/cgroup.controllers").exists():

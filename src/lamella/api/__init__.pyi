@@ -18,7 +18,7 @@ from .homes import Ready, find_ready, is_model, spoken_name
 from .losses import kernel_times, measured_prices, predicted_loss
 from .measuring import gather_importance, measure, measure_once, tune_on
 from .models import OnMeasure, devices, load, load_spec
-from .placed import HERE, NodeLayers, parse_layers, placed_plan, read_placed_layers
+from .placed import parse_layers, placed_plan, read_placed_layers
 from .placements import (
     placement,
     placement_baselines,
@@ -49,11 +49,9 @@ __all__ = [
     "DEFAULT_CONTEXT",
     "DEFAULT_FIRST_BITS",
     "DEFAULT_STEPS",
-    "HERE",
     "HUB_PREFIX",
     "Budget",
     "Listening",
-    "NodeLayers",
     "NodeStatus",
     "OnMeasure",
     "Ready",

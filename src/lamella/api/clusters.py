@@ -179,7 +179,8 @@ async def describe_cluster(
         RemoteFailed: a node does not answer.
         UnsupportedTensor: rows of the model cannot be of a named type.
     """
-    from lamella.cluster.describing import COORDINATOR, describe, types_of
+    from lamella.cluster.describing import describe, types_of
+    from lamella.cluster.layers import COORDINATOR
     from lamella.cluster.reporting import report_apart
 
     spec = load_spec(model)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from lamella.api.models import load_spec
+from lamella.cluster.layers import COORDINATOR, LayersOf
 from lamella.core.artifacts import Plan, ShardRef
 from lamella.core.errors import InvalidRequest
 from lamella.core.foreign import UNREADABLE
@@ -17,18 +17,6 @@ from lamella.planning.request import Overhead, PlanRequest
 from lamella.planning.uniform import OUTSIDE
 from lamella.store.files import storage_errors
 from lamella.store.store import Store
-
-HERE = "coordinator"
-"""The coordinator's name among nodes: layers that it computes itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class NodeLayers:
-    """Layers ``first`` to ``end - 1`` on a node, or here (``HERE``)."""
-
-    node: str
-    first: int
-    end: int
 
 
 class _Segment(msgspec.Struct):
@@ -42,7 +30,7 @@ class _Placement(msgspec.Struct, tag_field="format", tag="lamella.placement"):
     segments: list[_Segment]
 
 
-def parse_layers(text: str) -> list[NodeLayers]:
+def parse_layers(text: str) -> list[LayersOf]:
     """``laptop=0-11,server=12-23``: nodes and their layers, from the first to the last.
 
     Raises:
@@ -54,11 +42,11 @@ def parse_layers(text: str) -> list[NodeLayers]:
         first, _, last = span.partition("-")
         if not node or not first.isdecimal() or not (last or first).isdecimal():
             raise InvalidRequest(f"'{part}' is not NODE=FIRST-LAST, as in laptop=0-11,server=12-23")
-        found.append(NodeLayers(node, int(first), int(last or first) + 1))
+        found.append(LayersOf(node, int(first), int(last or first) + 1))
     return found
 
 
-def read_placed_layers(path: Path) -> list[NodeLayers]:
+def read_placed_layers(path: Path) -> list[LayersOf]:
     """Which node has which layers, by a placement that ``lamella cluster plan --json`` has printed.
 
     Raises:
@@ -66,10 +54,8 @@ def read_placed_layers(path: Path) -> list[NodeLayers]:
         StorageFailed: it cannot be read.
     """
     document = _read(path)
-    here = document.coordinator
-    return [
-        NodeLayers(HERE if s.node == here else s.node, s.first, s.first + len(s.precisions)) for s in document.segments
-    ]
+    names = {document.coordinator: COORDINATOR}
+    return [LayersOf(names.get(s.node, s.node), s.first, s.first + len(s.precisions)) for s in document.segments]
 
 
 def placed_plan(model: str | Path, path: Path) -> Plan:
@@ -91,7 +77,7 @@ def placed_plan(model: str | Path, path: Path) -> Plan:
     return build_plan("placement", request, Overhead(), Choice(precisions, OUTSIDE))
 
 
-def shards_of(store: Store, variants: Sequence[str] | None, layers: Sequence[NodeLayers]) -> list[ShardRef]:
+def shards_of(store: Store, variants: Sequence[str] | None, layers: Sequence[LayersOf]) -> list[ShardRef]:
     """The shards of some layers, of all variants or of those named, each once."""
     labels = {f"layer {index}" for at in layers for index in range(at.first, at.end)}
     found = {

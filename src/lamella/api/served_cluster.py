@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from lamella.api.placed import HERE, NodeLayers, shards_of
+from lamella.api.placed import shards_of
 from lamella.api.serving import Listening, serve
+from lamella.cluster.layers import LayersOf, nodes_of
 from lamella.core.artifacts import ShardRef
-from lamella.core.errors import NoPlacement
+from lamella.core.errors import NoPlacement, RemoteFailed, UnknownVariant
 from lamella.llama.gguf import read_model
 from lamella.store.store import Store
 
@@ -26,10 +27,11 @@ if TYPE_CHECKING:  # cryptography is an extra, and TLS takes a while to import
     from lamella.cluster.forwarding import Forwarder
     from lamella.cluster.messages import NodeReport
     from lamella.cluster.moving import Mover
-    from lamella.cluster.placing import LayersOf, ServedModel
+    from lamella.cluster.placing import ServedModel
     from lamella.cluster.site import Site
     from lamella.serving.nodes import ClusterState, NodeFigures
     from lamella.serving.settings import FrontSettings
+    from lamella.serving.supervision import EngineEvent
     from lamella.serving.supervisor import SupervisedEngine
 
 READY_SECONDS = 60.0
@@ -67,7 +69,7 @@ class ServedCluster:
 
     engine: EngineSettings
     front: FrontSettings
-    layers: Sequence[NodeLayers] | None
+    layers: Sequence[LayersOf] | None
     kernel_file: Path
     replanning: Replanning = field(default_factory=Replanning)
     max_queue: int = 64
@@ -83,9 +85,10 @@ async def serve_cluster(
     """``serve``, with layers on nodes: each node is given the shards that it lacks, and then computes them.
 
     Raises:
+        UnknownVariant: there is none of that name.
         InvalidRequest: an unknown node, or layers that are not all of the model's, once each.
         NoPlacement: nothing was said of layers, and they fit nowhere.
-        RemoteFailed: a node that was named does not answer.
+        RemoteFailed: a node that was named does not answer, and layers may not go elsewhere.
     """
     from lamella.cluster.dialling import Dialler
     from lamella.cluster.replanning import ReplanLimits
@@ -93,7 +96,7 @@ async def serve_cluster(
     how = served.replanning
     ReplanLimits(how.gain, how.hold_seconds, n_moves=how.n_moves)  # what is wrong with them is said now
     store = Store.open(Path(served.engine.store))
-    named = list(dict.fromkeys(at.node for at in served.layers or () if at.node != HERE))
+    named = nodes_of(served.layers or ())
     for name in named:
         cluster.needed_node(name)
     async with Dialler(cluster) as dialler:
@@ -115,6 +118,9 @@ class _Serving:
         self._cluster, self._served, self._store = cluster, served, store
         self._dialler, self._on_line = dialler, on_line
         self._models = models_of(store, served.engine)
+        wanted, known = served.engine.variant, [model.name for model in self._models]
+        if wanted is not None and wanted not in known:
+            raise UnknownVariant(f"no variant '{wanted}' is served; there are: {', '.join(known)}")
         self._mover: Mover | None = None
         self._layers: tuple[LayersOf, ...] = ()
 
@@ -124,7 +130,7 @@ class _Serving:
 
         served, is_fixed = self._served, self._served.replanning.is_fixed and self._served.layers is not None
         members = named if is_fixed else [record.name for record in self._cluster.nodes()]
-        home = _layers_of(served.layers) if served.layers is not None else None
+        home = tuple(served.layers) if served.layers is not None else None
         shards = {name: self._shards([at for at in home or () if at.node == name]) for name in members}
         types = set[str]() if is_fixed else {kind for model in self._models for kind in model.types}
         here = await self._here(types)
@@ -132,14 +138,8 @@ class _Serving:
         async with Site(
             self._dialler, shards, types, here, refresh_seconds=how.link_seconds, on_line=self._on_line
         ) as site:
-            variant = served.engine.variant
-            if home is None:
-                home_or_best, variant = await self._first(site)
-            else:
-                home_or_best = home
-                await self._fill_all(site, shards, named)
-            self._layers = home_or_best
-            engine = msgspec.structs.replace(served.engine, layers=layers_at(home_or_best, site.nodes), variant=variant)
+            self._layers, variant = await self._begin(site, home, shards, is_fixed=is_fixed)
+            engine = msgspec.structs.replace(served.engine, layers=layers_at(self._layers, site.nodes), variant=variant)
             front = replace(
                 served.front, nodes=lambda: [figures_of(node) for node in site.nodes.values()],
                 cluster=lambda: self._state(site),
@@ -156,6 +156,26 @@ class _Serving:
         found = await report_apart(self._served.kernel_file, self._served.engine.n_threads, sorted(types))
         limit = self._served.replanning.memory_here
         return msgspec.structs.replace(found, available_bytes=limit) if limit else found
+
+    async def _begin(
+        self, site: Site, home: tuple[LayersOf, ...] | None, shards: dict[str, list[ShardRef]], *, is_fixed: bool
+    ) -> tuple[tuple[LayersOf, ...], str | None]:
+        """Where layers are at first, and the variant: at home, else where they run fastest on what is there."""
+        if home is not None:
+            try:
+                await self._fill_all(site, shards, nodes_of(home))
+            except RemoteFailed as error:
+                if is_fixed:
+                    raise
+                self._on_line(f"layers begin elsewhere than they were told to: {error}")
+            else:
+                return home, self._served.engine.variant
+        for _ in site.nodes:  # each may be lost while it is given its layers
+            try:
+                return await self._first(site)
+            except RemoteFailed as error:
+                self._on_line(f"layers are placed once more: {error}")
+        return await self._first(site)
 
     async def _fill_all(self, site: Site, shards: dict[str, list[ShardRef]], named: Sequence[str]) -> None:
         for name in named:
@@ -174,7 +194,7 @@ class _Serving:
         found = await asyncio.to_thread(place_served, wanted, machines)
         if found is None:
             raise NoPlacement(f"{what_is_missing(wanted, machines)}; away: {', '.join(site.away()) or 'none'}")
-        for name in dict.fromkeys(at.node for at in found.layers if at.node != HERE):
+        for name in nodes_of(found.layers):
             needed = self._shards([at for at in found.layers if at.node == name])
             await self._fill(name, needed)
             site.nodes[name].renew(needed)
@@ -201,7 +221,14 @@ class _Serving:
             site, client, engine, self._models, self._layers, options,
             running=lambda: client.facts.variant if client.is_ready and client.facts else None,
         )  # fmt: skip
+        client.listen(self._heard)
         await self._mover.run()
+
+    def _heard(self, event: EngineEvent) -> None:
+        from lamella.batching.messages import Hello
+
+        if isinstance(event, Hello) and event.n_taken_over:
+            self._on_line(f"the engine begins with the KV cache of {event.n_taken_over} tokens")
 
     def _now(self) -> tuple[LayersOf, ...]:
         return self._mover.layers if self._mover else self._layers
@@ -215,8 +242,7 @@ class _Serving:
         return ClusterState(self._mover.state, self._mover.why, layers, site.away(), self._mover.n_moves)
 
     def _shards(self, layers: Sequence[LayersOf]) -> list[ShardRef]:
-        at = [NodeLayers(found.node, found.first, found.end) for found in layers]
-        return shards_of(self._store, self._served.engine.variants, at)
+        return shards_of(self._store, self._served.engine.variants, layers)
 
     async def _fill(self, node: str, shards: Sequence[ShardRef]) -> None:
         from lamella.cluster.bringing import bring
@@ -255,9 +281,3 @@ def figures_of(forwarder: Forwarder) -> NodeFigures:
         traffic.received_bytes,
         traffic.saved_bytes,
     )
-
-
-def _layers_of(layers: Sequence[NodeLayers]) -> tuple[LayersOf, ...]:
-    from lamella.cluster.placing import LayersOf
-
-    return tuple(LayersOf(at.node, at.first, at.end) for at in layers)

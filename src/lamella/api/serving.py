@@ -86,7 +86,7 @@ async def serve(
         max_queue: requests that may wait beside those that run.
         cache_folder: where profiles are kept, for the dashboard; None: it shows no measured points.
         excuse: see ``SupervisorOptions``.
-        beside: runs while the server does, with its engine.
+        beside: runs while the server does, with its engine, and already while that starts.
         on_listening: told what there is once the model is loaded and connections are accepted.
         on_line: gets what the engine process writes on its error stream.
 
@@ -99,7 +99,12 @@ async def serve(
 
     loading = asyncio.create_task(asyncio.to_thread(_load_web_server))  # while the engine loads its model
     options = SupervisorOptions(max_queue=max_queue, excuse=excuse)
-    async with SupervisedEngine(engine, options, on_line=on_line) as client, contextlib.AsyncExitStack() as stack:
+    client = SupervisedEngine(engine, options, on_line=on_line)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(client.close)
+        if beside is not None:
+            await stack.enter_async_context(_beside(beside(client)))
+        await client.start()
         facts = client.facts
         assert facts is not None  # it has started
         await loading
@@ -107,8 +112,6 @@ async def serve(
         from lamella.serving import server
 
         measured = measured_variants(engine, cache_folder) if cache_folder else {}
-        if beside is not None:
-            await stack.enter_async_context(_beside(beside(client)))
         with controlled(client, steering, on_line) as control:
             await server.serve(
                 client,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from lamella.batching.saved import CELLS, read_slots, write_slots
 from lamella.batching.shelf import Found, ParkedState, Shelf
 from lamella.batching.slots import Placement, Slot, SlotTable, is_worth_copying
-from lamella.core.errors import CacheFull
+from lamella.core.errors import CacheFull, EngineFailed
+from lamella.llama import saving
 from lamella.llama.context import Context
 
 
@@ -165,3 +168,31 @@ class SequenceCache:
         self.table.extend(slot, parked.tokens, "", step)
         slot.variants = set(parked.variants)
         return True
+
+    def save(self, folder: Path) -> int:
+        """Write all that the cache holds into a folder, for ``load`` of another engine; returns bytes.
+
+        Parked sequences and the shelf stay behind.
+
+        Raises:
+            EngineFailed: llama.cpp cannot, or the disk is full.
+            StorageFailed: the disk does not take it.
+        """
+        n_bytes = saving.save_cache(self._context, folder / CELLS)
+        write_slots(folder, self.table.slots)
+        return n_bytes
+
+    def load(self, folder: Path) -> int:
+        """Begin with what ``save`` wrote; returns its tokens.  Nothing may have been computed before.
+
+        Raises:
+            EngineFailed: it is of another model, another kind of cache, or damaged; the cache is empty then.
+            StorageFailed: it cannot be read; the cache is empty then.
+        """
+        slots = read_slots(folder, len(self.table.slots))
+        saving.load_cache(self._context, folder / CELLS)
+        if any(saving.length(self._context, slot.id) != len(slot.tokens) for slot in slots):
+            self._context.clear()
+            raise EngineFailed(f"the cells in {folder} are not those of the slots there")
+        self.table.take_over(slots)
+        return self.cells_used

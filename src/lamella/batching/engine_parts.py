@@ -96,7 +96,7 @@ class EngineParts:
                 spread.check_covers(1 + max(t.layer for t in tensors.values() if t.layer is not None))
             model = Model.load(paths, device=device, layers=spread.ranges if spread else ())
             on_failure.callback(model.close)
-            if options.has_shared_cells and not (settings.n_cells or settings.memory_bytes or spread):
+            if options.has_shared_cells and not (settings.n_cells or settings.memory_bytes or settings.layers):
                 free = devices.find(device).free_bytes if device else cpu_memory().available_bytes
                 options = own_cells_where_there_is_room(options, settings, model.kv_bytes_per_token, free)
             context = Context(model, options)

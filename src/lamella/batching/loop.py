@@ -7,17 +7,22 @@ tokenizes prompts while the model computes; ``status`` may be asked by any.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Self
+
+import msgspec
 
 from lamella.batching.cache import SequenceCache
 from lamella.batching.embedding import EmbedJob, EmbedJobs
 from lamella.batching.engine_parts import EngineParts, prompt_cache_bytes
 from lamella.batching.messages import (
     Accepted,
+    CacheSaved,
     Cancel,
     Detokenize,
     Detokenized,
@@ -27,6 +32,7 @@ from lamella.batching.messages import (
     Generate,
     Hello,
     Prepare,
+    SaveCache,
     Scored,
     Status,
     Stop,
@@ -43,7 +49,7 @@ from lamella.core.errors import InvalidRequest, LamellaError, RequestRefused
 from lamella.llama.sampling import Sampler
 from lamella.run.process_memory import private_bytes
 
-Arrival = RunningRequest | EmbedJob | Switch | Prepare | Cancel | Stop
+Arrival = RunningRequest | EmbedJob | Switch | Prepare | SaveCache | Cancel | Stop
 Send = Callable[[EngineMessage], None]
 DEADLINE_CHECK_SECONDS = 0.1
 """How often deadlines of waiting requests are looked at while no step runs."""
@@ -71,6 +77,7 @@ class EngineLoop:
             can_share_parts=not parts.model.has_recurrent_state,
             most_kept_bytes=prompt_cache_bytes(parts.settings),
         )
+        self._n_taken_over = self._take_over()
         self._scheduler = Scheduler(
             parts.context,
             self._cache,
@@ -102,7 +109,18 @@ class EngineLoop:
 
     def hello(self) -> Hello:
         """What this engine is."""
-        return self._parts.hello(self._variants.name)
+        return msgspec.structs.replace(self._parts.hello(self._variants.name), n_taken_over=self._n_taken_over)
+
+    def _take_over(self) -> int:
+        """Begin with the KV cache that the engine before has left; what cannot be used is computed again."""
+        folder = self._parts.settings.cache_folder
+        if not folder:
+            return 0
+        try:
+            return self._cache.load(Path(folder))
+        except LamellaError as error:
+            sys.stderr.write(f"the KV cache is computed again: {error}\n")
+            return 0
 
     # --- from other threads ------------------------------------------------------------------------------------------
 
@@ -213,10 +231,22 @@ class EngineLoop:
                     self._embeddings.cancel(arrival.id)
                 case Switch() | Prepare():
                     self._variants.ask(arrival)
+                case SaveCache():
+                    self._save_cache(arrival)
                 case EmbedJob():
                     self._embeddings.add(arrival)
                 case Stop():
                     self._is_stopping = True
+
+    def _save_cache(self, message: SaveCache) -> None:
+        start = time.monotonic()
+        try:
+            n_bytes = self._cache.save(Path(message.folder))
+        except LamellaError as error:
+            self._send(refusal(message.id, error))
+        else:
+            n_cells, seconds = self._cache.cells_used, time.monotonic() - start
+            self._send(CacheSaved(id=message.id, n_cells=n_cells, n_bytes=n_bytes, seconds=seconds))
 
     def _embed_some(self) -> bool:
         """One pass for embeddings, by the variant that runs; whether there was one to make."""

@@ -2,11 +2,12 @@
 
 The front numbers requests; the engine answers each ``Generate`` with one ``Accepted``, any number of ``TokenEvent`` in
 ``Step`` frames (one frame a step of the model, for all requests it served), and one ``Finished``; or with one
-``Refused``.  ``Embed``, ``Tokenize``, ``Detokenize``, ``Switch`` and ``Prepare`` have one answer each, or ``Refused``.
-``Cancel`` ends a ``Generate``, which is answered still, or an ``Embed``, which is not.  ``Status`` comes unasked, at
-least every ``HEARTBEAT_SECONDS``; an engine that keeps quiet for long hangs.
+``Refused``.  ``Embed``, ``Tokenize``, ``Detokenize``, ``Switch``, ``Prepare`` and ``SaveCache`` have one answer each,
+or ``Refused``.  ``Cancel`` ends a ``Generate``, which is answered still, or an ``Embed``, which is not.  ``Status``
+comes unasked, at least every ``HEARTBEAT_SECONDS``; an engine that keeps quiet for long hangs.
 
 An engine knows nothing of earlier engines: what a new one needs to continue a request is in ``Generate.generated``.
+What it computes of that again it may be spared, where it is given a KV cache that was saved (``EngineSettings``).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 import msgspec
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Both sides come from one installation; another number means a process that was left over from an older one."""
 HEARTBEAT_SECONDS = 0.25
 
@@ -165,11 +166,21 @@ class Prepare(_Message, frozen=True, kw_only=True):
     variant: str
 
 
+class SaveCache(_Message, frozen=True, kw_only=True):
+    """Write the KV cache of all sequences into a folder, for the next engine (``EngineSettings.cache_folder``).
+
+    What is computed after it is not in it, so the engine should be ended soon.
+    """
+
+    id: int
+    folder: str
+
+
 class Stop(_Message, frozen=True, kw_only=True):
     """End the process; running requests are not waited for (the front drains before)."""
 
 
-FrontMessage = Generate | Embed | Tokenize | Detokenize | Cancel | Switch | Prepare | Stop
+FrontMessage = Generate | Embed | Tokenize | Detokenize | Cancel | Switch | Prepare | SaveCache | Stop
 
 
 # --- engine to front -------------------------------------------------------------------------------------------------
@@ -209,6 +220,7 @@ class Hello(_Message, frozen=True, kw_only=True):
         has_chat: whether the model has a chat template.
         has_embeddings: whether ``Embed`` can be answered.
         load_seconds: from the start of the process.
+        n_taken_over: KV cells that were found in ``EngineSettings.cache_folder``.
         bos_token, eos_token: texts of the tokens that stand before and after a text; "" where the model has none.
         chat_template: in Jinja, or None.
     """
@@ -227,6 +239,7 @@ class Hello(_Message, frozen=True, kw_only=True):
     has_chat: bool
     has_embeddings: bool
     load_seconds: float
+    n_taken_over: int = 0
     bos_token: str = ""
     eos_token: str = ""
     chat_template: str | None = None
@@ -380,6 +393,15 @@ class Prepared(_Message, frozen=True, kw_only=True):
     is_whole: bool = True
 
 
+class CacheSaved(_Message, frozen=True, kw_only=True):
+    """Answer to ``SaveCache``: KV cells and bytes that were written, and how long that took."""
+
+    id: int
+    n_cells: int
+    n_bytes: int
+    seconds: float
+
+
 class Status(_Message, frozen=True, kw_only=True):
     """Heartbeat, and the figures that change.
 
@@ -430,6 +452,7 @@ EngineMessage = (
     | Detokenized
     | Switched
     | Prepared
+    | CacheSaved
     | Status
     | Failed
 )

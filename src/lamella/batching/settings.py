@@ -56,6 +56,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
             (``llama.reproducible``); on the CPU, with mapped weights and KV cells of its own for each sequence.
         check: verify the hash of every shard before it is used.
         pooling: how embeddings are made of token states; ``auto`` for what the model file says, if anything.
+        cache_folder: where the engine before has written its KV cache (``SaveCache``), which this one begins with if
+            it can; "" for none.
         kernel_file: cache of measured kernel speeds of this machine; "" for none.
     """
 
@@ -79,6 +81,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     is_reproducible: bool = False
     check: bool = False
     pooling: Pooling = "auto"
+    cache_folder: str = ""
     kernel_file: str = ""
 
     @property

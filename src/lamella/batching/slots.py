@@ -216,6 +216,13 @@ class SlotTable:
         slot.variants.add(variant)
         slot.last_used = step
 
+    def take_over(self, slots: Sequence[Slot]) -> None:
+        """Begin with what slots of another table held, least recently used first; nobody owns them yet."""
+        for n_after, slot in zip(reversed(range(len(slots))), slots, strict=True):
+            slot.last_used = -n_after
+            self.slots[slot.id] = slot
+        self._runs = itertools.count(1 + max((e.run for slot in slots for e in slot.extents), default=-1))
+
     def stale(self, variant: str) -> list[Slot]:
         """Kept slots whose cells another variant computed, least recently used first."""
         return [s for s in self.kept if s.variants - {variant}]

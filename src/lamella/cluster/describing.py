@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lamella.cluster.layers import COORDINATOR
 from lamella.cluster.links import MeasuredLink
 from lamella.cluster.messages import NodeReport
 from lamella.core.errors import InvalidRequest
@@ -19,7 +20,6 @@ from lamella.planning.cost import realise
 from lamella.version import __version__
 
 CLUSTER_FORMAT, FORMAT_VERSION = "lamella.cluster", 1
-COORDINATOR = "coordinator"
 PASS_SECONDS = 0.001
 """What the tunnel's processes add to a pass over a node (benchmarks/results/tunnel-smollm2.json: 1.1 ms on 2 cores)."""
 

@@ -19,8 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lamella.cluster.certificates import Authority, fingerprint, new_authority, new_request
-from lamella.cluster.identity import COORDINATOR_NAME, Identity, Peer, check_node_name
+from lamella.cluster.identity import Identity, Peer, check_node_name
 from lamella.cluster.invites import Invite, new_secret, secret_id, split_address
+from lamella.cluster.layers import COORDINATOR
 from lamella.cluster.private_files import make_private_folder, write_private
 from lamella.core.errors import ClusterRefused, InvalidRequest
 from lamella.store.documents import read_document, read_note, write_document
@@ -102,7 +103,7 @@ class ClusterFolder:
             make_private_folder(folder)
         authority = new_authority(cluster_id)
         key, request = new_request()
-        signed = authority.sign(request, Identity(cluster_id, "coordinator", COORDINATOR_NAME))
+        signed = authority.sign(request, Identity(cluster_id, "coordinator", COORDINATOR))
         write_private(path / "authority.key", authority.key)
         write_private(path / "authority.crt", authority.certificate)
         write_private(path / "coordinator.key", key)
@@ -130,7 +131,7 @@ class ClusterFolder:
     def credentials(self) -> Credentials:
         """The coordinator's."""
         return Credentials(
-            Identity(self.id, "coordinator", COORDINATOR_NAME),
+            Identity(self.id, "coordinator", COORDINATOR),
             self.path / "authority.crt",
             self.path / "coordinator.crt",
             self.path / "coordinator.key",

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
+from lamella.cluster.layers import COORDINATOR
 from lamella.core.errors import ClusterRefused, InvalidRequest
 
 Role = Literal["coordinator", "node"]
-COORDINATOR_NAME = "coordinator"
 _NODE_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _CLUSTER_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -88,7 +88,7 @@ def check_node_name(name: str) -> str:
     Raises:
         InvalidRequest: it cannot.
     """
-    if not _NODE_NAME.fullmatch(name) or name == COORDINATOR_NAME:
+    if not _NODE_NAME.fullmatch(name) or name == COORDINATOR:
         raise InvalidRequest(
             f"'{name}' cannot be a node's name: small letters, digits and '-' inside, at most 63, not 'coordinator'"
         )

@@ -17,11 +17,12 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from lamella.batching.messages import CacheSaved
 from lamella.batching.settings import EngineSettings, LayersAt
-from lamella.cluster.describing import COORDINATOR
+from lamella.cluster.carrying import Move, is_worth_carrying
 from lamella.cluster.forwarding import Forwarder
+from lamella.cluster.layers import COORDINATOR, LayersOf, nodes_of
 from lamella.cluster.placing import (
-    LayersOf,
     MachineNow,
     Placed,
     ServedModel,
@@ -32,10 +33,13 @@ from lamella.cluster.placing import (
 from lamella.cluster.replanning import Record, ReplanLimits, View, decide
 from lamella.core.artifacts import ShardRef
 from lamella.core.errors import LamellaError, RemoteFailed
+from lamella.core.units import format_bytes
 
 TICK_SECONDS = 0.25
 READY_SECONDS = 30.0
 """For a node to begin another session."""
+SAVE_SECONDS = 30.0
+"""For the KV cache to be saved; what takes longer is computed again."""
 
 State = Literal["placed", "moving", "nothing fits"]
 Fill = Callable[[str, Sequence[ShardRef]], Awaitable[None]]
@@ -53,6 +57,14 @@ class Machines(Protocol):
 
 class MovableEngine(Protocol):
     """What is moved: ``serving.supervisor.SupervisedEngine``."""
+
+    @property
+    def is_ready(self) -> bool: ...
+
+    @property
+    def n_cells_used(self) -> int: ...
+
+    async def save_cache(self, limit_seconds: float) -> CacheSaved: ...
 
     def hold(self, why: str, *, refuses: bool) -> None: ...
 
@@ -96,7 +108,7 @@ class Mover:
         running: Callable[[], str | None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """The engine runs already.
+        """The engine runs already, or is being started.
 
         Args:
             models: the variants that may be served, largest first.
@@ -108,8 +120,8 @@ class Mover:
         self.why, self.n_moves = "", 0
         self._site, self._engine, self._settings = site, engine, settings
         self._models, self._options, self._running, self._clock = models, options, running, clock
-        self._record, self._has_stopped = Record(), False
-        self._variant = self._wanted = running() or models[0].name
+        self._record, self._has_stopped, self._is_held = Record(), False, False
+        self._variant = self._wanted = running() or settings.variant or models[0].name
         self._at_first = site.machines()  # how fast home was meant to be
         self._planned_for: tuple[str, Mapping[str, MachineNow]] = ("", {})
         self._plan: Placed | None = None
@@ -140,8 +152,12 @@ class Mover:
         elif decision.act == "move":
             assert other is not None  # or there would be nowhere to go
             await self._move(other, decision.why)
+        elif decision.act == "wait":
+            self.state = "moving"
+            self._hold(decision.why)  # it would be started for nothing
         else:
-            self.state = "moving" if decision.act == "wait" else "placed"
+            self.state = "placed"
+            self._let_go()
 
     def _note_switches(self) -> None:
         """Somebody who has switched wants that variant."""
@@ -179,16 +195,27 @@ class Mover:
         if self.state != "nothing fits":
             self._options.on_line(self.why)
             self._engine.hold(self.why, refuses=True)
-        self.state, self._has_stopped = "nothing fits", True
+        self.state, self._has_stopped, self._is_held = "nothing fits", True, True
+
+    def _hold(self, why: str) -> None:
+        if not self._is_held:
+            self._engine.hold(why, refuses=False)
+        self._is_held = True
+
+    def _let_go(self) -> None:
+        if self._is_held:
+            self._engine.use(self._settings)
+        self._is_held = False
 
     async def _move(self, to: Placed, why: str) -> None:
         places = ", ".join(f"{at.node}={at.first}-{at.end - 1}" for at in to.layers)
         self.state, self.why = "moving", f"layers move to {places}: {why}"
         self._options.on_line(self.why)
-        shards = {n: self._options.shards([at for at in to.layers if at.node == n]) for n in _nodes(to.layers)}
+        shards = {n: self._options.shards([at for at in to.layers if at.node == n]) for n in nodes_of(to.layers)}
         for name, wanted in shards.items():
             await self._while_up(name, asyncio.ensure_future(self._options.fill(name, wanted)))
-        self._engine.hold(self.why, refuses=False)
+        await self._save_cache(to)
+        self._hold(self.why)
         self._has_stopped = True  # until another engine may start
         for name, wanted in shards.items():
             self._site.nodes[name].renew(wanted)
@@ -196,8 +223,24 @@ class Mover:
             await self._site.nodes[name].ready(READY_SECONDS)
         self._settings = msgspec.structs.replace(self._settings, layers=layers_at(to.layers, self._site.nodes))
         self._engine.use(self._settings, to.variant if to.variant != self._variant else None)
-        self.layers, self._variant, self._has_stopped = to.layers, to.variant, False
+        self.layers, self._variant, self._has_stopped, self._is_held = to.layers, to.variant, False, False
         self.state, self.why, self.n_moves = "placed", "", self.n_moves + 1
+
+    async def _save_cache(self, to: Placed) -> None:
+        """Have the KV cache go along, where it can and that is worth it."""
+        machines, n_cells = self._site.machines(), self._engine.n_cells_used
+        is_whole = self._engine.is_ready and all(at.node in machines for at in self.layers)
+        if not is_whole or not is_worth_carrying(
+            Move(self._model(to.variant), machines, self.layers, to.layers), n_cells
+        ):
+            return
+        try:
+            saved = await self._engine.save_cache(SAVE_SECONDS)
+        except (LamellaError, OSError) as error:
+            self._options.on_line(f"the KV cache stays behind, and is computed again: {error}")
+        else:
+            n_bytes, seconds = format_bytes(saved.n_bytes), saved.seconds
+            self._options.on_line(f"the KV cache goes along: {saved.n_cells} tokens, {n_bytes}, in {seconds:.2f} s")
 
     async def _while_up(self, node: str, work: asyncio.Future[None]) -> None:
         """Do something that needs a node, and give up when it goes."""
@@ -214,8 +257,3 @@ class Mover:
 def layers_at(layers: Sequence[LayersOf], nodes: Mapping[str, Forwarder]) -> list[LayersAt]:
     """As an engine is told."""
     return [LayersAt("" if at.node == COORDINATOR else nodes[at.node].endpoint, at.first, at.end) for at in layers]
-
-
-def _nodes(layers: Sequence[LayersOf]) -> list[str]:
-    """The nodes among the machines that have layers."""
-    return list(dict.fromkeys(at.node for at in layers if at.node != COORDINATOR))

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
-from lamella.cluster.describing import COORDINATOR, PASS_SECONDS
+from lamella.cluster.describing import PASS_SECONDS
+from lamella.cluster.layers import COORDINATOR, LayersOf
 from lamella.cluster.messages import Speed as WeightSpeed
 from lamella.core.artifacts import Variant
 from lamella.core.errors import InvalidRequest, NoPlacement
@@ -38,19 +39,11 @@ from lamella.planning.placement.layers import hidden_state_bytes
 
 PROMPT_TOKENS, NEW_TOKENS = 256, 128
 """The request whose time is made least."""
+REQUEST = Request(PROMPT_TOKENS, NEW_TOKENS)
 GAP = 0.02
 """To which placements are solved: below what is worth a move."""
 BUFFER_BYTES = 64 << 20
 """On each machine, for intermediate results."""
-
-
-@dataclass(frozen=True, slots=True)
-class LayersOf:
-    """Layers ``first`` to ``end - 1`` on a machine; ``COORDINATOR`` is this one."""
-
-    node: str
-    first: int
-    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +54,7 @@ class ServedModel:
         kinds: name of each kind of layer -> weights of each ggml type in it.
         layers: each with one option, its kind.
         outside_bytes: of embedding and head, which stay with the coordinator.
+        cell_bytes: by layer, of one token in the KV cache.
     """
 
     name: str
@@ -68,6 +62,7 @@ class ServedModel:
     layers: tuple[Layer, ...]
     input_bytes: int
     outside_bytes: int
+    cell_bytes: tuple[int, ...]
 
     @classmethod
     def of(cls, spec: ModelSpec, variant: Variant, n_cells: int, kv_type: str = "F16", n_copies: int = 1) -> Self:
@@ -80,6 +75,7 @@ class ServedModel:
         """
         n_bytes = {shard.label: shard.n_bytes for shard in variant.shards}
         kinds: dict[tuple[tuple[str, int], ...], str] = {}
+        cell_bytes = tuple(kv_row_bytes(spec, layer, kv_type) for layer in spec.layers)
         layers = []
         for layer in spec.layers:
             weights: dict[str, int] = {}
@@ -88,7 +84,7 @@ class ServedModel:
                 weights[kind] = weights.get(kind, 0) + matrix.n_weights
             name = kinds.setdefault(tuple(sorted(weights.items())), f"kind {len(kinds)}")
             option = Option(n_copies * n_bytes[f"layer {layer.index}"], 0.0)
-            kv = math.ceil(kv_row_bytes(spec, layer, kv_type) * n_cells / (PROMPT_TOKENS + NEW_TOKENS))
+            kv = math.ceil(cell_bytes[layer.index] * n_cells / (PROMPT_TOKENS + NEW_TOKENS))
             layers.append(Layer({name: option}, kv, hidden_state_bytes(spec)))
         outside = sum(size for label, size in n_bytes.items() if not label.startswith("layer "))
         return cls(
@@ -97,6 +93,7 @@ class ServedModel:
             tuple(layers),
             hidden_state_bytes(spec),
             outside,
+            cell_bytes,
         )
 
     @property
@@ -158,11 +155,13 @@ def place_served(models: Sequence[ServedModel], machines: Mapping[str, MachineNo
     return None
 
 
-def seconds_of(model: ServedModel, machines: Mapping[str, MachineNow], layers: Sequence[LayersOf]) -> float | None:
+def seconds_of(
+    model: ServedModel, machines: Mapping[str, MachineNow], layers: Sequence[LayersOf], request: Request = REQUEST
+) -> float | None:
     """What a request takes with layers at some places; None where one of them is not there."""
     if any(at.node not in machines for at in layers):
         return None
-    problem = problem_of(model, machines)
+    problem = replace(problem_of(model, machines), request=request)
     kinds = [next(iter(layer.options)) for layer in model.layers]
     segments = tuple(Segment(at.node, at.first, tuple(kinds[at.first : at.end])) for at in layers)
     return account(problem, Placement(segments)).seconds
@@ -177,7 +176,7 @@ def problem_of(model: ServedModel, machines: Mapping[str, MachineNow]) -> Placem
     nodes = tuple(_node(model, name, machine) for name, machine in machines.items())
     links = {(COORDINATOR, name): machine.link for name, machine in machines.items() if machine.link is not None}
     cluster = Cluster(nodes, COORDINATOR, links)
-    return PlacementProblem(model.layers, cluster, Request(PROMPT_TOKENS, NEW_TOKENS), 0.0, model.input_bytes)
+    return PlacementProblem(model.layers, cluster, REQUEST, 0.0, model.input_bytes)
 
 
 def what_is_missing(models: Sequence[ServedModel], machines: Mapping[str, MachineNow]) -> str:

@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Self
 
-from lamella.cluster.describing import COORDINATOR
 from lamella.cluster.dialling import Dialler
 from lamella.cluster.forwarding import Forwarder
+from lamella.cluster.layers import COORDINATOR
 from lamella.cluster.links import REFRESH_SECONDS, LinkMeter, MeasuredLink, measure_link
 from lamella.cluster.messages import Describe, Described, NodeReport
 from lamella.cluster.placing import MachineNow

@@ -15,6 +15,7 @@ from lamella.batching.settings import EngineSettings
 from lamella.core.errors import EngineUnavailable, LamellaError
 from lamella.serving.aside import Aside
 from lamella.serving.child import EngineChild
+from lamella.serving.left_cache import LeftCache
 from lamella.serving.restarts import GiveUp, RestartHistory, decide
 from lamella.serving.supervision import EngineDied, SupervisorOptions
 from lamella.serving.watch import Watch
@@ -55,6 +56,7 @@ class EngineKeeper:
     Attributes:
         is_up: it can be sent to.
         n_restarts: processes started after the first.
+        left: what one engine leaves to the next.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class EngineKeeper:
             settings: of each engine; its variant is the owner's word.
             on_line: gets what engines write on standard output and error.
         """
-        self.is_up, self.n_restarts = False, 0
+        self.is_up, self.n_restarts, self.left = False, 0, LeftCache()
         self._owner, self._settings, self._options = owner, settings, options
         self._on_line, self._clock = on_line, clock
         self._child: EngineChild | None = None
@@ -85,7 +87,7 @@ class EngineKeeper:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Start the first engine; returns when it is ready.
+        """Start the first engine; returns when it is ready.  One that ends excused is followed by another.
 
         Raises:
             EngineUnavailable: it cannot be started, in its own words where it found some.
@@ -93,6 +95,8 @@ class EngineKeeper:
         self._tasks.append(asyncio.create_task(self._look_after()))
         try:
             child = await self._bring_up()
+            while isinstance(child, EngineDied) and self._is_excused():
+                child = await self._bring_up_again(self._options.restarts.first_pause_seconds)
         except BaseException:
             await self.close()
             raise
@@ -137,10 +141,19 @@ class EngineKeeper:
         self._aside.lift()
         if child is not None:
             await child.stop(self._options.stop_seconds)
+        self.left.drop()
 
     async def _bring_up(self) -> EngineChild | EngineDied:
         """Start an engine and wait until it is ready, or until nothing is left of it."""
-        settings = msgspec.structs.replace(self._settings, variant=self._owner.variant)
+        left = self.left.take()
+        try:
+            return await self._bring_up_with(left)
+        finally:
+            if left:
+                self.left.drop()
+
+    async def _bring_up_with(self, cache_folder: str) -> EngineChild | EngineDied:
+        settings = msgspec.structs.replace(self._settings, variant=self._owner.variant, cache_folder=cache_folder)
         self._watch = Watch(self._options.patience, self._clock())
         self._aside.lift()
         try:
@@ -155,6 +168,14 @@ class EngineKeeper:
         self._watch.up(self._up_since)
         self._owner.came_up(hello)
         return child
+
+    async def _bring_up_again(self, pause_seconds: float) -> EngineChild | EngineDied:
+        """Start one more, after a pause and when it may run."""
+        await asyncio.sleep(pause_seconds)
+        await self._may_run.wait()
+        self._was_told_to_end = False
+        self.n_restarts += 1
+        return await self._bring_up()
 
     async def _end_of(self, child: EngineChild) -> EngineDied:
         why = await child.ended()
@@ -199,11 +220,7 @@ class EngineKeeper:
                 if isinstance(decision, GiveUp):
                     return f"no engine can be kept up: {decision.reason}; the last one: {died.why}"
                 history, pause_seconds = decision.history, decision.pause_seconds
-            await asyncio.sleep(pause_seconds)
-            await self._may_run.wait()
-            self._was_told_to_end = False
-            self.n_restarts += 1
-            born = await self._bring_up()
+            born = await self._bring_up_again(pause_seconds)
             if isinstance(born, EngineChild):
                 return history, born
             died, was_fruitful, is_excused = born, False, self._is_excused()

@@ -1,4 +1,4 @@
-"""What has one answer: embeddings, tokens of texts, switches, and reading variants in."""
+"""What has one answer: embeddings, tokens of texts, switches, reading variants in, and saving the KV cache."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 
 from lamella.batching.messages import (
+    CacheSaved,
     Detokenize,
     Detokenized,
     Embed,
@@ -13,6 +14,7 @@ from lamella.batching.messages import (
     Prepare,
     Prepared,
     Refused,
+    SaveCache,
     Switch,
     Switched,
     Tokenize,
@@ -20,8 +22,8 @@ from lamella.batching.messages import (
 )
 from lamella.core.errors import LamellaError, RequestRefused
 
-Asked = Embed | Tokenize | Detokenize | Switch | Prepare
-Answer = Embedded | Tokenized | Detokenized | Switched | Prepared
+Asked = Embed | Tokenize | Detokenize | Switch | Prepare | SaveCache
+Answer = Embedded | Tokenized | Detokenized | Switched | Prepared | CacheSaved
 
 N_TRIES = 2
 """Engines that are given the same texts: the first may have died of something else."""
@@ -99,7 +101,7 @@ class Questions:
                 continue
             question.is_with_engine = False
             question.n_tries -= is_excused
-            if isinstance(question.message, Switch | Prepare) or question.n_tries >= N_TRIES:
+            if isinstance(question.message, Switch | Prepare | SaveCache) or question.n_tries >= N_TRIES:
                 what = type(question.message).__name__.lower()
                 self.fail(number, RequestRefused(f"the engine died during this {what}: {why}", why="failed"))
 

@@ -22,6 +22,7 @@ from typing import Literal, Self
 import msgspec
 
 from lamella.batching.messages import (
+    CacheSaved,
     Detokenize,
     Detokenized,
     Embed,
@@ -30,6 +31,7 @@ from lamella.batching.messages import (
     Hello,
     Prepare,
     Prepared,
+    SaveCache,
     Status,
     Switch,
     Switched,
@@ -106,6 +108,11 @@ class SupervisedEngine:
         return self._traffic.n_open
 
     @property
+    def n_cells_used(self) -> int:
+        """KV cells in use at the last heartbeat."""
+        return self.status.cells_used if self.status else 0
+
+    @property
     def n_restarts(self) -> int:
         """Engines started after the first."""
         return self._engine.n_restarts
@@ -180,6 +187,26 @@ class SupervisedEngine:
         """See ``EngineClient``."""
         answer = await self._ask(Prepare(id=next(self._numbers), variant=variant))
         assert isinstance(answer, Prepared)
+        return answer
+
+    async def save_cache(self, limit_seconds: float) -> CacheSaved:
+        """Have the engine write its KV cache for the next engine, which begins with it; soon before ``hold``.
+
+        Raises:
+            LamellaError: there is no engine, or it cannot, or has not within the limit.
+            OSError: the system makes no folder.
+        """
+        if not self.is_ready:
+            raise EngineUnavailable("no engine is up whose KV cache could be saved")
+        left = self._engine.left
+        message = SaveCache(id=next(self._numbers), folder=left.begin())
+        try:
+            async with asyncio.timeout(limit_seconds):
+                answer = await self._ask(message)
+        except TimeoutError:
+            raise EngineUnavailable(f"the KV cache was not saved within {limit_seconds:g} s") from None
+        assert isinstance(answer, CacheSaved)
+        left.complete()
         return answer
 
     async def _ask(self, message: Asked) -> Answer:

@@ -11,6 +11,7 @@ import msgspec
 from lamella.batching.frames import FrameTooLong
 from lamella.batching.messages import (
     Accepted,
+    CacheSaved,
     Cancel,
     Detokenized,
     Embedded,
@@ -85,6 +86,7 @@ class Traffic:
             Tokenized: self._on_answer,
             Detokenized: self._on_answer,
             Prepared: self._on_answer,
+            CacheSaved: self._on_answer,
             Switched: self._on_switched,
         }
 
