@@ -22,8 +22,9 @@ import asyncio
 import random
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from benchmarks import rival, servers
 from benchmarks.common import DATA, open_model, plan_like, record, reference_model, spread, table
@@ -76,11 +77,10 @@ def alternate(our_port: int, their_port: int, rounds: int) -> tuple[dict[str, li
         asyncio.run(concurrent(port, Texts(text, "warm")))
     for i in range(rounds):
         for load in LOADS:
-            measure: Callable[..., object] = globals()[load]
+            measure: Callable[[int, Texts], Coroutine[Any, Any, float]] = globals()[load]
             for k in range(TIMES[load]):
                 for port in (our_port, their_port) if (i + k) % 2 else (their_port, our_port):
-                    value = asyncio.run(measure(port, Texts(text, f"{load} {i} {k}")))  # type: ignore[arg-type]
-                    found[port][load].append(value)
+                    found[port][load].append(asyncio.run(measure(port, Texts(text, f"{load} {i} {k}"))))
     return found[our_port], found[their_port]
 
 
