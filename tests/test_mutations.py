@@ -42,8 +42,10 @@ def test_far_are_those_that_name_it_and_those_that_name_what_imports_it(copy: Pa
     assert far_tests(copy, "store/files.py") == ["tests/cli/test_named.py", "tests/cli/test_far.py"]
 
 
-def test_only_a_test_that_passes_on_the_whole_line_notices(copy: Path) -> None:
+def test_only_a_test_that_passes_on_the_whole_line_notices(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """test_b fails with or without the mutation, so it says nothing."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # five starts of pytest: without what takes a second each
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p pytest_timeout")
     assert (
         judged(_broken("def twice(x):\n    return 3 * x\n"), copy, far=False).by == "tests/store/test_files.py::test_it"
     )
