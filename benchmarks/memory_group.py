@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -60,6 +62,12 @@ class MemoryGroup:
         into = f'echo $$ > "{self.folder / "cgroup.procs"}"; exec "$@"'
         return ["sh", "-c", into, "sh", *map(str, command)]
 
+    def kill_what_is_left(self) -> None:
+        """End processes that outlived what started them."""
+        for pid in (self.folder / "cgroup.procs").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+
     def _file(self, version_2: str, version_1: str) -> Path:
         return self.folder / (version_2 if self._is_version_2 else version_1)
 
@@ -79,7 +87,7 @@ def missing() -> str | None:
 
 @contextlib.contextmanager
 def memory_group() -> Iterator[MemoryGroup]:
-    """A group without a limit yet; gone at the end, when its processes must be.
+    """A group without a limit yet; gone at the end, with all that still runs in it.
 
     Raises:
         OSError: there is no right to make one, or nothing counts memory by groups.
@@ -92,6 +100,7 @@ def memory_group() -> Iterator[MemoryGroup]:
         group.counts()  # version 2 has these files only where the controller is handed down
         yield group
     finally:
+        MemoryGroup(folder, is_version_2=is_version_2).kill_what_is_left()
         _remove(folder)
 
 
