@@ -118,8 +118,11 @@ def main() -> None:
         bench = prepared(args.model, folder)
         ways: dict[str, list[Run]] = {name: [] for name in args.ways.split(",")}
         n_stopped = 0
-        for number in range(args.runs):
+        others = args.runs if args.other_runs is None else args.other_runs
+        for number in range(max(args.runs, others)):
             for name, runs in ways.items():
+                if number >= (args.runs if name == "steered" else others):
+                    continue
                 while (run := squeezed(name, bench)).was_stopped:
                     n_stopped += 1
                 runs.append(run)
@@ -131,6 +134,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--other-runs", type=int, help="of the ways beside steered; default: as many")
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--work", type=Path, help="folder in which store and profile are kept for the next time")
     return parser.parse_args()
@@ -151,10 +155,15 @@ def prepared(model: str, folder: Path) -> Bench:
 
 def squeezed(way: str, bench: Bench) -> Run:
     """A fresh server, squeezed once."""
-    for shard in (bench.store.path / "shards").rglob("*.gguf"):
-        drop_from_cache(shard)  # pages count for the group that reads them first
+    _drop_pages(bench)  # they count for the group that reads them first
     with memory_group() as group, _serving(way, bench, group) as port:
         return asyncio.run(_squeeze(way, bench, group, port))
+
+
+def _drop_pages(bench: Bench) -> None:
+    """Of shards, but for those that somebody has mapped."""
+    for shard in (bench.store.path / "shards").rglob("*.gguf"):
+        drop_from_cache(shard)
 
 
 @contextlib.contextmanager
@@ -188,6 +197,7 @@ def _command(way: str, bench: Bench, port: int) -> list[object]:
 async def _squeeze(way: str, bench: Bench, group: MemoryGroup, port: int) -> Run:
     run = Run()
     await clients.write_all(port, [PROMPT] * N_CLIENTS, N_TOKENS)
+    _drop_pages(bench)  # what was read once and copied would be given back first
     start = group.counts().used
     group.limit(start + SPARE_BYTES)
     stop, watching = asyncio.Event(), asyncio.create_task(_watch_the_clock(run))
