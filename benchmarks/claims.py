@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.common import CALIBRATION, DATA, SHARED
+from benchmarks.memory_group import missing as memory_groups_missing
 
 Need = Callable[[], "str | None"]
 """Says what this machine lacks, or None."""
@@ -177,6 +178,14 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("serve_kills-smollm2", ("serve_kills",), 15, (SMOLLM2,), trial=_ONE_KILL),
     Claim("serve_soak-smollm2", ("serve_soak",), 32, (SMOLLM2,), trial=("--minutes", "1")),
     Claim("qos-smollm2", ("qos",), 75, (SMOLLM2, rival), trial=("--minutes", "0.5", "--mixes", "Q8_0,Q4_0")),
+    Claim(
+        "simulated-smollm2",
+        ("simulated",),
+        12,
+        (SMOLLM2, rival, texts),
+        trial=("--minutes", "0.5", "--mixes", "Q8_0,Q4_0"),
+    ),
+    Claim("squeeze-smollm2", ("squeeze",), 20, (SMOLLM2, rival, memory_groups_missing), trial=("--runs", "1")),
     Claim(
         "tunnel-smollm2",
         ("tunnel", "{work}/tunnel@uniform-int8", "--rounds", "12", "--name", "tunnel-smollm2"),

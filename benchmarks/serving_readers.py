@@ -109,6 +109,40 @@ def _qos(document: Document) -> Iterable[Line]:
         yield Line(f"requests that kept the promise: {way}", f"{met:.1%}", f"KL {number(found['kl'])} nats")
 
 
+def _squeeze(document: Document) -> Iterable[Line]:
+    words = {
+        "steered": "our server, which steps down",
+        "static": "our server at its highest variant",
+        "private": "llama-server with weights in memory of its own",
+    }
+    for way, found in document["ways"].items():
+        lost, n_requests = found["lost"], found["answers"] + found["lost"]
+        told = f"{lost} of {n_requests} requests lost, killed in {found['runs_with_a_kill']} of {found['runs']} runs"
+        slowest = f"slowest answer {number(found['longest_seconds'])} s"
+        if way == "steered":
+            yield promised(words[way], f"{told}, {slowest}", not lost and not found["killed"], "none")
+        else:
+            yield Line(words[way], told, slowest)
+
+
+def _simulated(document: Document) -> Iterable[Line]:
+    for way, found in document["ways"].items():
+        live, said = found["live"], found["simulated"]
+        off, kl_off = found["attainment_off"], found["kl_off"]
+        yield promised(
+            f"requests that kept the promise, live and simulated: {way}",
+            f"{live['attainment']:.1%} and {said['attainment']:.1%}",
+            off <= document["attainment_allowed"],
+            f"{100 * document['attainment_allowed']:.0f} points apart",
+        )
+        yield promised(
+            f"mean KL, live and simulated: {way}",
+            f"{number(live['kl'])} and {number(said['kl'])} nats",
+            kl_off <= document["kl_allowed"],
+            f"{document['kl_allowed']:.0%} apart",
+        )
+
+
 SERVING_READERS: Mapping[str, Reader] = {
     "serve": _serve,
     "serve_switch": _serve_switch,
@@ -117,4 +151,6 @@ SERVING_READERS: Mapping[str, Reader] = {
     "serve_soak": _serve_soak,
     "first_start": _first_start,
     "qos": _qos,
+    "squeeze": _squeeze,
+    "simulated": _simulated,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -93,6 +94,28 @@ def test_steps_run_while_the_next_shard_is_read_in(open_tight: OpenTight, monkey
         assert not any(isinstance(m, Switched) for m in front.told)
         go_on.set()
         assert front.wait(lambda m: isinstance(m, Switched)).n_steps == 3
+
+
+def test_no_step_runs_between_the_shards_of_a_change_that_saves_memory(
+    open_tight: OpenTight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where memory is short a step waits for weights that were taken back, and the change would wait for the step."""
+    n_steps: list[int] = []
+    plain = ShardPool.open
+
+    def slow(self: ShardPool, *arguments: Any) -> Any:
+        n_steps.append(sum(isinstance(m, Step) for m in front.told))
+        time.sleep(0.1)
+        return plain(self, *arguments)
+
+    with open_tight(spare=ONE_MORE) as front:
+        number = front.start(PROMPT, max_tokens=100)
+        front.wait(lambda m: isinstance(m, Step))
+        monkeypatch.setattr(ShardPool, "open", slow)
+        front.tell(Switch(id=900, variant="int4", saves_memory=True))
+        assert front.wait(lambda m: isinstance(m, Switched)).n_steps == len(n_steps) == 3
+        assert n_steps[-1] - n_steps[0] <= 2  # one is under way when the change begins
+        assert front.end_of(number).generated_tokens == 100
 
 
 def test_an_idle_engine_changes_shard_by_shard(open_tight: OpenTight) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from lamella.api.controlling import LINE_SECONDS, ChangeLines
 from lamella.batching.messages import Accepted, Finished, FinishReason, Generate, Step, Switched, TokenEvent
 from lamella.core.errors import InvalidRequest
+from lamella.qos.controller import LoggedChange
 from lamella.qos.live.control import LEARN_SECONDS, VariantControl
 from lamella.qos.live.hearing import Observed, RequestHearing
 from lamella.qos.live.learning import LEAST_STEPS, learned
@@ -289,3 +291,26 @@ def test_what_is_heard_moves_the_profile_and_the_policy_knows() -> None:
         server.sample = busy(server.sample.time + LEARN_SECONDS, rate=0.3, n=1)
         server.tick()
     assert server.running == "v1"
+
+
+def test_of_a_policys_many_changes_few_are_lines_and_none_is_lost_from_the_count() -> None:
+    lines: list[str] = []
+    say = ChangeLines(lines.append)
+    for i in range(9):
+        say(LoggedChange(i * LINE_SECONDS / 4, "v0", "v1", "a reason"))
+    assert [line.partition(" (after ")[2] for line in lines] == ["", *["3 more by policy)"] * 2]
+
+
+def test_what_hands_and_memory_change_and_what_fails_is_always_a_line() -> None:
+    lines: list[str] = []
+    say = ChangeLines(lines.append)
+    say(LoggedChange(0.0, "v0", "v1", "a reason"))
+    say(LoggedChange(0.1, "v1", "v0", "a reason"))
+    say(LoggedChange(0.2, "v0", "v1", "64 MiB are left", "memory"))
+    say(LoggedChange(0.3, "v1", "v0", "somebody asked for it", "hand"))
+    say(LoggedChange(0.4, "v0", "v1", "a reason", failure="no room"))
+    assert lines[1:] == [
+        "v0 -> v1 (by memory): 64 MiB are left (after 1 more by policy)",
+        "v1 -> v0 (by hand): somebody asked for it",
+        "v0 -> v1 (by policy): a reason; it failed: no room",
+    ]

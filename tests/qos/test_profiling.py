@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lamella import api
+from lamella.batching.loop import EngineLoop
 from lamella.batching.settings import EngineSettings
 from lamella.core.errors import ArtifactError, EngineFailed, InvalidRequest, UnknownVariant
 from lamella.evaluating.evaluation import Exams
@@ -112,6 +115,30 @@ def test_the_bench_says_what_the_engine_refuses(engine_settings: EngineSettings)
             bench.switch_seconds("int3")
         assert bench.prompt_seconds(20) > 0
     bench.close()
+
+
+def test_one_thread_opens_the_loop_and_runs_it(
+    engine_settings: EngineSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenMP keeps threads for each thread that computed; those of a second one would have no core of their own."""
+    threads = list[int]()
+    opened, run = EngineLoop.open, EngineLoop.run
+
+    def open_here(*arguments: Any) -> EngineLoop:
+        threads.append(threading.get_ident())
+        return opened(*arguments)
+
+    def run_here(loop: EngineLoop) -> None:
+        threads.append(threading.get_ident())
+        run(loop)
+
+    monkeypatch.setattr(EngineLoop, "open", open_here)
+    monkeypatch.setattr(EngineLoop, "run", run_here)
+    with Bench.open(engine_settings) as bench:
+        assert bench.prompt_seconds(20) > 0
+    assert len(threads) == 2
+    assert len({*threads}) == 1
+    assert threads[0] != threading.get_ident()
 
 
 def test_the_bench_counts_the_steps_of_a_prompt_that_is_read_in_pieces(engine_settings: EngineSettings) -> None:

@@ -15,7 +15,7 @@ from lamella.qos.readers.machine import MachineReader
 from lamella.qos.readers.memory import Memory, read_memory
 from lamella.qos.readers.nvidia import NvidiaDevice, NvidiaReader
 from lamella.qos.readers.pressure import MemoryPressure, read_pressure
-from lamella.qos.readers.processor import ProcessorTimes, read_processor, taken_by_others
+from lamella.qos.readers.processor import ProcessorTimes, own_tree, read_processor, taken_by_others
 from lamella.qos.readers.reading import Absent
 from lamella.qos.readers.temperature import Temperature, read_temperature
 
@@ -103,6 +103,29 @@ def test_others_take_what_our_tree_does_not() -> None:
     assert after.own == {500: 1000, 501: 4750, 502: 50}
     # busy 1400 of 2000 ticks, stolen ones included; ours 550 + 50
     assert taken_by_others(before, after) == pytest.approx(800 / 2000)
+
+
+def test_a_tree_that_was_looked_for_before_is_read_again_without_what_is_new_or_gone() -> None:
+    before = own_tree(SERVER, LAPTOP)
+    assert before == [500, 501]
+    found = read_processor(SERVER, LATER, [*before, 999])
+    assert isinstance(found, ProcessorTimes)
+    assert found.own == {500: 1000, 501: 4750}
+
+
+def test_a_machine_reader_looks_for_its_tree_only_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = list[float]()
+
+    def look(pid: int | None, root: Path) -> list[int]:
+        looks.append(now)
+        return own_tree(pid, root)
+
+    monkeypatch.setattr("lamella.qos.readers.machine.own_tree", look)
+    with MachineReader(SERVER, LAPTOP) as reader:
+        for now in (100.0, 100.5, 104.9, 105.0, 105.5):
+            sample = reader.read(now)
+    assert looks == [100.0, 105.0]
+    assert sample.others_share == 0.0
 
 
 def test_a_process_with_brackets_in_its_name_is_read() -> None:

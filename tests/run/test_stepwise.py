@@ -180,6 +180,10 @@ def test_pages_that_only_copies_were_read_of_are_not_kept(store: Store, run: Run
         pytest.skip("this processor has no repacked layout of Q4_K")
     assert copied.open_bytes < 1.1 * mapped_bytes
     assert _mapped_resident(store.path) < mapped_bytes - copied.live.repacked_bytes / 2
+    assert copied.live.mapped_bytes < mapped_bytes - copied.live.repacked_bytes / 2
+    copied.logits()  # norms lie between the matrices, and are read from their pages
+    cached = sum(resident_bytes(path) for path in _paths(store, "small"))
+    assert cached < mapped_bytes - copied.live.repacked_bytes / 2
 
 
 def test_closed_shards_leave_memory_at_once(store: Store, run: Run) -> None:

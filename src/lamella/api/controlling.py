@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from lamella.batching.settings import EngineSettings
     from lamella.qos.live.control import VariantControl
     from lamella.serving.supervisor import SupervisedEngine
+
+
+LINE_SECONDS = 10.0
+"""A policy's changes have at most one line in so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +114,7 @@ def controlled(
             take=telemetry.take,
             figures=telemetry.figures,
             hold_seconds=steering.hold_seconds if steering else HOLD_SECONDS,
-            on_change=lambda change: on_line(in_words(change)),
+            on_change=ChangeLines(on_line),
         )
         if steering is not None:
             control.steer(steering.profile, steering.objectives, steering.policy)
@@ -119,7 +124,37 @@ def controlled(
             write_profile(control.steering.profile, steering.kept_in)
 
 
-def in_words(change: LoggedChange) -> str:
-    """A line for the log."""
+class ChangeLines:
+    """Changes of variant as lines of a log.
+
+    Under a load between two variants a policy changes every few seconds.  Of its changes only one in ``LINE_SECONDS``
+    is a line, which counts those before it; what hands and memory change, and what fails, always is.  The control
+    keeps all of them (``Controller.log``).
+    """
+
+    def __init__(self, on_line: Callable[[str], None]) -> None:
+        self._on_line = on_line
+        self._said_at = -math.inf
+        self._n_unsaid = 0
+
+    def __call__(self, change: LoggedChange) -> None:
+        """Say a change, or count it."""
+        is_usual = change.by == "policy" and not change.failure
+        if is_usual and change.at - self._said_at < LINE_SECONDS:
+            self._n_unsaid += 1
+            return
+        self._on_line(in_words(change, self._n_unsaid))
+        self._n_unsaid = 0
+        if is_usual:
+            self._said_at = change.at
+
+
+def in_words(change: LoggedChange, n_before: int = 0) -> str:
+    """A line for the log.
+
+    Args:
+        n_before: changes before it that had no line.
+    """
     end = f"; it failed: {change.failure}" if change.failure else ""
-    return f"{change.before} -> {change.after} (by {change.by}): {change.reason}{end}"
+    more = f" (after {n_before} more by policy)" if n_before else ""
+    return f"{change.before} -> {change.after} (by {change.by}): {change.reason}{end}{more}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -166,7 +167,8 @@ def _qualities(store: Path, variants: Sequence[Variant], exams: Exams | None) ->
     """Measured quality of each variant; empty without exams.  The reference diverges from itself by nothing."""
     if exams is None:
         return {}
-    found = evaluate(store, [v.name for v in variants], exams)
+    with ThreadPoolExecutor(1) as apart:  # its OpenMP threads end with it (``qos.profiling.bench``)
+        found = apart.submit(evaluate, store, [v.name for v in variants], exams).result()
     return {name: _quality(row, is_reference=name == found.reference) for name, row in found.rows.items()}
 
 

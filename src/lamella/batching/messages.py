@@ -412,7 +412,7 @@ class Status(_Message, frozen=True, kw_only=True):
         n_steps, n_prompt_tokens, n_cached_tokens, n_generated_tokens, n_switches: since the process started.
         switch_seconds: stall of all switches together.
         flip_seconds: time spent on alternating between variants of concurrent requests.
-        mapped_bytes, private_bytes: shards mapped now, and private memory of the process.
+        mapped_bytes, private_bytes: pages of shards mapped now, and private memory of the process.
         warm: variants that can be switched to at once.
     """
 

@@ -23,6 +23,11 @@ STALL_SECONDS = 0.01
 
 One takes a few milliseconds to read in, and a step of the model a hundred: without waiting, a change of a model of
 many layers would take as many steps."""
+SAVING_STALL_SECONDS = 1.0
+"""The same for a change that saves memory.
+
+A step then reads weights that the kernel has taken back, and takes others for them: it may last longer than the whole
+change, and what takes the memory goes on meanwhile."""
 KEEP_RATE = 0.8
 """Weight of the past in the running mean of a flip's time."""
 
@@ -246,9 +251,10 @@ class ServedVariants:
         return future
 
     def _advance_changing(self) -> None:
-        """Exchange the shards that are there, or come within ``STALL_SECONDS``; steps run in between."""
-        end = self._clock() + STALL_SECONDS
+        """Exchange the shards that are there, or come within the time that may be lost; steps run in between."""
+        began = self._clock()
         while (changing := self._changing) is not None:
+            end = began + (SAVING_STALL_SECONDS if changing.message.saves_memory else STALL_SECONDS)
             futures.wait([changing.opening], max(0.0, end - self._clock()))
             if not changing.opening.done():
                 return

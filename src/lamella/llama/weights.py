@@ -165,9 +165,13 @@ class MappedShard:
     def unmap(self, names: Iterable[str], *, from_cache: bool) -> None:
         """Let go of the pages of some weights, which stay readable: reading them brings them back, slowly.
 
+        Pages that they share with other weights stay.  One of those that the kernel takes is read back alone: reading
+        ahead would bring back the others.
+
         Args:
             from_cache: give them back to the kernel, but for those that some other process has mapped.
         """
+        pages.advise(self._start, self.n_bytes, mmap.MADV_RANDOM)
         for start, n_bytes in _joined((self.states[n].data, self._sizes[n]) for n in names):
             pages.unmap(start, n_bytes)
             if from_cache:
@@ -322,10 +326,13 @@ def release_pages(states: Iterable[tuple[WeightState, int]]) -> None:
 
 
 def _joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Ranges (start, length) in order, those that nearly touch as one: a page that two weights share goes with both."""
+    """Ranges (start, length) in order, those that touch as one: a page that two weights share goes with both.
+
+    What lies between two ranges may be a weight that is still read, be it as small as a norm: only padding is joined.
+    """
     joined: list[tuple[int, int]] = []
     for start, n_bytes in sorted(ranges):
-        if joined and start - sum(joined[-1]) < mmap.PAGESIZE:
+        if joined and start - sum(joined[-1]) < _ALIGNMENT:
             first = joined[-1][0]
             joined[-1] = (first, max(sum(joined[-1]), start + n_bytes) - first)
         else:

@@ -9,7 +9,7 @@ Sources: Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst of the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -70,15 +70,16 @@ _V1 = _Files(
 )
 
 
-def memory_limit(root: Path = Path("/")) -> MemoryLimit | None:
+def memory_limit(root: Path = Path("/"), groups: Sequence[GroupMemory] | None = None) -> MemoryLimit | None:
     """The limit that binds this process, or None where there is none.
 
     Args:
         root: the file system to look in, so that tests can use recorded trees.
+        groups: what ``memory_groups`` said just now; None to look.
     """
     limits = [
         MemoryLimit(found.group, found.limit_bytes, _available(found, found.limit_bytes))
-        for found in memory_groups(root)
+        for found in (memory_groups(root) if groups is None else groups)
         if found.limit_bytes is not None
     ]
     if not limits:

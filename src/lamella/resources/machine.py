@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from lamella.resources.cgroup import memory_limit
+from lamella.resources.cgroup import GroupMemory, memory_limit
 
 MACHINE = "machine"
 _LINE = re.compile(r"(\w+): +(\d+) kB")
@@ -29,14 +30,15 @@ class CpuMemory:
     limited_by: str = MACHINE
 
 
-def cpu_memory(root: Path = Path("/")) -> CpuMemory:
+def cpu_memory(root: Path = Path("/"), groups: Sequence[GroupMemory] | None = None) -> CpuMemory:
     """Memory now.
 
     Args:
         root: the file system to look in, so that tests can use recorded trees.
+        groups: what ``memory_groups`` said just now; None to look.
     """
     total, available = _physical(root)
-    limit = memory_limit(root)
+    limit = memory_limit(root, groups)
     if limit is None:
         return CpuMemory(total, available)
     limited_by = limit.group if limit.available_bytes < available else MACHINE

@@ -82,7 +82,7 @@ class SwitchReport:
         n_shards: shards that the two variants do not share.
         switch_seconds: from the first pointer to the last; shard by shard, the time in which nothing could be computed.
         prepare_seconds: what preparing took; 0 if the variant was warm.
-        mapped_bytes: size of all shards that are mapped now (page cache, shared between processes).
+        mapped_bytes: size of the pages that are mapped now (page cache, shared between processes).
         repacked_bytes: private memory of repacked copies.
         n_steps: moments between decodes that it took: 1, or one for each shard where the memory ceiling leaves no room
             for both variants.  In between the model ran at a mixture of both.

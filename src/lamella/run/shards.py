@@ -168,8 +168,8 @@ class ShardPool:
 
     @property
     def mapped_bytes(self) -> int:
-        """Size of all mapped shards: the most page cache they can take."""
-        return sum(s.n_bytes for s in list(self._mapped.values()))  # a copy: the background thread may be adding
+        """The most page cache that open shards take: pages that only their copies were read of are let go."""
+        return sum(self._footprints[i].mapped_bytes for i in list(self._mapped))  # a copy: others may be adding
 
     @property
     def repacked_bytes(self) -> int:

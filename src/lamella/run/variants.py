@@ -115,7 +115,7 @@ class LiveVariants:
 
     @property
     def mapped_bytes(self) -> int:
-        """Size of all shards that are mapped now."""
+        """Size of the pages of shards that are mapped now, without those that only copies were read of."""
         return self._pool.mapped_bytes
 
     @property

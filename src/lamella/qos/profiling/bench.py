@@ -4,7 +4,11 @@ with Bench.open(settings) as bench:
     bench.prompt_seconds(256)
     bench.step_seconds(n_sequences=4, depth=64, n_steps=16)
 
-Times are what a client of the engine sees: the step of the model, sampling and messages included.
+Times are what a client of the engine sees: the step of the model, sampling and messages included.  Who asks sleeps
+meanwhile: woken at every step, it would take the interpreter and a core from the next one, which a front in a process
+of its own does not.  And the loop is opened in the thread that runs it: OpenMP keeps its threads for each thread that
+ever computed, and where these are more than there are cores they sleep at every barrier instead of spinning, which
+makes steps take up to twice as long (libgomp, ``gomp_throttled_spin_count``).
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
@@ -57,13 +62,15 @@ class Bench(Closing):
         self._first: dict[int, float] = {}
         self._ends: dict[int, Finished | Refused | Switched] = {}
         self._news = threading.Condition()
+        self._is_there: Callable[[], bool] | None = None  # what somebody waits for
         self._on_step: Callable[[HeardStep], None] = lambda _: None
         self._last_id = 0
-        start = clock()
-        self._loop = EngineLoop.open(settings, self._hear)
-        self.load_seconds = clock() - start
+        self.load_seconds = 0.0
+        opened: Future[EngineLoop] = Future()
+        self._thread = threading.Thread(target=self._run, args=(settings, opened), name="lamella-bench", daemon=True)
+        self._thread.start()
+        self._loop = opened.result()
         self._n_vocabulary = self._loop.hello().n_vocabulary
-        self._thread = threading.Thread(target=self._loop.run, name="lamella-bench", daemon=True)
 
     @classmethod
     def open(cls, settings: EngineSettings) -> Self:
@@ -72,9 +79,19 @@ class Bench(Closing):
         Raises:
             LamellaError: the store, the variant or llama.cpp says why not.
         """
-        bench = cls(settings)
-        bench._thread.start()
-        return bench
+        return cls(settings)
+
+    def _run(self, settings: EngineSettings, opened: Future[EngineLoop]) -> None:
+        """The loop's thread, from opening it to its end."""
+        try:
+            start = self._clock()
+            loop = EngineLoop.open(settings, self._hear)
+            self.load_seconds = self._clock() - start
+        except BaseException as error:
+            opened.set_exception(error)
+            return
+        opened.set_result(loop)
+        loop.run()
 
     def close(self) -> None:
         """End the loop and free the model; later calls do nothing."""
@@ -197,11 +214,17 @@ class Bench(Closing):
                 self._on_step(step)
             elif isinstance(message, Finished | Refused | Switched):
                 self._ends[message.id] = message
-            self._news.notify_all()
+            if self._is_there is not None and self._is_there():
+                self._is_there = None
+                self._news.notify()
 
     def _wait(self, is_there: Callable[[], bool]) -> None:
+        """Sleep until it is so; looked at in the loop's thread, after each message."""
         with self._news:
-            if not self._news.wait_for(is_there, GIVE_UP_SECONDS):
+            if is_there():
+                return
+            self._is_there = is_there
+            if not self._news.wait_for(lambda: self._is_there is None, GIVE_UP_SECONDS):
                 raise EngineFailed(f"the engine did not answer for {GIVE_UP_SECONDS:.0f} s")
 
     def _end_of(self, number: int) -> Finished | Refused | Switched:

@@ -6,7 +6,7 @@ with MachineReader(pid=engine_pid) as machine:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,13 @@ from lamella.qos.readers.energy import Energy, joules_between, read_energy
 from lamella.qos.readers.memory import Memory, read_memory
 from lamella.qos.readers.nvidia import NvidiaDevice, NvidiaReader
 from lamella.qos.readers.pressure import MemoryPressure, read_pressure
-from lamella.qos.readers.processor import ProcessorTimes, read_processor, taken_by_others
+from lamella.qos.readers.processor import ProcessorTimes, own_tree, read_processor, taken_by_others
 from lamella.qos.readers.reading import ROOT, Absent
 from lamella.qos.readers.temperature import Temperature, read_temperature
+from lamella.resources.cgroup import memory_groups
+
+TREE_SECONDS = 5.0
+"""The processes that are ours are looked for so often; what new ones take counts as others' until then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +69,12 @@ class MachineReader(Closing):
         """Read for the process tree under ``pid`` (None: this process's own)."""
         self._pid, self._root, self._nvidia = pid, root, nvidia()
         self._last: _Counters | None = None
+        self._found: Sequence[int] = ()
+        self._looked_at = 0.0
 
     def read(self, now: float) -> MachineSample:
         """A sample; the first one has no rates."""
-        root = self._root
+        root, groups = self._root, memory_groups(self._root)
         absent: list[Absent] = []
 
         def present(found: Any) -> Any:
@@ -80,7 +86,7 @@ class MachineReader(Closing):
         temperature: Temperature | None = present(read_temperature(root))
         counters = _Counters(
             time=now,
-            processor=present(read_processor(self._pid, root)),
+            processor=present(read_processor(self._pid, root, self._tree(now))),
             energy=present(read_energy(root)),
             n_throttled=temperature.n_throttled if temperature else 0,
         )
@@ -88,8 +94,8 @@ class MachineReader(Closing):
         last, self._last = self._last, counters
         return MachineSample(
             time=now,
-            pressure=present(read_pressure(root)),
-            memory=present(read_memory(root)),
+            pressure=present(read_pressure(root, groups)),
+            memory=present(read_memory(root, groups)),
             others_share=_others_share(last, counters),
             temperature=temperature,
             is_slowed_for_heat=_is_slowed(last, counters, temperature, devices),
@@ -98,6 +104,12 @@ class MachineReader(Closing):
             devices=devices,
             absent=tuple(absent),
         )
+
+    def _tree(self, now: float) -> Sequence[int]:
+        """The processes of our own tree, as they were a while ago: to look through all takes milliseconds."""
+        if self._last is None or now - self._looked_at >= TREE_SECONDS:
+            self._found, self._looked_at = own_tree(self._pid, self._root), now
+        return self._found
 
     def close(self) -> None:
         """Let go of NVML."""

@@ -29,9 +29,14 @@ class Memory:
     groups: tuple[GroupMemory, ...]
 
 
-def read_memory(root: Path = ROOT) -> Memory | Absent:
-    """Memory now; a tree without ``/proc/meminfo`` that is not the real one has none."""
+def read_memory(root: Path = ROOT, groups: tuple[GroupMemory, ...] | None = None) -> Memory | Absent:
+    """Memory now; a tree without ``/proc/meminfo`` that is not the real one has none.
+
+    Args:
+        groups: what ``memory_groups`` said just now; None to look.
+    """
     if root != ROOT and not (root / "proc/meminfo").is_file():
         return Absent(READER, "there is no /proc/meminfo")
-    found = cpu_memory(root)
-    return Memory(found.total_bytes, found.available_bytes, found.limited_by, memory_groups(root))
+    groups = memory_groups(root) if groups is None else groups
+    found = cpu_memory(root, groups)
+    return Memory(found.total_bytes, found.available_bytes, found.limited_by, groups)

@@ -6,12 +6,12 @@ waited, so that nothing was computed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lamella.qos.readers.reading import ROOT, Absent, read_text
-from lamella.resources.cgroup import memory_groups
+from lamella.resources.cgroup import GroupMemory, memory_groups
 
 READER = "pressure"
 MACHINE_FILE = "proc/pressure/memory"
@@ -34,21 +34,23 @@ class MemoryPressure:
     stalled_seconds: float
 
 
-def read_pressure(root: Path = ROOT) -> MemoryPressure | Absent:
+def read_pressure(root: Path = ROOT, groups: Sequence[GroupMemory] | None = None) -> MemoryPressure | Absent:
     """Pressure now.
 
     The process's own group comes first: its figure says how this process waits, under whichever limit; the machine's
     also counts others that wait under limits of their own.
+
+    Args:
+        groups: what ``memory_groups`` said just now; None to look.
     """
-    for path in _files(root):
+    for path in _files(root, memory_groups(root) if groups is None else groups):
         text = read_text(path)
         if text is not None and (found := _parse(text, "/" + str(path.relative_to(root)))) is not None:
             return found
     return Absent(READER, f"neither the control group nor /{MACHINE_FILE} tells it (kernel without PSI, or psi=0)")
 
 
-def _files(root: Path) -> Iterable[Path]:
-    groups = memory_groups(root)
+def _files(root: Path, groups: Sequence[GroupMemory]) -> Iterable[Path]:
     return (*(g.pressure_file for g in groups[:1]), root / MACHINE_FILE)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,18 +37,23 @@ class ProcessorTimes:
     own: Mapping[int, int]
 
 
-def read_processor(pid: int | None = None, root: Path = ROOT) -> ProcessorTimes | Absent:
+def read_processor(
+    pid: int | None = None, root: Path = ROOT, tree: Sequence[int] | None = None
+) -> ProcessorTimes | Absent:
     """The counters now.
 
     Args:
         pid: the root of our own tree of processes; None for this process.
+        tree: what ``own_tree`` said a while ago; None to look.
     """
     line = (read_text(root / "proc/stat") or "").partition("\n")[0].split()
     if len(line) < 9 or line[0] != "cpu" or not all(part.isdigit() for part in line[1:9]):
         return Absent(READER, "/proc/stat cannot be read")
     ticks = [int(part) for part in line[1:9]]
     busy = sum(ticks[i] for i in _BUSY)
-    return ProcessorTimes(busy, busy + sum(ticks[i] for i in _IDLE), _tree_times(root, pid or os.getpid()))
+    return ProcessorTimes(
+        busy, busy + sum(ticks[i] for i in _IDLE), _times(root, own_tree(pid, root) if tree is None else tree)
+    )
 
 
 def taken_by_others(before: ProcessorTimes, after: ProcessorTimes) -> float:
@@ -63,20 +68,25 @@ def taken_by_others(before: ProcessorTimes, after: ProcessorTimes) -> float:
     return min(1.0, max(0.0, (after.busy - before.busy - own) / total))
 
 
-def _tree_times(root: Path, pid: int) -> dict[int, int]:
-    """Ticks of a process and all below it."""
-    times: dict[int, int] = {}
+def own_tree(pid: int | None = None, root: Path = ROOT) -> list[int]:
+    """A process (None: this one) and all below it."""
     children: dict[int, list[int]] = defaultdict(list)
     for path in (root / "proc").glob("[0-9]*/stat"):
-        fields = (read_text(path) or "").rpartition(")")[2].split()
-        if len(fields) > _SYSTEM_TIME:
-            number = int(path.parent.name)
-            times[number] = int(fields[_USER_TIME]) + int(fields[_SYSTEM_TIME])
-            children[int(fields[_PARENT])].append(number)
-    tree, found = [pid], {}
-    while tree:
-        number = tree.pop()
-        if number in times:
-            found[number] = times[number]
+        if fields := _fields(path):
+            children[int(fields[_PARENT])].append(int(path.parent.name))
+    tree = [pid or os.getpid()]
+    for number in tree:  # grows while it is gone through
         tree += children[number]
-    return found
+    return tree
+
+
+def _times(root: Path, tree: Iterable[int]) -> dict[int, int]:
+    """Ticks of those processes that are there still."""
+    found = ((number, _fields(root / f"proc/{number}/stat")) for number in tree)
+    return {number: int(fields[_USER_TIME]) + int(fields[_SYSTEM_TIME]) for number, fields in found if fields}
+
+
+def _fields(path: Path) -> list[str]:
+    """Of a process's ``stat``, after its name in parentheses; empty where it is gone."""
+    fields = (read_text(path) or "").rpartition(")")[2].split()
+    return fields if len(fields) > _SYSTEM_TIME else []
