@@ -92,7 +92,8 @@ def main() -> None:
     if "sensitivity" in parts:
         found["sensitivity"] = sensitivities(model, measured["truncate"], asked.model)
     differences = {s: {p: means(m)[p] for p in m.per_precision} for s, m in measured.items()}
-    record(name, {"model": asked.model, "questions": asked.limit, "mean_differences": differences, **found})
+    asked_for = {"questions": asked.limit} if "quality" in parts else {}
+    record(name, {"model": asked.model, **asked_for, "mean_differences": differences, **found})
 
 
 def _numbers(text: str) -> tuple[float, ...]:
