@@ -218,6 +218,7 @@ def _read_notes(data: bytes, folder: Path) -> None:
 
 
 def _notes() -> list[bytes]:
+    tiny()  # what reading needs is made before reading is watched
     shard = asdict(ShardRef(HASH, "meta", 10))
     model = asdict(ModelIdentity("llama", "tiny", HASH, HASH))
     return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import csv
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +16,14 @@ import pytest
 
 from lamella.batching.frames import BrokenFrame, FrameSplitter, front_decoder
 from lamella.client.answers import chunks, document_of
+from lamella.cluster import certificates
 from lamella.cluster.channel import Channel
 from lamella.cluster.invites import split_address
 from lamella.cluster.messages import Pong
 from lamella.core.artifacts import Plan, from_json
 from lamella.core.errors import (
     ArtifactError,
+    ClusterRefused,
     InvalidRequest,
     LamellaError,
     ModelError,
@@ -190,3 +193,17 @@ def test_an_importance_matrix_with_counts_that_are_none(tmp_path: Path, said: st
     writer.close()
     with pytest.raises(ArtifactError, match="chunk_count of the importance matrix is"):
         read_imatrix(tmp_path / "i.gguf")
+
+
+def test_a_signing_request_for_a_key_that_nobody_knows_is_refused() -> None:
+    """The type of its key is an object identifier that cryptography has no algorithm for."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.x509 import load_pem_x509_csr
+
+    der = load_pem_x509_csr(certificates.new_request()[1]).public_bytes(serialization.Encoding.DER)
+    unknown = der.replace(bytes.fromhex("2a8648ce3d0201"), bytes.fromhex("2a8648ce3d0207"))  # ecPublicKey, and nothing
+    assert unknown != der
+    text = base64.encodebytes(unknown).decode()
+    request = f"-----BEGIN CERTIFICATE REQUEST-----\n{text}-----END CERTIFICATE REQUEST-----\n".encode()
+    with pytest.raises(ClusterRefused):
+        certificates._key_of(request)

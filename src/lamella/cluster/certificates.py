@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -109,7 +109,7 @@ def _key_of(request: bytes) -> ec.EllipticCurvePublicKey:
         key = parsed.public_key()
         if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name == "secp256r1" and parsed.is_signature_valid:
             return key
-    except (ValueError, InvalidSignature) as error:
+    except (ValueError, InvalidSignature, UnsupportedAlgorithm) as error:
         raise ClusterRefused(f"no certificate signing request: {error}") from None
     raise ClusterRefused("a signing request must be for a P-256 key, and be signed with it")
 
