@@ -11,6 +11,7 @@ import pytest
 
 from lamella.batching.messages import CacheSaved, Generate, Refused, SaveCache, Step
 from lamella.batching.saved import CELLS, SLOTS
+from lamella.llama import reproducible
 from tests.batching.conftest import GREEDY, FakeFront, OpenFront
 
 PROMPTS = ("the quick brown fox jumps over", "the quick brown dog sleeps under", "once upon a time there was")
@@ -20,6 +21,12 @@ FIRST = 500
 ALIKE: dict[str, Any] = {"is_reproducible": True}
 """Tokens do not depend on what runs beside them."""
 SHARED: dict[str, Any] = {"n_cells": 400}
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What reproducible engines set for their process is taken back: other tests start llama.cpp's own tools."""
+    monkeypatch.setenv(reproducible._TILES, "0")
 
 
 def save(front: FakeFront, folder: Path) -> CacheSaved | Refused:
