@@ -32,7 +32,7 @@ def main() -> None:
     model = parser.parse_args().model
     found = json.loads((RESULTS / f"dilemma-{model}.json").read_text())
     draw_deltas(found["rows"], model)
-    for name, measured in found["sensitivity"].items():
+    for name, measured in found.get("sensitivity", {}).items():  # a record may be of plans and losses alone
         draw_sensitivity(measured, name)
 
 
