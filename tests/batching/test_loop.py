@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 
 from lamella.batching import steps
+from lamella.batching.cache import SequenceCache
 from lamella.batching.messages import (
     Accepted,
     Cancel,
@@ -24,8 +28,10 @@ from lamella.batching.messages import (
     Switched,
     TokenEvent,
 )
+from lamella.batching.shelf import ParkedState
 from lamella.batching.slots import Slot, SlotTable
 from lamella.batching.steps import StepPlan, compose
+from lamella.llama.batch import BatchPart
 from lamella.llama.context import Context
 from lamella.llama.sampling import SamplingOptions
 from lamella.run.engine import Engine, EngineOptions
@@ -357,7 +363,7 @@ def test_a_chat_whose_slot_others_used_comes_back(open_front: OpenFront, n_bytes
 def test_of_sequences_that_begin_alike_one_is_kept(open_front: OpenFront, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[int] = []
 
-    def save(context: Context, sequence: int) -> bytes:
+    def save(context: Context, sequence: int) -> memoryview:
         saved.append(sequence)
         return save_sequence(context, sequence)
 
@@ -376,6 +382,43 @@ def test_of_sequences_that_begin_alike_one_is_kept(open_front: OpenFront, monkey
         again = front.end_of(front.start([*beginning, 74]))
     assert again.cached_tokens >= len(beginning)
     assert n_kept <= 4 - 2 + 1  # of two slots with one beginning, one; of what came after, each
+
+
+def test_streams_go_on_between_sequences_that_are_put_away(
+    open_front: OpenFront, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of three prompts that come at once takes the place of a sequence that takes long to copy."""
+    done: list[str] = []
+    state_of, decode_parts = SequenceCache._state_of, Context.decode_parts
+    may_go_on = threading.Event()
+    may_go_on.set()
+
+    def slowly(cache: SequenceCache, slot: Slot) -> ParkedState:
+        cache.copy_seconds += 60
+        done.append("copy")
+        return state_of(cache, slot)
+
+    def noted(context: Context, parts: Sequence[BatchPart]) -> tuple[int, ...]:
+        assert may_go_on.wait(60)
+        done.append("reads" if any(len(p.tokens) > 1 for p in parts) else "a token each")
+        return decode_parts(context, parts)
+
+    monkeypatch.setattr(SequenceCache, "_state_of", slowly)
+    monkeypatch.setattr(Context, "decode_parts", noted)
+    with open_front(n_ctx=1024) as front:
+        stream = front.start([5] * 40, max_tokens=900)
+        for number in [front.start([10 + i] * 40, max_tokens=2) for i in range(3)]:
+            front.end_of(number)
+        may_go_on.clear()
+        others = [front.start([20 + i] * 40, max_tokens=2) for i in range(3)]
+        done.clear()
+        may_go_on.set()
+        for number in others:
+            front.end_of(number)
+        front.tell(Cancel(id=stream))
+        front.end_of(stream)
+    after_copies = [b for a, b in pairwise(done) if a == "copy"]
+    assert after_copies == ["a token each"] * 3
 
 
 def test_accepted_comes_before_everything_else(front: FakeFront) -> None:

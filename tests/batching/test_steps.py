@@ -125,6 +125,20 @@ def test_steps_stay_as_short_as_is_asked() -> None:
     assert compose([candidate(1), *reading], "a", 512, pace).parts == ((1, 1), (2, 37))
 
 
+def test_what_sequences_took_to_copy_is_taken_off_a_step() -> None:
+    pace = Pace(300.0, step_seconds=0.0625, longest_seconds=0.125, copy_seconds=0.015625)
+    assert prompt_tokens_for(pace, n_streams=8, n_prompts=1, n_batch=512) == 14
+    assert prompt_tokens_for(pace, n_streams=0, n_prompts=1, n_batch=512) == 512
+
+
+def test_streams_that_waited_half_a_step_for_copies_go_before_prompts() -> None:
+    late = Pace(300.0, step_seconds=0.0625, longest_seconds=0.125, copy_seconds=0.03125)
+    reading = candidate(1, is_writing=False, n_remaining=5)
+    assert compose([reading, candidate(2)], "a", 512, late).parts == ((2, 1), (1, 1))
+    assert compose([reading], "a", 512, late).parts == ((1, 5),)
+    assert not Pace(300.0, copy_seconds=9.0).streams_go_first  # no step was seen that only writes: there was no stream
+
+
 @given(candidates(), candidates(), st.integers(1, 8))
 def test_admission_is_by_urgency_and_fits(some: list[Candidate], others: list[Candidate], n_sequences: int) -> None:
     running = some[:n_sequences]

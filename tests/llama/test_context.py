@@ -200,7 +200,7 @@ def test_a_saved_sequence_goes_only_into_its_own_kind_of_context(model: Model) -
         state = context.save_sequence(0)
         context.decode([60], len(PROMPT))
         expected = context.logits().copy()
-        for refused in (b"", b"junk", state[:40], state[:-1], state[1:], state + b"x"):
+        for refused in (b"", b"junk", state[:40], state[:-1], state[1:], bytes(state) + b"x"):
             with pytest.raises(EngineFailed, match="not saved by a context of this model") as caught:
                 context.restore_sequence(0, refused)
             assert not isinstance(caught.value, CacheFull)

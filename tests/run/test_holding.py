@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from lamella.core.errors import ModelError, TruncatedModel
 from lamella.llama import gguf
 from lamella.llama.model import Model
+from lamella.llama.weights import MappedShard
 from lamella.run.prepared import PreparedVariant
 from lamella.run.variants import LiveVariants
 from lamella.store.store import Store
@@ -45,3 +51,43 @@ def test_what_is_held_stays_open_beyond_the_number_and_goes_with_its_last_reques
     assert set(live.warm) == {"small", "middle", "large"}
     live.release("large")
     assert set(live.warm) == {"small", "middle"}
+
+
+def test_a_shard_that_is_opened_again_has_its_header_read_once(
+    live: LiveVariants, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    read_tensors = gguf.read_tensors
+
+    def counted(path: Path) -> dict[str, gguf.TensorData]:
+        read.append(path)
+        return read_tensors(path)
+
+    monkeypatch.setattr(gguf, "read_tensors", counted)
+    live.change_to("middle")
+    assert len(read) == len(set(read)) > 0
+    live.change_to("small")
+    assert "large" not in live.warm
+    read.clear()
+    live.change_to("large")
+    assert read == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux only")
+def test_what_prepares_variants_gives_way_to_what_computes(live: LiveVariants) -> None:
+    (thread,) = (t for t in threading.enumerate() if t.name.startswith("lamella-prepare"))
+    assert thread.native_id is not None
+    assert os.getpriority(os.PRIO_PROCESS, thread.native_id) > os.getpriority(os.PRIO_PROCESS, 0)
+
+
+def test_a_shard_that_was_cut_off_since_its_header_was_read_is_not_mapped(store: Store, tmp_path: Path) -> None:
+    whole = store.shard_paths(store.variant("large"))[-1]
+    tensors = gguf.read_tensors(whole).values()
+    short = tmp_path / "short.gguf"
+    end = max(t.offset + t.n_bytes for t in tensors)
+    short.write_bytes(whole.read_bytes()[: end - 1])
+    with pytest.raises(TruncatedModel, match="cut off"):
+        MappedShard(short, tensors)
+    short.unlink()
+    with pytest.raises(ModelError, match=r"short\.gguf"):
+        MappedShard(short, tensors)

@@ -30,6 +30,7 @@ from lamella.batching.messages import (
     Stop,
 )
 from lamella.batching.settings import EngineSettings
+from lamella.core.collector import keep_what_is_there
 from lamella.core.errors import EngineFailed, LamellaError
 
 Send = Callable[[EngineMessage], None]
@@ -165,8 +166,10 @@ def main(descriptor: str, open_loop: OpenLoop) -> None:
 
 def open_engine(settings: EngineSettings, send: Send) -> Loop:
     """Load the model; only now is llama.cpp imported, so that the process can hear its front before."""
-    loop = importlib.import_module("lamella.batching.loop")
-    return cast(Loop, loop.EngineLoop.open(settings, send))
+    module = importlib.import_module("lamella.batching.loop")
+    loop = cast(Loop, module.EngineLoop.open(settings, send))
+    keep_what_is_there()
+    return loop
 
 
 if __name__ == "__main__":

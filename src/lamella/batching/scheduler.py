@@ -16,7 +16,7 @@ from lamella.batching.refusals import refusal
 from lamella.batching.running import RunningRequest
 from lamella.batching.served import ServedVariants
 from lamella.batching.speeds import Speeds
-from lamella.batching.steps import StepPlan
+from lamella.batching.steps import Pace, StepPlan
 from lamella.core.errors import CacheFull, LamellaError
 from lamella.llama.batch import BatchPart
 from lamella.llama.context import Context
@@ -61,6 +61,7 @@ class Scheduler:
         self._speeds = Speeds()
         self._steps_since_flip = 0
         self._repeated: tuple[StepPlan, str] | None = None
+        self._copied_before = 0.0
         self.counters = Counters()
         self.step_began = 0.0
 
@@ -120,15 +121,16 @@ class Scheduler:
 
     def _only_writes(self, plan: StepPlan) -> bool:
         """Whether all requests there are took part in a step, and each goes on with the one token that it drew."""
-        if self._waiting or len(plan.parts) != len(self._running):
+        if self._waiting or self._cache.is_apart or len(plan.parts) != len(self._running):
             return False
         return all(n == 1 and i in self._running and self._running[i].writes_on for i, n in plan.parts)
 
     def _next(self) -> StepPlan | None:
         """A step for the requests as they are now."""
+        self._copied_before = self._cache.copy_seconds
         self._end_requests()
         self._admit()
-        self._cache.bring_together()
+        self._cache.bring_together(self.counters.n_steps)
         return self._plan()
 
     # --- beginnings and ends -----------------------------------------------------------------------------------------
@@ -170,7 +172,10 @@ class Scheduler:
         )
         for number in decision.park:
             self._park(self._running[number])
+        has_streams = any(r.writes_on for r in self._running.values())
         for number in decision.start:
+            if has_streams and self._pace.streams_go_first:  # the others begin after the next step
+                break
             self._start(self._waiting[number])
         self._variants.forget_unused()
 
@@ -235,8 +240,11 @@ class Scheduler:
         quantum = steps.quantum(self._variants.mean_flip_seconds, self._speeds.step_seconds)
         variant = steps.choose_variant(candidates, self._variants.pointed_at, self._steps_since_flip, quantum)
         self._steps_since_flip = self._steps_since_flip + 1 if variant == self._variants.pointed_at else 1
-        pace = self._speeds.pace(self._longest_step_seconds)
-        return self._fit(steps.compose(candidates, variant, self._n_batch, pace))
+        return self._fit(steps.compose(candidates, variant, self._n_batch, self._pace))
+
+    @property
+    def _pace(self) -> Pace:
+        return self._speeds.pace(self._longest_step_seconds, self._cache.copy_seconds - self._copied_before)
 
     def _fit(self, plan: StepPlan) -> StepPlan | None:
         """Make room for a step in the cache; where there is none, requests give way, the least urgent first."""

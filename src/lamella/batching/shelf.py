@@ -22,7 +22,7 @@ class ParkedState:
 
     tokens: tuple[int, ...]
     variants: frozenset[str]
-    data: bytes
+    data: bytes | memoryview
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,9 +31,13 @@ class Speeds:
         elif not n_prompt_tokens:
             self.step_seconds = _mean(self.step_seconds, seconds)
 
-    def pace(self, longest_seconds: float = LONGEST_STEP_SECONDS) -> Pace:
-        """For the next step, which shall not take much longer than so."""
-        return Pace(self.prompt_tokens_per_second, self.step_seconds, longest_seconds)
+    def pace(self, longest_seconds: float = LONGEST_STEP_SECONDS, copy_seconds: float = 0.0) -> Pace:
+        """For the next step, which shall not take much longer than so.
+
+        Args:
+            copy_seconds: see ``Pace``.
+        """
+        return Pace(self.prompt_tokens_per_second, self.step_seconds, longest_seconds, copy_seconds)
 
 
 def _mean(before: float, now: float) -> float:

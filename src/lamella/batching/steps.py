@@ -62,16 +62,27 @@ class Pace:
         prompt_tokens_per_second: measured speed of reading prompts; 0 while nothing is known.
         step_seconds: of a step that only writes; 0 while nothing is known.
         longest_seconds: about the longest that a stream may wait for its next token.
+        copy_seconds: for which streams have waited since their last token, while sequences were copied.
     """
 
     prompt_tokens_per_second: float
     step_seconds: float = 0.0
     longest_seconds: float = LONGEST_STEP_SECONDS
+    copy_seconds: float = 0.0
 
     @property
     def least_tokens(self) -> int:
         """The smallest piece of a prompt that is worth a pass."""
         return LEAST_PROMPT_TOKENS if self.longest_seconds >= STEP_SECONDS else SHORTEST_PIECE
+
+    @property
+    def streams_go_first(self) -> bool:
+        """Whether streams have waited for copies so long that nothing else is begun before their next token.
+
+        That is half a step.  Copies are finite, since each belongs to a request that begins, gives way or moves: nobody
+        starves.
+        """
+        return 0 < self.step_seconds <= 2 * self.copy_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +150,16 @@ def prompt_tokens_for(pace: Pace, *, n_streams: int, n_prompts: int, n_batch: in
     """
     if not n_streams or pace.prompt_tokens_per_second <= 0:
         return n_batch
-    left = pace.longest_seconds - pace.step_seconds
+    left = pace.longest_seconds - pace.step_seconds - pace.copy_seconds
     seconds = min(STEP_SECONDS * max(1.0, n_prompts / n_streams), left)
     return max(pace.least_tokens, min(n_batch, int(pace.prompt_tokens_per_second * seconds)))
 
 
 def compose(candidates: Sequence[Candidate], variant: str, n_batch: int, pace: Pace) -> StepPlan:
     """The step of one variant; at most one request has its prompt scored in it.
+
+    Where streams go first, each prompt has one token in the pass that is made for them: more take another pass, and
+    sequences that stand between others and have none part these into two.
 
     Args:
         candidates: requests with a slot; those of other variants are passed over.
@@ -159,13 +173,16 @@ def compose(candidates: Sequence[Candidate], variant: str, n_batch: int, pace: P
     budget = prompt_tokens_for(pace, n_streams=len(writing), n_prompts=n_prompts, n_batch=n_batch)
     room = n_batch - len(parts)
     budget = min(budget, room)
+    only_rides = bool(writing) and pace.streams_go_first
     has_scored = False
     for candidate in mine:
         if candidate.is_writing or (candidate.most_scored and has_scored):
             continue
+        is_first = len(parts) == len(writing)
         n = min(
-            _piece(candidate.n_remaining, budget, room, 0 if len(parts) == len(writing) else pace.least_tokens),
+            1 if only_rides else _piece(candidate.n_remaining, budget, room, 0 if is_first else pace.least_tokens),
             candidate.most_scored or n_batch,
+            room,
         )
         if n <= 0:
             continue

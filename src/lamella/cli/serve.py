@@ -21,6 +21,7 @@ from lamella.cli.opening import opening_lines
 from lamella.cli.output import note
 from lamella.cli.served import find_served
 from lamella.config import Config
+from lamella.core.collector import keep_what_is_there
 from lamella.core.errors import InvalidRequest
 from lamella.core.listening import listen
 from lamella.core.units import parse_bytes
@@ -256,6 +257,7 @@ def serve(
     )
 
     def say_hello(listening: api.Listening) -> None:
+        keep_what_is_there()
         for line in opening_lines(listening, len(ring), has_dashboard=dashboard and is_installed()):
             note(line)
 

@@ -274,20 +274,22 @@ class Context(Handle):
         self.check_open()
         self._llama.llama_memory_clear(self._memory, False)
 
-    def save_sequence(self, sequence: int) -> bytes:
+    def save_sequence(self, sequence: int) -> memoryview:
         """What the KV cache holds of a sequence, for ``restore_sequence`` of a context of this model and cache type.
 
         Raises:
             EngineFailed: llama.cpp cannot copy it.
         """
         size = self._llama.llama_state_seq_get_size(self.address, sequence)
-        state = (ct.c_uint8 * size)()
-        n_bytes = self._llama.llama_state_seq_get_data(self.address, state, size, sequence)
+        n_header = len(self._state_header(0))
+        saved = np.empty(n_header + size, np.uint8)  # memory that is touched once: its first use costs most of a copy
+        n_bytes = self._llama.llama_state_seq_get_data(self.address, _bytes_at(saved, n_header), size, sequence)
         if n_bytes == 0:
             raise EngineFailed(f"llama.cpp cannot save sequence {sequence} ({size} bytes): {log.complaints()}")
-        return b"".join((self._state_header(n_bytes), memoryview(state)[:n_bytes]))
+        saved[:n_header] = np.frombuffer(self._state_header(n_bytes), np.uint8)
+        return saved[: n_header + n_bytes].data
 
-    def restore_sequence(self, sequence: int, data: bytes) -> None:
+    def restore_sequence(self, sequence: int, data: bytes | memoryview) -> None:
         """Put what ``save_sequence`` gave into a sequence; what it held before is dropped.
 
         Raises:
@@ -296,11 +298,11 @@ class Context(Handle):
         """
         n_header = len(self._state_header(0))
         n_bytes = len(data) - n_header
-        if n_bytes <= 0 or not data.startswith(self._state_header(n_bytes)):
+        if n_bytes <= 0 or bytes(data[:n_header]) != self._state_header(n_bytes):
             raise EngineFailed(f"these {len(data)} bytes were not saved by a context of this model and KV cache type")
-        state = (ct.c_uint8 * n_bytes).from_buffer_copy(data, n_header)
+        state = np.frombuffer(data, np.uint8)
         self.forget(sequence)
-        if self._llama.llama_state_seq_set_data(self.address, state, n_bytes, sequence) == 0:
+        if self._llama.llama_state_seq_set_data(self.address, _bytes_at(state, n_header), n_bytes, sequence) == 0:
             raise CacheFull(
                 f"no room in the KV cache of {self.options.cells} tokens for a saved sequence of {n_bytes} bytes"
             )
@@ -321,3 +323,8 @@ class Context(Handle):
                 return False
 
         return self._llama.ggml_backend_sched_eval_callback(guarded)
+
+
+def _bytes_at(array: NDArray[np.uint8], offset: int) -> Any:
+    """A C pointer into an array, which the caller keeps alive."""
+    return ct.cast(array.ctypes.data + offset, ct.POINTER(ct.c_uint8))

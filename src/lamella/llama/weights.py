@@ -10,18 +10,19 @@ from __future__ import annotations
 import contextlib
 import ctypes as ct
 import mmap
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lamella.core.errors import EngineFailed
+from lamella.core.errors import EngineFailed, ModelError, TruncatedModel
 from lamella.core.precision import GGML_TYPES, GgmlType
-from lamella.llama import api, gguf, library, pages
+from lamella.llama import api, library, pages
 from lamella.llama.api import tensor_at
 from lamella.llama.context import ContextOptions
+from lamella.llama.gguf import TensorData
 from lamella.llama.model import Model
 
 if TYPE_CHECKING:
@@ -124,21 +125,29 @@ class MappedShard:
         n_bytes: size of the file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, tensors: Collection[TensorData]) -> None:
         """Map ``path``; no page is read yet.
 
+        Args:
+            tensors: of the file, by its header.
+
         Raises:
-            ModelError: no readable GGUF file.
+            ModelError: the file is not there any more, or has been cut off.
             EngineFailed: the CPU device cannot use mapped memory.
         """
         lib = library.load()
         self._base = lib.base
         self._path = path
-        tensors = gguf.read_tensors(path).values()
-        with path.open("rb") as file:
-            self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        try:
+            with path.open("rb") as file:
+                self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:  # ValueError: the file is empty
+            raise ModelError(f"{path}: {error}") from error
         self._bytes: Any = np.frombuffer(self._mapping, np.uint8)
         self.n_bytes = self._bytes.nbytes
+        end = max((t.offset + t.n_bytes for t in tensors), default=0)
+        if end > self.n_bytes:
+            raise TruncatedModel(f"{path} is cut off: it has {self.n_bytes} of {end} bytes")
         self._start = int(self._bytes.ctypes.data)
         device = lib.ggml.ggml_backend_dev_by_type(library.DEVICE_TYPE_CPU)
         largest = max((t.n_bytes for t in tensors), default=0)

@@ -10,6 +10,7 @@ from pathlib import Path
 from lamella.core.model import TensorSpec
 from lamella.llama import gguf
 from lamella.llama.device_shards import DeviceShard
+from lamella.llama.gguf import TensorData
 from lamella.llama.pages import give_back_what_is_freed, trim_heap
 from lamella.llama.weights import MappedShard, RepackedShard, WeightState, type_name
 from lamella.run.ceiling import Footprint
@@ -66,6 +67,7 @@ class ShardPool:
         self._mapped: dict[str, MappedShard] = {}
         self._repacked: dict[str, RepackedShard | DeviceShard] = {}
         self._footprints: dict[str, Footprint] = {}
+        self._stored: dict[str, Mapping[str, TensorData]] = {}
         self._gives_back = False
         self.give_back(is_on=gives_back)
 
@@ -74,6 +76,17 @@ class ShardPool:
         if is_on and not self._gives_back:
             give_back_what_is_freed()
         self._gives_back = is_on
+
+    def stored(self, shard_id: str, path: Path) -> Mapping[str, TensorData]:
+        """The tensors of a shard by its file's header, which is read once: a shard is named by its contents.
+
+        Raises:
+            ModelError: no readable GGUF file.
+        """
+        found = self._stored.get(shard_id)
+        if found is None:
+            found = self._stored[shard_id] = gguf.read_tensors(path)
+        return found
 
     def footprint(self, shard_id: str, path: Path, tensors: Mapping[str, TensorSpec]) -> Footprint:
         """What a shard takes, or would take, by the header of its file.
@@ -86,7 +99,7 @@ class ShardPool:
         """
         found = self._footprints.get(shard_id)
         if found is None:
-            stored = gguf.read_tensors(path)
+            stored = self.stored(shard_id, path)
             layouts = {n: self._layout(n, t.spec.type.name, tensors) for n, t in stored.items()}
             is_on_host = self._placement is None
             copied = sum(t.n_bytes for n, t in stored.items() if layouts[n].repack and is_on_host)
@@ -106,7 +119,7 @@ class ShardPool:
         self.footprint(shard_id, path, tensors)
         mapped = self._mapped.get(shard_id)
         if mapped is None:
-            mapped = self._mapped[shard_id] = MappedShard(path)
+            mapped = self._mapped[shard_id] = MappedShard(path, self.stored(shard_id, path).values())
         layouts = {n: self._layout(n, type_name(s), tensors) for n, s in mapped.states.items()}
         if shard_id not in self._repacked:
             mapped.prefault()

@@ -22,9 +22,9 @@ from pathlib import Path
 
 from lamella.core.artifacts import Variant
 from lamella.core.errors import EngineFailed, StoreError
+from lamella.core.giving_way import give_way
 from lamella.core.model import TensorSpec
 from lamella.core.units import MIB
-from lamella.llama import gguf
 from lamella.llama.model import Model
 from lamella.llama.weights import WeightState
 from lamella.run.ceiling import Ceiling, opening_peak, pairs_of, plan_exchanges, total_bytes, what_to_drop
@@ -83,7 +83,7 @@ class LiveVariants:
         self._pool_use = threading.Lock()  # held by whoever opens shards: a preparation, or a change shard by shard
         self._lock = threading.Lock()  # of _open
         self._open = OpenVariants()
-        self._background = ThreadPoolExecutor(1, "lamella-prepare")
+        self._background = ThreadPoolExecutor(1, "lamella-prepare", give_way)
         self._change: StepwiseChange | None = None
         self._is_closed = False
         self._name = ""
@@ -179,10 +179,10 @@ class LiveVariants:
             paths = self._store.ready_paths(variant, should_stop=lambda: self._is_closed)
             if self._check:
                 self._store.check(variant)
-            self._check_model(variant, paths)
             prompt: dict[str, WeightState] = {}
             token: dict[str, WeightState] = {}
             with self._pool_use:
+                self._check_model(variant, paths)
                 if has_room := self._make_room(variant, paths):
                     for shard, path in zip(variant.shards, paths, strict=True):
                         states = self._pool.open(shard.id, path, self._tensors)
@@ -196,7 +196,7 @@ class LiveVariants:
         return PreparedVariant(variant, version, prompt, token, lease, seconds)
 
     def _check_model(self, variant: Variant, paths: Sequence[Path]) -> None:
-        names = {n for path in paths for n in gguf.read_tensors(path)}
+        names = {n for s, path in zip(variant.shards, paths, strict=True) for n in self._pool.stored(s.id, path)}
         missing = [n for n in sorted(self._pointers.names) if n not in names]
         if missing:
             raise StoreError(f"variant {variant.name} has no {', '.join(missing[:3])}: it is of another model")
