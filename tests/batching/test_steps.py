@@ -126,13 +126,13 @@ def test_steps_stay_as_short_as_is_asked() -> None:
 
 
 def test_what_sequences_took_to_copy_is_taken_off_a_step() -> None:
-    pace = Pace(300.0, step_seconds=0.0625, longest_seconds=0.125, copy_seconds=0.015625)
-    assert prompt_tokens_for(pace, n_streams=8, n_prompts=1, n_batch=512) == 14
+    pace = Pace(300.0, step_seconds=0.0625, longest_seconds=0.125, copy_seconds=0.0078125)
+    assert prompt_tokens_for(pace, n_streams=8, n_prompts=1, n_batch=512) == 16
     assert prompt_tokens_for(pace, n_streams=0, n_prompts=1, n_batch=512) == 512
 
 
-def test_streams_that_waited_half_a_step_for_copies_go_before_prompts() -> None:
-    late = Pace(300.0, step_seconds=0.0625, longest_seconds=0.125, copy_seconds=0.03125)
+def test_streams_that_waited_a_quarter_of_a_step_for_copies_go_before_prompts() -> None:
+    late = Pace(300.0, step_seconds=0.0625, longest_seconds=0.125, copy_seconds=0.015625)
     reading = candidate(1, is_writing=False, n_remaining=5)
     assert compose([reading, candidate(2)], "a", 512, late).parts == ((2, 1), (1, 1))
     assert compose([reading], "a", 512, late).parts == ((1, 5),)

@@ -79,10 +79,10 @@ class Pace:
     def streams_go_first(self) -> bool:
         """Whether streams have waited for copies so long that nothing else is begun before their next token.
 
-        That is half a step.  Copies are finite, since each belongs to a request that begins, gives way or moves: nobody
-        starves.
+        That is a quarter of a step.  Copies are finite, since each belongs to a request that begins, gives way or moves:
+        nobody starves.
         """
-        return 0 < self.step_seconds <= 2 * self.copy_seconds
+        return 0 < self.step_seconds <= 4 * self.copy_seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lamella.core.errors import CacheFull, EngineFailed, InvalidRequest
 from lamella.core.precision import GGML_TYPES
-from lamella.llama import library, log, observing
+from lamella.llama import library, log, observing, pages
 from lamella.llama.batch import Batch, BatchPart
 from lamella.llama.handle import Handle
 from lamella.llama.model import Model
@@ -282,7 +282,7 @@ class Context(Handle):
         """
         size = self._llama.llama_state_seq_get_size(self.address, sequence)
         n_header = len(self._state_header(0))
-        saved = np.empty(n_header + size, np.uint8)  # memory that is touched once: its first use costs most of a copy
+        saved = pages.new_memory(n_header + size)
         n_bytes = self._llama.llama_state_seq_get_data(self.address, _bytes_at(saved, n_header), size, sequence)
         if n_bytes == 0:
             raise EngineFailed(f"llama.cpp cannot save sequence {sequence} ({size} bytes): {log.complaints()}")

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 POPULATE_READ = 22  # MADV_POPULATE_READ, Linux 5.14: fault pages in, without touching them one by one
 HUGE_PAGES = (
@@ -22,6 +23,15 @@ def advise(start: int, n_bytes: int, advice: int) -> bool:
     page = mmap.PAGESIZE
     first, last = -(-start // page) * page, (start + n_bytes) // page * page
     return last <= first or ct.CDLL(None).madvise(ct.c_void_p(first), ct.c_size_t(last - first), advice) == 0
+
+
+def new_memory(n_bytes: int) -> NDArray[np.uint8]:
+    """Memory of zeros, which goes back to the system when the last view of it is gone.
+
+    Its first use costs most of a copy into it: what is not written to costs nothing.  numpy's own large arrays ask for
+    huge pages, which took half as long again (docs/log.md).
+    """
+    return np.frombuffer(mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
 
 
 def unmap(start: int, n_bytes: int) -> None:
