@@ -79,8 +79,8 @@ class Pace:
     def streams_go_first(self) -> bool:
         """Whether streams have waited for copies so long that nothing else is begun before their next token.
 
-        That is a quarter of a step.  Copies are finite, since each belongs to a request that begins, gives way or moves:
-        nobody starves.
+        That is a quarter of a step.  Copies are finite, since each belongs to a request that begins, gives way or
+        moves: nobody starves.
         """
         return 0 < self.step_seconds <= 4 * self.copy_seconds
 
