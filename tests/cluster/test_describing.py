@@ -49,6 +49,14 @@ def test_a_link_is_as_fast_as_its_slower_direction(spec: ModelSpec) -> None:
     ]
 
 
+def test_a_pass_costs_what_was_measured_of_it_less_the_way_that_planners_count_themselves(spec: ModelSpec) -> None:
+    nodes = {name: report(1, {"Q8_0": 1.0}) for name in (COORDINATOR, "laptop", "quick")}
+    passes = {"laptop": 0.010, "quick": 0.001}
+    document = describe(spec, nodes, {"laptop": LINK, "quick": LINK}, ["int8"], passes)
+    way = 4 * 256 / 1e6  # a hidden state over the slower direction
+    assert [node["pass_seconds"] for node in document["nodes"]] == pytest.approx([0.0, 0.010 - 0.002 - 2 * way, 0.0])
+
+
 def test_a_speed_that_was_not_measured_is_named(spec: ModelSpec) -> None:
     with pytest.raises(InvalidRequest, match="node 'coordinator' does not know its speed at Q4_K"):
         describe(spec, {COORDINATOR: report(1, {"Q8_0": 1})}, {}, ["int8", "int4"])

@@ -17,11 +17,12 @@ from lamella.cluster.messages import NodeReport
 from lamella.core.errors import InvalidRequest
 from lamella.core.model import ModelSpec
 from lamella.planning.cost import realise
+from lamella.planning.placement.layers import hidden_state_bytes
 from lamella.version import __version__
 
 CLUSTER_FORMAT, FORMAT_VERSION = "lamella.cluster", 1
 PASS_SECONDS = 0.001
-"""What the tunnel's processes add to a pass over a node (benchmarks/results/tunnel-smollm2.json: 1.1 ms on 2 cores)."""
+"""Of a pass beside the link, where it was not measured (benchmarks/results/tunnel-smollm2.json: 1.1 ms on 2 cores)."""
 
 
 def types_of(spec: ModelSpec, precisions: Sequence[str]) -> set[str]:
@@ -31,13 +32,18 @@ def types_of(spec: ModelSpec, precisions: Sequence[str]) -> set[str]:
 
 
 def describe(
-    spec: ModelSpec, nodes: Mapping[str, NodeReport], links: Mapping[str, MeasuredLink], precisions: Sequence[str]
+    spec: ModelSpec,
+    nodes: Mapping[str, NodeReport],
+    links: Mapping[str, MeasuredLink],
+    precisions: Sequence[str],
+    passes: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """A cluster document.
 
     Args:
         nodes: by name, the coordinator's own report among them as ``COORDINATOR``.
         links: from each other node to the coordinator.
+        passes: seconds of a pass over a node (``passes.measure_pass``), for those where it was measured.
 
     Raises:
         InvalidRequest: a node does not know its speed at a type.
@@ -48,7 +54,10 @@ def describe(
         "tool_version": __version__,
         "coordinator": COORDINATOR,
         "transfer": "star",
-        "nodes": [_node(spec, name, report, precisions) for name, report in nodes.items()],
+        "nodes": [
+            _node(spec, name, report, precisions) | {"pass_seconds": _pass_seconds(spec, name, links, passes or {})}
+            for name, report in nodes.items()
+        ],
         "links": [
             {
                 "between": [COORDINATOR, name],
@@ -64,9 +73,18 @@ def _node(spec: ModelSpec, name: str, report: NodeReport, precisions: Sequence[s
     return {
         "name": name,
         "memory_bytes": report.available_bytes,
-        "pass_seconds": 0.0 if name == COORDINATOR else PASS_SECONDS,
         "speeds": {precision: _speed(spec, name, report, precision) for precision in precisions},
     }
+
+
+def _pass_seconds(spec: ModelSpec, name: str, links: Mapping[str, MeasuredLink], passes: Mapping[str, float]) -> float:
+    """Of a pass beside what its link takes, which planners count themselves."""
+    if name == COORDINATOR:
+        return 0.0
+    if name not in passes:
+        return PASS_SECONDS
+    way = hidden_state_bytes(spec) / links[name].bytes_per_second
+    return max(0.0, passes[name] - links[name].round_trip_seconds - 2 * way)
 
 
 def _speed(spec: ModelSpec, name: str, report: NodeReport, precision: str) -> dict[str, float]:
