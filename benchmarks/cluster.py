@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 
 from benchmarks.common import keep, open_model, record, reference_model, spread, table
-from benchmarks.placed_engine import milliseconds
+from benchmarks.placed_engine import N_WARM_UP, milliseconds
 from benchmarks.stores import work_folder
 from lamella import api
 from lamella.cluster.bringing import bring
@@ -193,10 +193,12 @@ def plans(problem: PlacementProblem, planners: Sequence[str]) -> tuple[list[Plan
 
 
 def token_seconds(problem: PlacementProblem, placement: Placement) -> float:
-    """Of one generated token: what the last of a request's tokens adds."""
-    shorter = replace(problem, request=replace(problem.request, new_tokens=problem.request.new_tokens - 1))
+    """Of one generated token: what the first that is measured adds to a request that ends before it."""
+    before, after = (replace(problem.request, new_tokens=N_WARM_UP + n) for n in (1, 2))
     fixed = problem.fixed_seconds / (1 + problem.request.token_passes)
-    return account(problem, placement).seconds - account(shorter, placement).seconds + fixed
+    seconds = (account(replace(problem, request=request), placement).seconds for request in (before, after))
+    shorter, longer = seconds
+    return longer - shorter + fixed
 
 
 def build(source: Path, spec: ModelSpec, store: Path, name: str, precisions: tuple[str, ...]) -> None:

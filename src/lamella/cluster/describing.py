@@ -2,8 +2,8 @@
 
     document = describe(spec, {"coordinator": here, "laptop": report}, {"laptop": link}, ["int8", "int4"])
 
-A layer's seconds are its matrix products: weights of each type, times the node's nanoseconds for a weight of that type.
-Attention and norms are not in it, nor what llama.cpp's RPC costs itself.
+A layer's seconds are its matrix products, weights of each type times the node's nanoseconds for a weight of that type,
+and its attention by cells.  Norms, rotations and activations are not in it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from lamella.planning.placement.layers import hidden_state_bytes
 from lamella.version import __version__
 
 CLUSTER_FORMAT, FORMAT_VERSION = "lamella.cluster", 1
+ATTENTION_OUT = "attn_output.weight"
 PASS_SECONDS = 0.001
 """Of a pass beside the link, where it was not measured (benchmarks/results/tunnel-smollm2.json: 1.1 ms on 2 cores)."""
 
@@ -73,8 +74,18 @@ def _node(spec: ModelSpec, name: str, report: NodeReport, precisions: Sequence[s
     return {
         "name": name,
         "memory_bytes": report.available_bytes,
+        **_attention(spec, report),
         "speeds": {precision: _speed(spec, name, report, precision) for precision in precisions},
     }
+
+
+def _attention(spec: ModelSpec, report: NodeReport) -> dict[str, float]:
+    """Seconds of the mean layer for a token and cell; nothing where the node did not say."""
+    if report.attention is None:
+        return {}
+    numbers = sum(t.shape[0] for layer in spec.layers for t in layer.matrices if t.name.endswith(ATTENTION_OUT))
+    each = 1e-9 * numbers / spec.n_layers  # what leaves the heads enters this matrix
+    return {"cell_seconds": each * report.attention.token, "prompt_cell_seconds": each * report.attention.prompt}
 
 
 def _pass_seconds(spec: ModelSpec, name: str, links: Mapping[str, MeasuredLink], passes: Mapping[str, float]) -> float:
