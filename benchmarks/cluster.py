@@ -1,12 +1,13 @@
 """Claim: deciding places and bits together makes a cluster of unequal machines faster than rules do.
 
-    sudo .venv/bin/python -m benchmarks.cluster [--model qwen-0.5b] [--tokens 48] [--rounds 3] [--planners joint,...]
+    .venv/bin/python -m benchmarks.cluster --work FOLDER --prepare              # losses and all shards, once
+    sudo .venv/bin/python -m benchmarks.cluster --work FOLDER [--model qwen-0.5b] [--tokens 48] [--rounds 3]
 
 Three nodes in network namespaces, with unequal shares of a core, memory limits and link rates; the coordinator has
 embedding and head, and no layers.  Speeds and links are measured by the code of ``lamella cluster nodes``, losses are
 weight differences.  Every planner answers the same question at the same delta; its placement is built, put on the nodes
-and computes.  Reported: milliseconds for each token, predicted and measured, and the joint plan against llama.cpp's
-split by memory.
+and computes; planners that come to the same placement share one.  Reported: milliseconds for each token, predicted and
+measured, and the joint plan against llama.cpp's split by memory.  The record is there after the first round.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from benchmarks.common import open_model, record, reference_model, spread, table
-from benchmarks.placed_engine import milliseconds
+from benchmarks.common import keep, open_model, record, reference_model, spread, table
+from benchmarks.placed_engine import N_WARM_UP, milliseconds
 from benchmarks.stores import work_folder
 from lamella import api
 from lamella.cluster.bringing import bring
@@ -78,6 +80,15 @@ class Planned:
     predicted_ms: float
     measured_ms: list[float]
 
+    @property
+    def median_ms(self) -> float:
+        return statistics.median(self.measured_ms)
+
+    @property
+    def error(self) -> float:
+        """Share by which the prediction is beyond what was measured."""
+        return self.predicted_ms / self.median_ms - 1
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -86,11 +97,27 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--planners", default=",".join(("joint", *BASELINES)))
     parser.add_argument("--work", type=Path, help="folder in which store and measurement are kept for the next time")
+    parser.add_argument("--prepare", action="store_true", help="fill that folder, and measure nothing")
     args = parser.parse_args()
-    with work_folder(args.work) as folder, work_folder(None) as place_, TestBed(place_) as bed:
-        for node in NODES:
-            bed.add(node)
-        asyncio.run(compare(args, folder, bed.cluster))
+    if args.prepare:
+        if args.work is None:
+            parser.error("--prepare fills --work FOLDER")
+        with work_folder(args.work) as folder:
+            prepare(args.model, folder)
+    else:
+        with work_folder(args.work) as folder, work_folder(None) as place_, TestBed(place_) as bed:
+            for node in NODES:
+                bed.add(node)
+            asyncio.run(compare(args, folder, bed.cluster))
+
+
+def prepare(model: str, folder: Path) -> None:
+    """What takes long and needs no nodes: the losses, and the shards that any placement is made of."""
+    source = reference_model(model)
+    losses(source, folder)
+    spec = open_model(source).spec
+    for precision in PRECISIONS:
+        build(source, spec, folder / f"{model}.store", f"all-{precision}", (precision,) * spec.n_layers)
 
 
 async def compare(args: argparse.Namespace, folder: Path, cluster: ClusterFolder) -> None:
@@ -100,13 +127,18 @@ async def compare(args: argparse.Namespace, folder: Path, cluster: ClusterFolder
     problem = await question(spec, measurement, cluster, folder)
     found, failed = plans(problem, args.planners.split(","))
     store = folder / f"{args.model}.store"
-    for planned in found:
-        build(source, spec, store, planned)
+    different = list({planned.placement: planned for planned in reversed(found)}.values())
+    for planned in different:
+        build(source, spec, store, planned.planner, planned.placement.precisions)
     async with Dialler(cluster) as dialler:
         for number in range(args.rounds):
-            for planned in found if number % 2 else reversed(found):
-                planned.measured_ms.append(await measure(dialler, Store.open(store), planned, args.tokens))
-                print(f"round {number + 1}: {planned.planner} {planned.measured_ms[-1]:.1f} ms", file=sys.stderr)
+            for planned in different if number % 2 else reversed(different):
+                token_ms = await measure(dialler, Store.open(store), planned, args.tokens)
+                print(f"round {number + 1}: {planned.planner} {token_ms:.1f} ms", file=sys.stderr)
+                for same in found:
+                    if same.placement == planned.placement:
+                        same.measured_ms.append(token_ms)
+            keep(f"cluster-{args.model}", result(args, problem, found, failed))
     report(args, problem, found, failed)
 
 
@@ -122,13 +154,14 @@ def losses(source: Path, folder: Path) -> Measurement:
 async def question(spec: ModelSpec, measurement: Measurement, cluster: ClusterFolder, folder: Path) -> PlacementProblem:
     """What is to be placed, on nodes as they were measured just now."""
     types = sorted(types_of(spec, PRECISIONS))
-    found = await api.look_at_nodes(cluster, types)
+    found = await api.look_at_nodes(cluster, types, int(spec.hyperparameters["embedding_length"]))
     away = [status.trouble for status in found if status.described is None or status.link is None]
     if away:
         raise SystemExit(f"a node does not answer: {away[0]}")
     here = await report_apart(folder / "kernels.json", 1, sorted({*types, "Q8_0"}))
     reports = {COORDINATOR: here} | {s.name: s.described.report for s in found if s.described is not None}
-    document = describe(spec, reports, {s.name: s.link for s in found if s.link is not None}, PRECISIONS)
+    passes = {s.name: s.pass_seconds for s in found if s.pass_seconds is not None}
+    document = describe(spec, reports, {s.name: s.link for s in found if s.link is not None}, PRECISIONS, passes)
     machines = read_cluster(msgspec.json.encode(document), "the test bed")
     nodes = tuple(replace(n, buffer_bytes=BUFFER_BYTES) for n in machines.nodes if n.name != COORDINATOR)
     layers = layers_of(spec, measurement, PRECISIONS)
@@ -160,21 +193,21 @@ def plans(problem: PlacementProblem, planners: Sequence[str]) -> tuple[list[Plan
 
 
 def token_seconds(problem: PlacementProblem, placement: Placement) -> float:
-    """Of one generated token: what the last of a request's tokens adds."""
-    shorter = replace(problem, request=replace(problem.request, new_tokens=problem.request.new_tokens - 1))
+    """Of one generated token: what the first that is measured adds to a request that ends before it."""
+    before, after = (replace(problem.request, new_tokens=N_WARM_UP + n) for n in (1, 2))
     fixed = problem.fixed_seconds / (1 + problem.request.token_passes)
-    return account(problem, placement).seconds - account(shorter, placement).seconds + fixed
+    seconds = (account(replace(problem, request=request), placement).seconds for request in (before, after))
+    shorter, longer = seconds
+    return longer - shorter + fixed
 
 
-def build(source: Path, spec: ModelSpec, store: Path, planned: Planned) -> None:
-    """The variant that a placement is of; layers that others have too are there already."""
-    plan = build_plan(
-        "placement", PlanRequest(spec, outside=OUTSIDE), Overhead(), Choice(planned.placement.precisions, OUTSIDE)
-    )
+def build(source: Path, spec: ModelSpec, store: Path, name: str, precisions: tuple[str, ...]) -> None:
+    """A variant with layers at some precisions; layers that others have too are there already."""
+    plan = build_plan("placement", PlanRequest(spec, outside=OUTSIDE), Overhead(), Choice(precisions, OUTSIDE))
     names = {v.name for v in Store.open(store).readable_variants()[0]} if store.exists() else set()
-    if planned.planner in names:
-        Store.open(store).remove(planned.planner)
-    api.build(source, store, plan, planned.planner)
+    if name in names:
+        Store.open(store).remove(name)
+    api.build(source, store, plan, name)
 
 
 async def measure(dialler: Dialler, store: Store, planned: Planned, n_tokens: int) -> float:
@@ -201,30 +234,42 @@ def report(
     args: argparse.Namespace, problem: PlacementProblem, found: Sequence[Planned], failed: dict[str, str]
 ) -> None:
     """A table, and the record."""
-    medians = {p.planner: statistics.median(p.measured_ms) for p in found}
     rows: list[list[object]] = [["planner", "predicted ms", "measured ms", "error", "loss", "layers"]]
     for p in found:
         layers = " ".join(f"{s.node}:{len(s.precisions)}" for s in p.placement.segments)
-        error = f"{100 * (p.predicted_ms / medians[p.planner] - 1):+.0f} %"
-        rows.append([p.planner, p.predicted_ms, medians[p.planner], error, p.loss, layers])
+        rows.append([p.planner, p.predicted_ms, p.median_ms, f"{100 * p.error:+.0f} %", p.loss, layers])
     table(rows)
+    record(f"cluster-{args.model}", result(args, problem, found, failed))
+
+
+def result(
+    args: argparse.Namespace, problem: PlacementProblem, found: Sequence[Planned], failed: dict[str, str]
+) -> dict[str, Any]:
+    """Of the rounds so far."""
+    medians = {p.planner: p.median_ms for p in found}
     joint, default = medians.get("joint"), medians.get(DEFAULT)
-    record(f"cluster-{args.model}", {
+    return {
         "model": args.model,
         "nodes": [{"name": n.name, "cores": n.cores, "memory_bytes": n.memory_bytes, "rate_bits": n.rate_bits}
                   for n in NODES],
+        "measured": {
+            "fixed_ms": 1e3 * problem.fixed_seconds / (1 + problem.request.token_passes),
+            "nodes": {n.name: {"pass_seconds": n.pass_seconds, "speeds": msgspec.to_builtins(n.speeds)}
+                      for n in problem.cluster.nodes},
+            "links": {b: msgspec.to_builtins(link) for (_, b), link in problem.cluster.links.items()},
+        },
         "delta": problem.loss_budget,
         "tokens": args.tokens,
         "plans": [{
             "planner": p.planner, "predicted_ms": round(p.predicted_ms, 3), "measured_ms": spread(p.measured_ms),
-            "loss": p.loss, "segments": [{"node": s.node, "first": s.first, "precisions": s.precisions}
-                                         for s in p.placement.segments],
+            "error": round(p.error, 4), "loss": p.loss,
+            "segments": [{"node": s.node, "first": s.first, "precisions": s.precisions} for s in p.placement.segments],
         } for p in found],
         "no_placement": failed,
         "predicted_ms": next((round(p.predicted_ms, 3) for p in found if p.planner == "joint"), None),
         "measured_ms": joint and round(joint, 3),
         "speedup_vs_default": round(default / joint, 3) if joint and default else None,
-    })  # fmt: skip
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -85,11 +85,14 @@ def table(rows: Sequence[Sequence[object]]) -> None:
 
 def record(name: str, result: dict[str, Any]) -> None:
     """Keep a result with what it was measured on, and print it as the last line."""
+    print(json.dumps(keep(name, result)))
+
+
+def keep(name: str, result: dict[str, Any]) -> dict[str, Any]:
+    """Keep a result, or what there is of it so far, with what it was measured on; returns the record."""
     document = {
         "benchmark": name,
-        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
-        "commit": commit(),
-        "command": " ".join([Path(sys.executable).name, *sys.argv]),
+        **run_facts(),
         "machine": {
             "processor": processor_name(),
             "cores": len(os.sched_getaffinity(0)),
@@ -108,7 +111,16 @@ def record(name: str, result: dict[str, Any]) -> None:
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n")
-    print(json.dumps(document))
+    return document
+
+
+def run_facts() -> dict[str, str]:
+    """When, from which commit and by which command this was measured: for each part of a record that grows."""
+    return {
+        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "commit": commit(),
+        "command": " ".join([Path(sys.executable).name, *sys.argv]),
+    }
 
 
 def commit() -> str:

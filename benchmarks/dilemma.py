@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import lamella
-from benchmarks.common import DATA, RESULTS, open_model, record, reference_model, table
+from benchmarks.common import DATA, RESULTS, open_model, record, reference_model, run_facts, table
 from benchmarks.dilemma_cluster import MENU, bits_ratio, question, sensitivity, spread_over
+from benchmarks.finished import Finished
 from lamella.core.artifacts import Measurement
 from lamella.core.errors import NoPlacement
 from lamella.core.precision import Scheme
@@ -70,7 +71,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--limit", type=int, default=60, help="questions of SQuAD")
-    parser.add_argument("--work", type=Path, help="folder for stores and finished scores; default: a temporary one")
+    parser.add_argument(
+        "--work", type=Path, help="folder for stores, finished scores and finished points; default: a temporary one"
+    )
     parser.add_argument(
         "--scored", type=_numbers, default=DELTAS, help="deltas whose plans are scored, as 0.01,0.1; default: all"
     )
@@ -81,19 +84,28 @@ def main() -> None:
     work = asked.work or Path(tempfile.gettempdir()) / f"lamella-dilemma-{asked.model}"
     measured = {scheme: _measure(model, scheme) for scheme in SCHEMES}
     name = f"dilemma-{asked.model}"
-    known = json.loads((RESULTS / f"{name}.json").read_text()) if (RESULTS / f"{name}.json").exists() else {}
-    found: dict[str, Any] = {key: known[key] for key in ("rows", "sensitivity") if key in known}
+    found = recorded(RESULTS / f"{name}.json")
     if "plans" in parts or "quality" in parts:
         planned = [p for scheme in SCHEMES for p in plans(model, measured[scheme], scheme)]
         scored = [p for p in planned if p.delta in asked.scored]
         scores = evaluate(model, scored, asked.limit, work) if "quality" in parts else {}
         found["rows"] = [fields(p, scores.get((p.scheme, p.variant))) for p in planned]
+        found |= {"questions": asked.limit if "quality" in parts else 0}
+        found["runs"]["rows"] = run_facts()
         show(found["rows"])
     if "sensitivity" in parts:
-        found["sensitivity"] = sensitivities(model, measured["truncate"], asked.model)
+        found["sensitivity"] = sensitivities(model, measured["truncate"], asked.model, work)
+        found["runs"]["sensitivity"] = run_facts()
     differences = {s: {p: means(m)[p] for p in m.per_precision} for s, m in measured.items()}
-    asked_for = {"questions": asked.limit} if "quality" in parts else {}
-    record(name, {"model": asked.model, **asked_for, "mean_differences": differences, **found})
+    record(name, {"model": asked.model, "mean_differences": differences, **found})
+
+
+def recorded(path: Path) -> dict[str, Any]:
+    """The parts of the record that are there: what is not measured now stays as it is."""
+    known = json.loads(path.read_text()) if path.exists() else {}
+    runs = {"rows": {key: known[key] for key in ("date", "commit", "command")}} if "rows" in known else {}
+    found = {key: known[key] for key in ("questions", "rows", "sensitivity") if key in known}
+    return {"runs": known.get("runs", runs), **found}
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -194,12 +206,14 @@ def means(measured: Measurement) -> dict[str, float]:
     return {p: sum(s.mean for s in scores) / len(scores) for p, scores in measured.per_precision.items()}
 
 
-def sensitivities(model: ModelFile, measured: Measurement, name: str) -> dict[str, Any]:
+def sensitivities(model: ModelFile, measured: Measurement, name: str, work: Path) -> dict[str, Any]:
     """Time of a request when links and edge processors are faster or slower, for the model and for OPT-350m."""
     opt = builtin_spec("opt-350m")
     typical = layers_of(opt, spread_over(opt, means(measured)), MENU)
     own = question(model.spec, layers_of(model.spec, measured, MENU), SENSITIVE_AT)
-    return {name: sensitivity(own), "opt-350m": sensitivity(question(opt, typical, SENSITIVE_AT))}
+    finished = Finished(work / "sensitivity.json")
+    opts = question(opt, typical, SENSITIVE_AT)
+    return {name: sensitivity(own, finished), "opt-350m": sensitivity(opts, finished)}
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from lamella.cluster.describing import PASS_SECONDS, describe, types_of
@@ -47,6 +48,24 @@ def test_a_link_is_as_fast_as_its_slower_direction(spec: ModelSpec) -> None:
     assert document["links"] == [
         {"between": [COORDINATOR, "laptop"], "bytes_per_second": 1e6, "round_trip_seconds": 0.002}
     ]
+
+
+def test_a_layers_attention_is_the_numbers_of_its_heads_times_the_speed_of_a_node_that_says_it(spec: ModelSpec) -> None:
+    says = msgspec.structs.replace(report(1, {"Q8_0": 1.0}), attention=Speed(2.0, 0.5))
+    here, laptop = describe(spec, {COORDINATOR: report(1, {"Q8_0": 1.0}), "laptop": says}, {"laptop": LINK}, ["int8"])[
+        "nodes"
+    ]
+    assert "cell_seconds" not in here
+    heads = 256  # of queries, all numbers together: as wide as the hidden state
+    assert (laptop["cell_seconds"], laptop["prompt_cell_seconds"]) == pytest.approx((2e-9 * heads, 0.5e-9 * heads))
+
+
+def test_a_pass_costs_what_was_measured_of_it_less_the_way_that_planners_count_themselves(spec: ModelSpec) -> None:
+    nodes = {name: report(1, {"Q8_0": 1.0}) for name in (COORDINATOR, "laptop", "quick")}
+    passes = {"laptop": 0.010, "quick": 0.001}
+    document = describe(spec, nodes, {"laptop": LINK, "quick": LINK}, ["int8"], passes)
+    way = 4 * 256 / 1e6  # a hidden state over the slower direction
+    assert [node["pass_seconds"] for node in document["nodes"]] == pytest.approx([0.0, 0.010 - 0.002 - 2 * way, 0.0])
 
 
 def test_a_speed_that_was_not_measured_is_named(spec: ModelSpec) -> None:

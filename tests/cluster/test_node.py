@@ -69,6 +69,23 @@ def test_links_are_measured_and_measured_again(run: Run) -> None:
     run(test)
 
 
+def test_a_link_is_measured_at_once_where_somebody_hurries(run: Run) -> None:
+    async def test(bed: TestBed) -> None:
+        async with bed.node("laptop"):
+            meter = LinkMeter(bed.dialler, ["laptop"], every_seconds=3600)
+            running = asyncio.create_task(meter.run())
+            while not meter.links:
+                await asyncio.sleep(0.01)
+            first = meter.links["laptop"]
+            meter.hurry("laptop")
+            meter.hurry("laptop")
+            while meter.links["laptop"] is first:
+                await asyncio.sleep(0.01)
+            running.cancel()
+
+    run(test)
+
+
 def test_only_missing_shards_travel_and_they_are_verified(run: Run, store: Store) -> None:
     large, small = layer_shards(store, "large"), layer_shards(store, "small")
 

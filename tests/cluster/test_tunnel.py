@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lamella.cluster import passes
 from lamella.cluster.bringing import bring
 from lamella.cluster.forwarding import Forwarder
+from lamella.cluster.passes import measure_pass
 from lamella.cluster.rpc_server import RpcServer
 from lamella.core.errors import RemoteFailed
 from lamella.llama import library, rpc
@@ -85,6 +87,28 @@ def test_logits_through_the_tunnel_equal_those_of_the_cpu(run: Run, store_folder
 
     with Engine.open(Store.open(store_folder), "large", OPTIONS) as local:
         np.testing.assert_allclose(run(test), local.logits(TOKENS), atol=0.05)
+
+
+def test_what_a_pass_costs_is_measured_over_a_session_that_ends(run: Run) -> None:
+    async def test(bed: TestBed) -> float:
+        async with bed.node("laptop") as agent:
+            seconds = await measure_pass(bed.dialler, "laptop", 64)
+            await until(lambda: not agent.sessions)
+            return seconds
+
+    assert 1e-4 < run(test) < 1.0
+
+
+def test_a_pass_over_a_node_that_is_away_is_an_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "PASS_SECONDS", 0.2)
+
+    async def test(bed: TestBed) -> None:
+        async with bed.node("laptop"):
+            pass
+        with pytest.raises(RemoteFailed, match="laptop"):
+            await measure_pass(bed.dialler, "laptop", 64)
+
+    run(test)
 
 
 def test_weights_that_the_node_has_do_not_travel(run: Run, store_folder: Path) -> None:

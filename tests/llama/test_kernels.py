@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from lamella.core.precision import GGML_TYPES
 from lamella.llama import kernels
 
@@ -17,3 +19,14 @@ def test_float_weights_have_no_repacked_layout() -> None:
     times = kernels.measure(GGML_TYPES["F16"], 1)
     assert not times.has_repacked
     assert times.repacked_token == 0
+
+
+def test_attention_takes_time_for_each_cell_and_a_batch_costs_less_for_each_token() -> None:
+    times = kernels.measure_attention(1)
+    assert 0 < times.mapped_prompt < times.mapped_token * 2
+
+
+def test_single_tokens_are_computed_for_as_long_as_asked() -> None:
+    start = time.perf_counter()
+    kernels.measure_attention(1, least_seconds=0.1)
+    assert time.perf_counter() - start >= 2 * (1 + kernels.REPEATS) * 0.1

@@ -17,11 +17,16 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the types measured, in order; measuring takes no time."""
     names: list[str] = []
 
-    def measure(ggml_type: GgmlType, n_threads: int) -> KernelTimes:
+    def measure(ggml_type: GgmlType, n_threads: int, least_seconds: float = 0.0) -> KernelTimes:
         names.append(ggml_type.name)
         return KernelTimes(float(n_threads), 1.0)
 
+    def measure_attention(n_threads: int, least_seconds: float = 0.0) -> KernelTimes:
+        names.append("attention")
+        return KernelTimes(0.5, 0.25)
+
     monkeypatch.setattr(kernels, "measure", measure)
+    monkeypatch.setattr(kernels, "measure_attention", measure_attention)
     return names
 
 
@@ -39,6 +44,21 @@ def test_other_thread_counts_are_measured_anew(tmp_path: Path, measured: list[st
     assert KernelTable(file, 1).times(["Q4_0"])["Q4_0"].mapped_token == 1.0
     assert KernelTable(file, 2).times(["Q4_0"])["Q4_0"].mapped_token == 2.0
     assert measured == ["Q4_0", "Q4_0"]  # the second thread count did not push the first out
+
+
+def test_attention_is_measured_once_and_kept_beside_the_types(tmp_path: Path, measured: list[str]) -> None:
+    file = tmp_path / "kernels.json"
+    KernelTable(file, 2).times(["Q4_0"])
+    assert [KernelTable(file, 2).attention().mapped_token for _ in range(2)] == [0.5, 0.5]
+    assert set(KernelTable(file, 2).times(["Q4_0"])) == {"Q4_0"}
+    assert measured == ["Q4_0", "attention"]
+
+
+def test_what_was_measured_for_long_is_kept_apart(tmp_path: Path, measured: list[str]) -> None:
+    file = tmp_path / "kernels.json"
+    for seconds in (0.0, 0.04, 0.0, 0.04):
+        KernelTable(file, 2, seconds).times(["Q4_0"])
+    assert measured == ["Q4_0", "Q4_0"]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"x": 1}', b"\x00\xff"])

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,26 +145,29 @@ class NodeStatus:
 
     Attributes:
         described, link: None where it did not answer.
-        trouble: why it did not.
+        pass_seconds: of a pass over it; None where none was measured.
+        trouble: why it did not answer, or why no pass was measured.
     """
 
     name: str
     address: str
     described: Described | None = None
     link: MeasuredLink | None = None
+    pass_seconds: float | None = None
     trouble: str = ""
 
 
-async def look_at_nodes(cluster: ClusterFolder, types: Sequence[str] = ()) -> list[NodeStatus]:
+async def look_at_nodes(cluster: ClusterFolder, types: Sequence[str] = (), width: int = 0) -> list[NodeStatus]:
     """Ask every node what it is, and measure the way to it; one after the other, so that transfers do not meet.
 
     Args:
         types: ggml types to know speeds of; half a second for each that a node has not measured yet.
+        width: of a hidden state, to measure what passes cost; 0 where nobody wants to know.
     """
     from lamella.cluster.dialling import Dialler
 
     async with Dialler(cluster) as dialler:
-        return [await _look_at(dialler, record.name, record.address, types) for record in cluster.nodes()]
+        return [await _look_at(dialler, record.name, record.address, types, width) for record in cluster.nodes()]
 
 
 async def describe_cluster(
@@ -185,23 +188,27 @@ async def describe_cluster(
 
     spec = load_spec(model)
     types = sorted(types_of(spec, precisions))
-    found = await look_at_nodes(cluster, types)
+    found = await look_at_nodes(cluster, types, int(spec.hyperparameters["embedding_length"]))
     away = [status for status in found if status.described is None or status.link is None]
     if away:
         raise RemoteFailed(f"node '{away[0].name}' cannot be described: {away[0].trouble}")
     reports = {COORDINATOR: await report_apart(kernel_file, n_threads, types)}
     reports |= {s.name: s.described.report for s in found if s.described is not None}
-    return describe(spec, reports, {s.name: s.link for s in found if s.link is not None}, precisions)
+    passes = {s.name: s.pass_seconds for s in found if s.pass_seconds is not None}
+    return describe(spec, reports, {s.name: s.link for s in found if s.link is not None}, precisions, passes)
 
 
-async def _look_at(dialler: Dialler, name: str, address: str, types: Sequence[str]) -> NodeStatus:
+async def _look_at(dialler: Dialler, name: str, address: str, types: Sequence[str], width: int) -> NodeStatus:
     from lamella.cluster.links import measure_link
     from lamella.cluster.messages import Describe, Described
+    from lamella.cluster.passes import measure_pass
     from lamella.cluster.reporting import REPORT_SECONDS
 
+    status = NodeStatus(name, address)
     try:
         channel, described = await dialler.ask(name, Describe(list(types)), Described, REPORT_SECONDS)
         channel.close()
-        return NodeStatus(name, address, described, await measure_link(dialler, name))
+        status = replace(status, described=described, link=await measure_link(dialler, name))
+        return replace(status, pass_seconds=await measure_pass(dialler, name, width)) if width else status
     except LamellaError as error:
-        return NodeStatus(name, address, trouble=str(error))
+        return replace(status, trouble=str(error))

@@ -2,8 +2,8 @@
 
     document = describe(spec, {"coordinator": here, "laptop": report}, {"laptop": link}, ["int8", "int4"])
 
-A layer's seconds are its matrix products: weights of each type, times the node's nanoseconds for a weight of that type.
-Attention and norms are not in it, nor what llama.cpp's RPC costs itself.
+A layer's seconds are its matrix products, weights of each type times the node's nanoseconds for a weight of that type,
+and its attention by cells.  Norms, rotations and activations are not in it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from lamella.cluster.messages import NodeReport
 from lamella.core.errors import InvalidRequest
 from lamella.core.model import ModelSpec
 from lamella.planning.cost import realise
+from lamella.planning.placement.layers import hidden_state_bytes
 from lamella.version import __version__
 
 CLUSTER_FORMAT, FORMAT_VERSION = "lamella.cluster", 1
+ATTENTION_OUT = "attn_output.weight"
 PASS_SECONDS = 0.001
-"""What the tunnel's processes add to a pass over a node (benchmarks/results/tunnel-smollm2.json: 1.1 ms on 2 cores)."""
+"""Of a pass beside the link, where it was not measured (benchmarks/results/tunnel-smollm2.json: 1.1 ms on 2 cores)."""
 
 
 def types_of(spec: ModelSpec, precisions: Sequence[str]) -> set[str]:
@@ -31,13 +33,18 @@ def types_of(spec: ModelSpec, precisions: Sequence[str]) -> set[str]:
 
 
 def describe(
-    spec: ModelSpec, nodes: Mapping[str, NodeReport], links: Mapping[str, MeasuredLink], precisions: Sequence[str]
+    spec: ModelSpec,
+    nodes: Mapping[str, NodeReport],
+    links: Mapping[str, MeasuredLink],
+    precisions: Sequence[str],
+    passes: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """A cluster document.
 
     Args:
         nodes: by name, the coordinator's own report among them as ``COORDINATOR``.
         links: from each other node to the coordinator.
+        passes: seconds of a pass over a node (``passes.measure_pass``), for those where it was measured.
 
     Raises:
         InvalidRequest: a node does not know its speed at a type.
@@ -48,7 +55,10 @@ def describe(
         "tool_version": __version__,
         "coordinator": COORDINATOR,
         "transfer": "star",
-        "nodes": [_node(spec, name, report, precisions) for name, report in nodes.items()],
+        "nodes": [
+            _node(spec, name, report, precisions) | {"pass_seconds": _pass_seconds(spec, name, links, passes or {})}
+            for name, report in nodes.items()
+        ],
         "links": [
             {
                 "between": [COORDINATOR, name],
@@ -64,9 +74,28 @@ def _node(spec: ModelSpec, name: str, report: NodeReport, precisions: Sequence[s
     return {
         "name": name,
         "memory_bytes": report.available_bytes,
-        "pass_seconds": 0.0 if name == COORDINATOR else PASS_SECONDS,
+        **_attention(spec, report),
         "speeds": {precision: _speed(spec, name, report, precision) for precision in precisions},
     }
+
+
+def _attention(spec: ModelSpec, report: NodeReport) -> dict[str, float]:
+    """Seconds of the mean layer for a token and cell; nothing where the node did not say."""
+    if report.attention is None:
+        return {}
+    numbers = sum(t.shape[0] for layer in spec.layers for t in layer.matrices if t.name.endswith(ATTENTION_OUT))
+    each = 1e-9 * numbers / spec.n_layers  # what leaves the heads enters this matrix
+    return {"cell_seconds": each * report.attention.token, "prompt_cell_seconds": each * report.attention.prompt}
+
+
+def _pass_seconds(spec: ModelSpec, name: str, links: Mapping[str, MeasuredLink], passes: Mapping[str, float]) -> float:
+    """Of a pass beside what its link takes, which planners count themselves."""
+    if name == COORDINATOR:
+        return 0.0
+    if name not in passes:
+        return PASS_SECONDS
+    way = hidden_state_bytes(spec) / links[name].bytes_per_second
+    return max(0.0, passes[name] - links[name].round_trip_seconds - 2 * way)
 
 
 def _speed(spec: ModelSpec, name: str, report: NodeReport, precision: str) -> dict[str, float]:

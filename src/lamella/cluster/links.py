@@ -91,16 +91,31 @@ class LinkMeter:
         """Nothing is measured until ``run``."""
         self._dialler, self._nodes, self._every_seconds = dialler, tuple(nodes), every_seconds
         self._links: dict[str, MeasuredLink] = {}
+        self._hurried: asyncio.Queue[str] = asyncio.Queue()
+        self._waiting: set[str] = set()
 
     @property
     def links(self) -> Mapping[str, MeasuredLink]:
         """The newest measurement of each node that was reached once."""
         return self._links
 
+    def hurry(self, node: str) -> None:
+        """Have one node measured now and not when its turn comes."""
+        if node not in self._waiting:
+            self._waiting.add(node)
+            self._hurried.put_nowait(node)
+
     async def run(self) -> None:
         """Measure one node after the other, again and again; transfers do not disturb each other."""
         while True:
             for node in self._nodes:
-                with contextlib.suppress(LamellaError):
-                    self._links[node] = await measure_link(self._dialler, node)
-            await asyncio.sleep(self._every_seconds)
+                await self._measure(node)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._every_seconds):
+                    while True:
+                        await self._measure(await self._hurried.get())
+
+    async def _measure(self, node: str) -> None:
+        with contextlib.suppress(LamellaError):
+            self._links[node] = await measure_link(self._dialler, node)
+        self._waiting.discard(node)

@@ -98,6 +98,7 @@ class NodeReport(msgspec.Struct, frozen=True):
         limited_by: which of them.
         devices: ggml's.
         speeds: by ggml type.
+        attention: the same for each number of a query head and cell of the KV cache; None from nodes that do not say.
         llama_cpp: version of llama-cpp-python.
     """
 
@@ -110,6 +111,7 @@ class NodeReport(msgspec.Struct, frozen=True):
     limited_by: str
     devices: list[DeviceReport]
     speeds: dict[str, Speed]
+    attention: Speed | None = None
 
 
 class Described(msgspec.Struct, frozen=True, tag="described"):

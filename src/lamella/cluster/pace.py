@@ -47,10 +47,24 @@ class Pace:
     @property
     def slowdown(self) -> float:
         """How many times as long the last answers took as the best ones of the same size; 1 where nothing is known."""
+        best, now = self._best_and_now
+        return max(1.0, now / best)
+
+    @property
+    def lost_seconds(self) -> float:
+        """By how much the last answers took longer than the best ones of the same size."""
+        best, now = self._best_and_now
+        return max(0.0, now - best)
+
+    @property
+    def n_bytes(self) -> float:
+        """About so many were sent for each of the last answers."""
+        return 0.75 * (1 << self._last)
+
+    @property
+    def _best_and_now(self) -> tuple[float, float]:
         best, recent = self._best.get(self._last), self._recent.get(self._last, ())
-        if best is None or len(recent) < N_RECENT:
-            return 1.0
-        return max(1.0, statistics.median(recent) / best)
+        return (1.0, 1.0) if best is None or len(recent) < N_RECENT else (best, statistics.median(recent))
 
 
 Filter = Callable[[bytes], Iterable[bytes | memoryview]]

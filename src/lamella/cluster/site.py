@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Self
 
+from lamella.cluster.blame import Blame
 from lamella.cluster.dialling import Dialler
 from lamella.cluster.forwarding import Forwarder
 from lamella.cluster.layers import COORDINATOR
@@ -23,10 +24,6 @@ from lamella.core.artifacts import ShardRef
 from lamella.core.errors import LamellaError, RemoteFailed
 from lamella.planning.placement import Link
 
-SLOW = 2.0
-"""A node that takes so many times as long as it did is slow; less is noise, or a longer context."""
-FORGET_SECONDS = 600.0
-"""A slow node whose layers went elsewhere shows nothing any more: after so long it is thought well of again."""
 LOOK_SECONDS = 0.5
 JUST_LOST_SECONDS = 5.0
 
@@ -62,7 +59,7 @@ class Site:
         self._reports = {COORDINATOR: here}
         self._links: dict[str, MeasuredLink] = {}
         self._meter = LinkMeter(dialler, list(self.nodes), refresh_seconds)
-        self._slow: dict[str, tuple[float, float]] = {}  # by node: how slow, and until when that is believed
+        self._blame: dict[str, Blame] = {}
         self._stack = contextlib.AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -100,7 +97,7 @@ class Site:
         for name, node in self.nodes.items():
             report, link = self._reports.get(name), self._meter.links.get(name) or self._links.get(name)
             if node.is_up and report is not None and link is not None:
-                found[name] = _machine(report, link, self._slowdown(name, node))
+                found[name] = _machine(report, link, self._slowdown(name, node, link))
         return found
 
     def away(self) -> tuple[str, ...]:
@@ -116,13 +113,12 @@ class Site:
             if name in self.nodes
         )
 
-    def _slowdown(self, name: str, node: Forwarder) -> float:
-        """In steps of a half, so that noise is no news."""
-        if node.is_used:
-            seen = round(2 * node.pace.slowdown) / 2
-            self._slow[name] = (seen if seen >= SLOW else 1.0, self._clock() + FORGET_SECONDS)
-        factor, until = self._slow.get(name, (1.0, 0.0))
-        return factor if self._clock() < until else 1.0
+    def _slowdown(self, name: str, node: Forwarder, link: MeasuredLink) -> float:
+        blame = self._blame.setdefault(name, Blame(self._links.get(name, link)))
+        slowdown = blame.look(self._clock(), link, node.pace if node.is_used else None)
+        if blame.wants_link:
+            self._meter.hurry(name)
+        return slowdown
 
     async def _look(self, name: str) -> None:
         """Have a node described when it first comes: later its memory is full of what we put there."""

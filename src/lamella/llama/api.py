@@ -123,6 +123,7 @@ BASE_FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
     "ggml_backend_tensor_get": (None, (POINTER, POINTER, SIZE, SIZE)),
     "ggml_view_tensor": (POINTER, (POINTER, POINTER)),
     "ggml_mul_mat": (POINTER, (POINTER, POINTER, POINTER)),
+    "ggml_flash_attn_ext": (POINTER, (*[POINTER] * 5, ct.c_float, ct.c_float, ct.c_float)),
     "ggml_new_graph": (POINTER, (POINTER,)),
     "ggml_build_forward_expand": (None, (POINTER, POINTER)),
     "ggml_backend_dev_init": (POINTER, (POINTER, CHARS)),

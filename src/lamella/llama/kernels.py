@@ -25,6 +25,8 @@ ROW_LENGTH, N_ROWS = 2048, 1024
 TOKEN_WEIGHT_BYTES = 64 << 20  # for single tokens: more than caches hold, since a model streams from memory
 PROMPT_MATRICES, PROMPT_TOKENS = 4, 128
 REPEATS = 4
+HEAD, HEADS, KV_HEADS, CELLS, ATTENTIONS = 64, 16, 4, 256, 24
+"""Of the attention that is timed: numbers of a head, heads of queries and of keys, cells of the cache, layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +46,12 @@ class KernelTimes:
     has_repacked: bool = False
 
 
-def measure(ggml_type: GgmlType, n_threads: int) -> KernelTimes:
+def measure(ggml_type: GgmlType, n_threads: int, least_seconds: float = 0.0) -> KernelTimes:
     """Time matrix products with weights of one type on the CPU (about half a second).
+
+    Args:
+        least_seconds: that single tokens are computed for at a time.  A control group that gives half a core lets a
+            process compute on a whole one for some milliseconds, so that short repeats look twice as fast.
 
     Raises:
         EngineFailed: ggml cannot allocate or compute.
@@ -54,11 +60,81 @@ def measure(ggml_type: GgmlType, n_threads: int) -> KernelTimes:
         if repacked is None or mapped is None:
             if mapped is None:
                 raise EngineFailed(f"the CPU device cannot multiply by {ggml_type.name}")
-            return KernelTimes(mapped.token(), mapped.prompt())
+            return KernelTimes(mapped.token(least_seconds), mapped.prompt())
         # alternating, so that other load hits both
-        runs = [(mapped.token(), mapped.prompt(), repacked.token(), repacked.prompt()) for _ in range(REPEATS)]
+        runs = [
+            (mapped.token(least_seconds), mapped.prompt(), repacked.token(least_seconds), repacked.prompt())
+            for _ in range(REPEATS)
+        ]
     mapped_token, mapped_prompt, repacked_token, repacked_prompt = (min(times) for times in zip(*runs, strict=True))
     return KernelTimes(mapped_token, mapped_prompt, repacked_token, repacked_prompt, has_repacked=True)
+
+
+def measure_attention(n_threads: int, least_seconds: float = 0.0) -> KernelTimes:
+    """Time attention over F16 keys and values on the CPU; nanoseconds for each number of a query head, cell and token.
+
+    Args:
+        least_seconds: as in ``measure``.
+
+    Raises:
+        EngineFailed: ggml cannot allocate or compute.
+    """
+    lib = library.load()
+    base = lib.base
+    device = lib.ggml.ggml_backend_dev_by_type(library.DEVICE_TYPE_CPU)
+    backend = base.ggml_backend_dev_init(device, None)
+    _set_threads(lib, device, backend, n_threads)
+    context = base.ggml_init(api.InitParams(1 << 22, None, True))
+    memory = None
+    try:
+        caches = [_tensor(base, context, "F16", HEAD, CELLS, KV_HEADS) for _ in range(2 * ATTENTIONS)]
+        graphs = {n: _attention(base, context, caches, n) for n in (1, PROMPT_TOKENS)}
+        memory = base.ggml_backend_alloc_ctx_tensors(context, backend)
+        if not memory:
+            raise EngineFailed("no memory to time attention")
+        for tensor in (*caches, *(query for _, query in graphs.values())):
+            _fill_tensor(base, tensor, np.float16 if tensor in caches else np.float32)
+        times = {
+            n: [_nanoseconds(base, backend, graph, least_seconds) for _ in range(1 + REPEATS)]
+            for n, (graph, _) in graphs.items()
+        }
+    finally:
+        if memory:
+            base.ggml_backend_buffer_free(memory)
+        base.ggml_free(context)
+        base.ggml_backend_free(backend)
+    token, prompt = (min(of_n) / (n * HEAD * HEADS * CELLS * ATTENTIONS) for n, of_n in times.items())
+    return KernelTimes(token, prompt)
+
+
+def _attention(base: Any, context: int, caches: list[int], n_tokens: int) -> tuple[int, int]:
+    """A graph of layers' attentions, and their query."""
+    graph = base.ggml_new_graph(context)
+    query = _tensor(base, context, "F32", HEAD, n_tokens, HEADS)
+    for keys, values in zip(caches[::2], caches[1::2], strict=True):
+        found = base.ggml_flash_attn_ext(context, query, keys, values, None, HEAD**-0.5, 0.0, 0.0)
+        base.ggml_build_forward_expand(graph, found)
+    return int(graph), query
+
+
+def _tensor(base: Any, context: int, type_name: str, *shape: int) -> int:
+    return int(base.ggml_new_tensor(context, GGML_TYPES[type_name].code, len(shape), (ct.c_int64 * len(shape))(*shape)))
+
+
+def _fill_tensor(base: Any, tensor: int, kind: type[np.floating[Any]]) -> None:
+    n_bytes = base.ggml_nbytes(tensor)
+    values = np.random.default_rng(2).standard_normal(n_bytes // np.dtype(kind).itemsize, np.float32).astype(kind)
+    base.ggml_backend_tensor_set(tensor, values.ctypes.data, 0, n_bytes)
+
+
+def _nanoseconds(base: Any, backend: int, graph: int, least_seconds: float = 0.0) -> float:
+    """Of a graph, the mean of as many as fill some seconds."""
+    start, n_done, taken = time.perf_counter_ns(), 0, 0
+    while not n_done or taken < 1e9 * least_seconds:
+        if base.ggml_backend_graph_compute(backend, graph) != 0:
+            raise EngineFailed("ggml could not compute")
+        n_done, taken = n_done + 1, time.perf_counter_ns() - start
+    return taken / n_done
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +147,13 @@ class _Products:
     prompt_graph: int
     n_matrices: int
 
-    def token(self) -> float:
-        return self._run(self.token_graph) / (self.n_matrices * N_ROWS * ROW_LENGTH)
+    def token(self, least_seconds: float = 0.0) -> float:
+        taken = _nanoseconds(self.base, self.backend, self.token_graph, least_seconds)
+        return taken / (self.n_matrices * N_ROWS * ROW_LENGTH)
 
     def prompt(self) -> float:
-        return self._run(self.prompt_graph) / (PROMPT_MATRICES * N_ROWS * ROW_LENGTH * PROMPT_TOKENS)
-
-    def _run(self, graph: int) -> float:
-        start = time.perf_counter_ns()
-        if self.base.ggml_backend_graph_compute(self.backend, graph) != 0:
-            raise EngineFailed("ggml could not compute a matrix product")
-        return float(time.perf_counter_ns() - start)
+        taken = _nanoseconds(self.base, self.backend, self.prompt_graph)
+        return taken / (PROMPT_MATRICES * N_ROWS * ROW_LENGTH * PROMPT_TOKENS)
 
 
 @contextmanager

@@ -12,12 +12,21 @@ from __future__ import annotations
 import ctypes as ct
 import ipaddress
 import socket
+import statistics
+import time
+
+import numpy as np
 
 from lamella.core.errors import EngineFailed, InvalidRequest
-from lamella.llama import devices, library
+from lamella.core.precision import GGML_TYPES
+from lamella.llama import api, devices, library
 from lamella.llama.context import usable_cores
 
 ANSWER_SECONDS = 5.0
+SMALL_INPUTS = (128, 2, 2, 1)
+"""32-bit words of what else llama.cpp sends with a step of one token: mask of 256 cells, rows of keys and of values,
+position."""
+PASSES, WARM_UP_PASSES = 40, 8
 
 
 def connect(endpoint: str) -> tuple[str, ...]:
@@ -54,6 +63,57 @@ def serve(endpoint: str, n_threads: int = 1) -> None:
     cpu = library.load().ggml.ggml_backend_dev_by_type(library.DEVICE_TYPE_CPU)
     served = (ct.c_void_p * 1)(cpu)
     handle.ggml_backend_rpc_start_server(endpoint.encode(), None, n_threads or usable_cores(), 1, served)
+
+
+def pass_seconds(device: str, width: int) -> float:
+    """What a pass costs over a device of ``connect`` whatever it computes; median of some, in seconds.
+
+    A step's messages are sent as llama.cpp sends them for one token: each input alone, then the graph, here of one row,
+    and at last the hidden state is asked for.
+
+    Args:
+        width: numbers of the hidden state.
+
+    Raises:
+        EngineFailed: the device gives no memory, or cannot compute.
+    """
+    base = library.load().base
+    backend = base.ggml_backend_dev_init(devices.address(device), None)
+    context = base.ggml_init(api.InitParams(1 << 22, None, True))
+    memory = None
+    try:
+        tensors = [_tensor(context, n) for n in (width, width, *SMALL_INPUTS)]
+        row, inputs = tensors[0], tensors[1:]
+        graph = base.ggml_new_graph(context)
+        base.ggml_build_forward_expand(graph, base.ggml_mul_mat(context, row, inputs[0]))
+        memory = base.ggml_backend_alloc_ctx_tensors(context, backend)
+        if not memory:
+            raise EngineFailed(f"device {device} has no memory for a row of {width} numbers")
+        state = np.zeros(max(width, *SMALL_INPUTS), np.float32)
+        base.ggml_backend_tensor_set(row, state.ctypes.data, 0, base.ggml_nbytes(row))
+        seconds = [_pass(backend, graph, inputs, state) for _ in range(WARM_UP_PASSES + PASSES)]
+        return statistics.median(seconds[WARM_UP_PASSES:])
+    finally:
+        if memory:
+            base.ggml_backend_buffer_free(memory)
+        base.ggml_free(context)
+        base.ggml_backend_free(backend)
+
+
+def _tensor(context: int, n: int) -> int:
+    shape = (ct.c_int64 * 2)(n, 1)
+    return int(library.load().base.ggml_new_tensor(context, GGML_TYPES["F32"].code, 2, shape))
+
+
+def _pass(backend: int, graph: int, inputs: list[int], state: np.ndarray[tuple[int], np.dtype[np.float32]]) -> float:
+    base = library.load().base
+    start = time.perf_counter()
+    for tensor in inputs:
+        base.ggml_backend_tensor_set(tensor, state.ctypes.data, 0, base.ggml_nbytes(tensor))
+    if base.ggml_backend_graph_compute(backend, graph) != 0:
+        raise EngineFailed("the RPC device could not compute")
+    base.ggml_backend_tensor_get(inputs[0], state.ctypes.data, 0, base.ggml_nbytes(inputs[0]))
+    return time.perf_counter() - start
 
 
 def _loopback(endpoint: str) -> tuple[str, int]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -18,6 +19,8 @@ from lamella.llama.kernels import KernelTimes
 from lamella.run.layouts import Layout, LayoutPolicy, choose
 
 FORMAT_VERSION = 1
+_ATTENTION = "attention"
+"""Stands beside the types."""
 
 
 class KernelTable:
@@ -27,30 +30,43 @@ class KernelTable:
     one that cannot be written is done without.
     """
 
-    def __init__(self, file: Path | None, n_threads: int) -> None:
+    def __init__(self, file: Path | None, n_threads: int, least_seconds: float = 0.0) -> None:
         """Use ``file`` as the cache, or none.
 
         Args:
             n_threads: what the engine will compute with.
+            least_seconds: as in ``kernels.measure``, for what is not in the file.
         """
-        self._file, self._n_threads = file, n_threads
+        self._file, self._n_threads, self._least_seconds = file, n_threads, least_seconds
         self._times: dict[str, KernelTimes] | None = None
 
     def times(self, type_names: Iterable[str]) -> dict[str, KernelTimes]:
         """Times of the given types; half a second for each that was never measured."""
+        wanted = [n for n in sorted(set(type_names)) if GGML_TYPES[n].writable]
+        return self._known(
+            {n: partial(kernels.measure, GGML_TYPES[n], self._n_threads, self._least_seconds) for n in wanted}
+        )
+
+    def attention(self) -> KernelTimes:
+        """``kernels.measure_attention``; a tenth of a second where it was never measured."""
+        measured = partial(kernels.measure_attention, self._n_threads, self._least_seconds)
+        return self._known({_ATTENTION: measured})[_ATTENTION]
+
+    def _known(self, measured: Mapping[str, Callable[[], KernelTimes]]) -> dict[str, KernelTimes]:
+        """By name, those that are known already or are measured now."""
         if self._times is None:
             self._times = self._read().get(self._machine, {})
-        wanted = [n for n in sorted(set(type_names)) if GGML_TYPES[n].writable]
-        new = [n for n in wanted if n not in self._times]
+        new = [name for name in measured if name not in self._times]
         for name in new:
-            self._times[name] = kernels.measure(GGML_TYPES[name], self._n_threads)
+            self._times[name] = measured[name]()
         if new:
             self._write()
-        return {n: self._times[n] for n in wanted}
+        return {name: self._times[name] for name in measured}
 
     @property
     def _machine(self) -> str:
-        return f"{FORMAT_VERSION}|{processor_name()}|{self._n_threads} threads|{library.installed_version()}"
+        how = f"{self._n_threads} threads" + (f" for {self._least_seconds:g} s" if self._least_seconds else "")
+        return f"{FORMAT_VERSION}|{processor_name()}|{how}|{library.installed_version()}"
 
     def _read(self) -> dict[str, dict[str, KernelTimes]]:
         """By machine and thread count, then by type."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -141,6 +143,14 @@ def test_a_search_that_is_cut_off_says_what_is_proven() -> None:
     found = place(problem, gap=0.0, most_branches=1)
     assert found.bound < found.account.objective
     assert not violations(problem, found.placement)
+
+
+@pytest.mark.parametrize("transfer", TRANSFERS)
+def test_a_budget_below_the_least_loss_is_refused_without_a_search(transfer: Transfer) -> None:
+    problem = random_problem(4, 12, 4, transfer)
+    least = sum(min(option.loss for option in layer.options.values()) for layer in problem.layers)
+    with pytest.raises(NoPlacement, match="no placement keeps all limits"):
+        place(replace(problem, loss_budget=0.99 * least), most_branches=1)
 
 
 def _one_node(memory_bytes: int, loss_budget: float) -> PlacementProblem:

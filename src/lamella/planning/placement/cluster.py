@@ -51,6 +51,8 @@ class Node:
         watts: drawn while it computes, beyond what it draws idle.
         price_per_hour: of computing, in any currency.
         seconds_limit: that a request may compute here; finite where the node has others to serve.
+        cell_seconds, prompt_cell_seconds: of a layer's attention, for each cell of the KV cache that a generated token,
+            or one of a prompt, looks at.
     """
 
     name: str
@@ -62,6 +64,8 @@ class Node:
     watts: float = 0.0
     price_per_hour: float = 0.0
     seconds_limit: float = math.inf
+    cell_seconds: float = 0.0
+    prompt_cell_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +150,7 @@ def check_cluster(cluster: Cluster) -> None:
 
 def _check_node(node: Node) -> None:
     times = [t for s in node.speeds.values() for t in (s.prompt_seconds, s.token_seconds)]
-    rates = (node.pass_seconds, node.watts, node.price_per_hour, *times)
+    rates = (node.pass_seconds, node.cell_seconds, node.prompt_cell_seconds, node.watts, node.price_per_hour, *times)
     if not all(0 <= value < float("inf") for value in rates):
         raise InvalidRequest(f"node {node.name}: times, watts and price must be finite and at least 0")
     if not node.seconds_limit >= 0:

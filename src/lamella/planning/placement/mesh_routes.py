@@ -10,20 +10,32 @@ from __future__ import annotations
 import numpy as np
 
 from lamella.planning.placement.arrays import Arc, Floats, Route
-from lamella.planning.placement.star_routes import reverse, views, within
+from lamella.planning.placement.star_routes import CACHE_ENTRIES, reverse, views, within
 
 
 def reach(bound: Floats, between: Floats) -> Floats:
     """[L + 1, N, 2^N] least total from boundary 0 to a boundary, by last node and nodes used."""
     n_nodes, n_layers = bound.shape[0], bound.shape[1] - 1
     reached = np.full((n_layers + 1, n_nodes, 2**n_nodes), np.inf)
-    for first in range(n_layers):
+    arriving = np.full((n_nodes, n_layers + 1, 2**n_nodes), np.inf)  # by node, at a boundary: its segment may begin
+    arriving[:, 0, 0] = 0.0
+    for end in range(1, n_layers + 1):
         for node in range(n_nodes):
-            without = views(_arriving(reached[first], between[:, node, first], first), node)[0]
-            for end in np.flatnonzero(np.isfinite(bound[node, first])):
-                with_node = views(reached[end, node], node)[1]
-                np.minimum(with_node, without + bound[node, first, end], out=with_node)
+            _enter(reached[end, node], arriving[node], bound[node], end, node)
+        for node in range(n_nodes):
+            arriving[node, end] = _arriving(reached[end], between[:, node, end], end)
     return reached
+
+
+def _enter(reached: Floats, arriving: Floats, bound: Floats, end: int, node: int) -> None:
+    """Least totals of routes whose last segment is a node's that ends at a boundary; [2^N], written in place."""
+    with_node = views(reached, node)[1]
+    firsts = np.flatnonzero(np.isfinite(bound[:end, end]))
+    block = max(1, CACHE_ENTRIES // len(reached))
+    for at in range(0, len(firsts), block):
+        some = firsts[at : at + block]
+        totals = views(arriving[some], node)[0] + bound[some, end][:, None, None]
+        np.minimum(with_node, totals.min(axis=0), out=with_node)
 
 
 def best(bound: Floats, between: Floats) -> tuple[float, Route] | None:

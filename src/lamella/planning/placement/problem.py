@@ -8,9 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from lamella.core.errors import InvalidRequest
 from lamella.planning.placement.cluster import Cluster, Link, Node, check_cluster
+
+CELL_STEP = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,28 @@ class Request:
     def cached_tokens(self) -> int:
         return self.sequences * (self.prompt_tokens + self.new_tokens)
 
+    @property
+    def prompt_cells(self) -> int:
+        """Cells of the KV cache that the prompt's tokens look at, all together."""
+        ends = [min(self.prompt_tokens, (i + 1) * self.batch_tokens) for i in range(self.prompt_passes)]
+        return sum((end - start) * cells(end) for start, end in pairwise((0, *ends)))
+
+    @property
+    def token_cells(self) -> int:
+        """Cells that the generated tokens look at, all together."""
+        return _cells_up_to(self.prompt_tokens + self.token_passes) - _cells_up_to(self.prompt_tokens)
+
+
+def cells(n_tokens: int) -> int:
+    """That a pass looks at when so many tokens are in the cache: llama.cpp takes CELL_STEP at once, empty ones too."""
+    return -(-n_tokens // CELL_STEP) * CELL_STEP
+
+
+def _cells_up_to(n_tokens: int) -> int:
+    """``cells(1) + ... + cells(n_tokens)``."""
+    steps, left = divmod(n_tokens, CELL_STEP)
+    return CELL_STEP * (CELL_STEP * steps * (steps + 1) // 2 + left * (steps + 1))
+
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
@@ -119,9 +144,10 @@ class PlacementProblem:
         speed = node.speeds.get(precision)
         if speed is None or precision not in self.layers[layer].options:
             return None
-        request = self.request
-        once = request.prompt_tokens * speed.prompt_seconds + request.token_passes * speed.token_seconds
-        return self.layers[layer].work * once
+        request, described = self.request, self.layers[layer]
+        products = request.prompt_tokens * speed.prompt_seconds + request.token_passes * speed.token_seconds
+        attention = request.prompt_cells * node.prompt_cell_seconds + request.token_cells * node.cell_seconds
+        return described.work * products + (attention if described.kv_bytes_per_token else 0.0)
 
     def pass_seconds(self, node: Node) -> float:
         """That a request spends on a node beside its layers."""

@@ -26,7 +26,7 @@ from lamella.planning.placement.branching import Branching
 from lamella.planning.placement.facts import no_placement
 from lamella.planning.placement.prices import Priced, search_price
 from lamella.planning.placement.problem import PlacementProblem, check_problem
-from lamella.planning.placement.result import Solution, account, violations
+from lamella.planning.placement.result import TOLERANCE, Solution, account, violations
 from lamella.planning.placement.routes import all_orders, best_in_order, best_route, best_with_reuse, totals_through
 from lamella.planning.placement.segments import N_PRICES, SegmentTable, relax, segment_table
 from lamella.planning.placement.tightening import TightTables
@@ -92,11 +92,19 @@ def search(arrays: Arrays, gap: float = GAP, most_branches: int = MOST_BRANCHES)
     Where the nodes are too many for all their orders, the search is over a short list of them; its bound is then that
     of routes that may use a node more than once.
     """
+    if _least_loss(arrays) > arrays.loss_budget * (1 + TOLERANCE):  # no price on loss would ever show it
+        return Found(np.inf, None)
     if all_orders(arrays):
         return _search(arrays, gap, most_branches)
     bound = reuse_bound(arrays)
     best = search_few(arrays, SHORTLIST, gap, most_branches)
     return Found(bound if best is None else min(bound, best[0]), best)
+
+
+def _least_loss(arrays: Arrays) -> float:
+    """Of any choice of precisions, wherever the layers are."""
+    runs = np.isfinite(arrays.cost).any(axis=1)
+    return float(np.where(runs, arrays.loss, np.inf).min(axis=1).sum())
 
 
 def search_few(arrays: Arrays, most_nodes: int, gap: float, most_branches: int) -> Best | None:

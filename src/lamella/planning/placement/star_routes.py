@@ -14,7 +14,7 @@ import numpy as np
 
 from lamella.planning.placement.arrays import Arc, Floats, Ints, Route
 
-_CACHE_ENTRIES = 2**15
+CACHE_ENTRIES = 2**15
 """Sums made at once: larger arrays fall out of the processor's cache."""
 
 
@@ -23,7 +23,7 @@ def reach(bound: Floats) -> Floats:
     n_nodes, n_layers = bound.shape[0], bound.shape[1] - 1
     reached = np.full((n_layers + 1, 2**n_nodes), np.inf)
     reached[0, 0] = 0.0
-    block = max(1, _CACHE_ENTRIES // 2**n_nodes)
+    block = max(1, CACHE_ENTRIES // 2**n_nodes)
     for node, end, possible in _by_end(bound):
         with_node = views(reached[end], node)[1]
         for at in range(0, len(possible), block):

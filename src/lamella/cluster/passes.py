@@ -1,0 +1,67 @@
+"""What a pass over a node costs whatever it computes: RPC's messages, both ends of the tunnel, the processes between.
+
+    seconds = await measure_pass(dialler, "laptop", width=896)
+
+    python -P -m lamella.cluster.passes 127.0.0.1:50052 896      # in a process of its own: ggml may abort
+
+The way of the hidden state is in it: round trip, and its bytes there and back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from lamella.cluster.dialling import Dialler
+from lamella.cluster.forwarding import Forwarder
+from lamella.core.errors import LamellaError, RemoteFailed
+
+PASS_COMMAND = (sys.executable, "-P", "-m", "lamella.cluster.passes")
+PASS_SECONDS = 60.0
+
+
+async def measure_pass(dialler: Dialler, node: str, width: int) -> float:
+    """Measure it over a session of its own, as an engine would compute; a second or two.
+
+    Args:
+        width: numbers of a token's hidden state.
+
+    Raises:
+        RemoteFailed: the node does not answer, or cannot compute.
+    """
+    async with Forwarder(dialler, node) as forwarder:
+        await forwarder.ready(PASS_SECONDS)
+        process = await asyncio.create_subprocess_exec(
+            *PASS_COMMAND, forwarder.endpoint, str(width),
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            async with asyncio.timeout(PASS_SECONDS):
+                out, said = await process.communicate()
+        except TimeoutError:
+            raise RemoteFailed(f"passes over node '{node}' took more than {PASS_SECONDS:g} s") from None
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.communicate()  # to the end of its pipes, which closes them
+    if process.returncode:
+        words = said.decode(errors="replace").strip().splitlines()
+        raise RemoteFailed(f"no pass over node '{node}': {words[-1] if words else process.returncode}")
+    return float(out)
+
+
+def main(endpoint: str, width: str) -> int:
+    """Print the seconds."""
+    from lamella.llama import rpc
+
+    try:
+        (device,) = rpc.connect(endpoint)
+        sys.stdout.write(repr(rpc.pass_seconds(device, int(width))))
+    except LamellaError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
