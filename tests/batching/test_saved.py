@@ -11,7 +11,7 @@ import pytest
 
 from lamella.batching.messages import CacheSaved, Generate, Refused, SaveCache, Step
 from lamella.batching.saved import CELLS, SLOTS
-from lamella.llama import reproducible
+from lamella.llama.reproducible import TILED_PRODUCTS
 from tests.batching.conftest import GREEDY, FakeFront, OpenFront
 
 PROMPTS = ("the quick brown fox jumps over", "the quick brown dog sleeps under", "once upon a time there was")
@@ -26,7 +26,7 @@ SHARED: dict[str, Any] = {"n_cells": 400}
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """What reproducible engines set for their process is taken back: other tests start llama.cpp's own tools."""
-    monkeypatch.setenv(reproducible._TILES, "0")
+    monkeypatch.setenv(TILED_PRODUCTS, "0")
 
 
 def save(front: FakeFront, folder: Path) -> CacheSaved | Refused:

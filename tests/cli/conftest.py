@@ -1,13 +1,20 @@
-"""How tests call the command line."""
+"""How tests call the command line, and what most of them call it with."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lamella import load_spec
+from lamella.api import write_artifact
 from lamella.cli import main
+from lamella.core.artifacts import Measurement
+from tests.fakes.tiny_model import write_tiny_model
+from tests.planning.losses import made_losses
 from tests.qos.conftest import profiled_store as profiled_store  # a fixture
 
 Run = Callable[..., tuple[int, str, str]]
@@ -29,3 +36,40 @@ def run(
         return code, out, err
 
     return call
+
+
+def json_of(result: tuple[int, str, str], code: int = 0) -> Any:
+    """The document that a command printed, which ended as expected."""
+    found, out, err = result
+    assert found == code, err
+    return json.loads(out)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of three layers, which tests leave as it is."""
+    return write_tiny_model(tmp_path_factory.mktemp("cli") / "tiny.gguf", n_embd=256, n_ff=512)
+
+
+@pytest.fixture(scope="session")
+def store(model: Path) -> Path:
+    """Two variants of it, ``uniform-int8`` and ``uniform-int4``, which tests leave as they are."""
+    folder = model.with_name("store")
+    assert main(["build", str(model), str(folder), "--precision", "int8,int4", "--json"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def measured(model: Path) -> Path:
+    """A measurement of its layers, without what each tensor loses."""
+    path = model.with_name("measured.json")
+    assert main(["measure", str(model), "--metric", "outlier", "--out", str(path), "--json"]) == 0
+    return path
+
+
+def write_losses(model: Path) -> Path:
+    """A measurement beside the model of what each of its tensors loses, by formula."""
+    spec = load_spec(model)
+    made = Measurement("sensitivity", spec.identity, {}, (), (), tensors=made_losses(spec))
+    write_artifact(made, path := model.with_name("losses.json"))
+    return path

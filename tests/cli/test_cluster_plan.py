@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from lamella.api import load, write_artifact
 from lamella.core.artifacts import LayerScore, Measurement
-from tests.cli.conftest import Run
+from tests.cli.conftest import Run, json_of, write_losses
 from tests.fakes.tiny_model import write_tiny_model
-from tests.planning.losses import made_losses
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,10 +23,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def losses(model: Path) -> Path:
-    spec = load(model).spec
-    measured = Measurement("sensitivity", spec.identity, {}, (), (), tensors=made_losses(spec))
-    write_artifact(measured, path := model.with_name("losses.json"))
-    return path
+    return write_losses(model)
 
 
 @pytest.fixture
@@ -46,14 +41,8 @@ def _plan(run: Run, model: Path, cluster: Path, losses: Path, *more: str | Path)
     return run("cluster", "plan", model, *fixed, *more)
 
 
-def _json(result: tuple[int, str, str]) -> Any:
-    code, out, err = result
-    assert code == 0, err
-    return json.loads(out)
-
-
 def test_all_layers_are_placed_within_the_loss_budget(run: Run, model: Path, cluster: Path, losses: Path) -> None:
-    document = _json(_plan(run, model, cluster, losses, "--delta", "4", "--json", "--baselines", "--explain"))
+    document = json_of(_plan(run, model, cluster, losses, "--delta", "4", "--json", "--baselines", "--explain"))
     assert sum(len(s["precisions"]) for s in document["segments"]) == 4
     assert document["segments"][0]["node"] == "server"  # everything fits on the fast node
     assert document["account"]["loss"] <= 4
@@ -66,10 +55,10 @@ def test_all_layers_are_placed_within_the_loss_budget(run: Run, model: Path, clu
 
 def test_a_smaller_delta_asks_for_finer_layers(run: Run, model: Path, cluster: Path, losses: Path) -> None:
     def n_fine(delta: str) -> int:
-        document = _json(_plan(run, model, cluster, losses, "--delta", delta, "--json"))
+        document = json_of(_plan(run, model, cluster, losses, "--delta", delta, "--json"))
         return sum(s["precisions"].count("int8") for s in document["segments"])
 
-    largest = _json(_plan(run, model, cluster, losses, "--delta", "1e9", "--json"))["account"]["loss"]
+    largest = json_of(_plan(run, model, cluster, losses, "--delta", "1e9", "--json"))["account"]["loss"]
     assert n_fine("1e9") == 0
     assert 0 < n_fine(str(largest * 0.6)) < 4
 
@@ -91,7 +80,7 @@ def test_weight_differences_are_losses_too(run: Run, model: Path, cluster: Path)
     spec = load(model).spec
     measured = Measurement("weight-difference", spec.identity, {}, (), scores["int4"], per_precision=scores)
     write_artifact(measured, path := model.with_name("differences.json"))
-    document = _json(_plan(run, model, cluster, path, "--delta", "0.23", "--json"))
+    document = json_of(_plan(run, model, cluster, path, "--delta", "0.23", "--json"))
     assert document["account"]["loss"] == pytest.approx(0.22)  # two layers of each
 
 

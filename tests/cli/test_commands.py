@@ -45,3 +45,9 @@ def test_commands_are_a_mapping_that_keeps_what_it_loaded() -> None:
     assert commands["inspect"] is commands["inspect"]
     with pytest.raises(KeyError):
         commands["nothing"]
+
+
+def test_importing_the_command_line_loads_no_library() -> None:
+    code = "import sys, lamella.cli; assert 'llama_cpp' not in sys.modules, 'llama_cpp was imported'"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,19 +10,8 @@ from lamella.cli import main
 from lamella.core.errors import InvalidRequest
 from lamella.core.units import parse_seconds
 from lamella.store.store import Store
+from tests.cli.conftest import Run, json_of
 from tests.fakes.tiny_model import write_tiny_model
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main([str(a) for a in arguments])
-        return code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture
@@ -35,18 +21,13 @@ def store(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
-def document(result: tuple[int, str, str], code: int = 0) -> Any:
-    assert result[0] == code, result[2]
-    return json.loads(result[1])
-
-
 def test_the_round_of_a_quota(store: Path, run: Run) -> None:
-    assert document(run("store", "quota", store, "--json"))["quota_bytes"] is None
+    assert json_of(run("store", "quota", store, "--json"))["quota_bytes"] is None
     code, out, _ = run("store", "quota", store, "300KiB")
     assert code == 0
     assert "quota 300 KiB" in out
     assert f"lamella store trim {store}" in out
-    trimmed = document(run("store", "trim", store, "--json"))
+    trimmed = json_of(run("store", "trim", store, "--json"))
     assert trimmed["stored_bytes"] <= 300 * 1024
     assert trimmed["short_bytes"] == 0
     n_dropped = len(trimmed["dropped"])
@@ -55,23 +36,23 @@ def test_the_round_of_a_quota(store: Path, run: Run) -> None:
     assert f"{n_dropped} shards are dropped, can be rebuilt" in out
     assert "all good" in out
     names = ("uniform-int8", "uniform-int4")
-    restored = [document(run("store", "restore", store, name, "--json"))["restored"] for name in names]
+    restored = [json_of(run("store", "restore", store, name, "--json"))["restored"] for name in names]
     assert sum(map(len, restored)) == n_dropped
-    assert document(run("store", "verify", store, "--json"))["dropped"] == []
+    assert json_of(run("store", "verify", store, "--json"))["dropped"] == []
     assert "no quota" in run("store", "quota", store, "none")[1]
 
 
 def test_a_quota_that_cannot_be_reached_says_why(store: Path, run: Run) -> None:
     for name in ("uniform-int8", "uniform-int4"):
         assert run("store", "pin", store, name)[0] == 0
-    assert document(run("store", "quota", store, "1000", "--json"))["pinned"] == ["uniform-int4", "uniform-int8"]
+    assert json_of(run("store", "quota", store, "1000", "--json"))["pinned"] == ["uniform-int4", "uniform-int8"]
     code, _, err = run("store", "trim", store)
     assert code == 6
     assert "its quota is 0.98 KiB" in err
     assert "pinned" in err
-    assert document(run("store", "trim", store, "--json"), 6)["short_bytes"] > 0
+    assert json_of(run("store", "trim", store, "--json"), 6)["short_bytes"] > 0
     assert run("store", "unpin", store, "uniform-int8")[0] == 0
-    assert document(run("store", "trim", store, "--json"), 6)["dropped"]
+    assert json_of(run("store", "trim", store, "--json"), 6)["dropped"]
     assert "of its shards are dropped" in run("store", "pin", store, "uniform-int8")[1]
 
 
@@ -93,7 +74,7 @@ def test_repair_and_its_exit_codes(store: Path, run: Run) -> None:
     assert code == 6
     assert "damaged still" in out
     assert f"{model}: No such file" in out
-    found = document(run("store", "repair", store, "--model", moved, "--json"))
+    found = json_of(run("store", "repair", store, "--model", moved, "--json"))
     assert [(r["id"], r["origin"]) for r in found["repaired"]] == [(shard.id, "made again")]
     assert run("store", "verify", store)[0] == 0
     other = write_tiny_model(store.with_name("other.gguf"), n_embd=256, n_ff=512, seed=1)
@@ -107,12 +88,12 @@ def test_repair_and_its_exit_codes(store: Path, run: Run) -> None:
 
 
 def test_verify_within_a_time(store: Path, run: Run) -> None:
-    found = document(run("store", "verify", store, "--within", "1h", "--seed", "1", "--jobs", "1", "--json"))
+    found = json_of(run("store", "verify", store, "--within", "1h", "--seed", "1", "--jobs", "1", "--json"))
     assert (found["share"], found["n_left"]) == (1.0, 0)
     code, out, _ = run("store", "verify", store, "--within", "0.000001ms")
     assert code == 0
     assert "0% of all bytes hashed; 9 shards" in out
-    assert document(run("store", "verify", store, "--variant", "uniform-int4", "--json"))["n_shards"] == 6
+    assert json_of(run("store", "verify", store, "--variant", "uniform-int4", "--json"))["n_shards"] == 6
     assert run("store", "verify", store, "--within", "soon")[0] == 2
     assert run("store", "verify", store, "--jobs", "0")[0] == 2
 

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from lamella.api import load, write_artifact
 from lamella.cli.ladder import step_names
-from lamella.core.artifacts import Measurement
 from lamella.core.errors import InvalidRequest
 from lamella.store.store import Store
-from tests.cli.conftest import Run
+from tests.cli.conftest import Run, json_of, write_losses
 from tests.fakes.tiny_model import write_tiny_model
-from tests.planning.losses import made_losses
 
 
 @pytest.fixture(scope="module")
@@ -25,22 +20,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def losses(model: Path) -> Path:
-    spec = load(model).spec
-    measured = Measurement("sensitivity", spec.identity, {}, (), (), tensors=made_losses(spec))
-    write_artifact(measured, path := model.with_name("losses.json"))
-    return path
-
-
-def _json(result: tuple[int, str, str]) -> Any:
-    code, out, err = result
-    assert code == 0, err
-    return json.loads(out)
+    return write_losses(model)
 
 
 def test_a_ladder_is_built_and_shares_what_it_says(run: Run, model: Path, losses: Path, tmp_path: Path) -> None:
     store, plot = tmp_path / "store", tmp_path / "ladder.svg"
     ask = ("ladder", model, store, "--measurement", losses, "--steps", "3", "--from", "8.5bpw", "--to", "5")
-    document = _json(run(*ask, "--budget", "1.5x", "--plot", plot, "--json"))
+    document = json_of(run(*ask, "--budget", "1.5x", "--plot", plot, "--json"))
     steps = document["steps"]
     assert [s["variant"] for s in steps] == [f"ladder-{s['bits_per_weight']:.2f}bpw" for s in steps]
     assert document["joint_bytes"] <= document["budget_bytes"]

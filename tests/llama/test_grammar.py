@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lamella.core.errors import InvalidRequest
 from lamella.llama import json_schema
 from lamella.llama.context import Context, ContextOptions
-from lamella.llama.grammar import JSON_GRAMMAR, check_grammar, schema_to_grammar
+from lamella.llama.grammar import JSON_GRAMMAR, schema_to_grammar
 from lamella.llama.guide import Guide
 from lamella.llama.model import Model
 from lamella.llama.sampling import Sampler, SamplingOptions
@@ -53,7 +53,7 @@ def allowed(model: Model, schema: Any, *values: Any) -> list[bool]:
 def test_grammars_are_read_as_llama_cpp_reads_them(
     model: Model, grammar: str, texts: list[str], others: list[str]
 ) -> None:
-    check_grammar(grammar, model.vocabulary)
+    Guide(grammar, model.vocabulary).close()
     assert [t for t in texts if not follows(model, grammar, t)] == []
     assert [t for t in others if follows(model, grammar, t)] == []
 
@@ -95,7 +95,7 @@ def test_grammars_are_read_as_llama_cpp_reads_them(
 @pytest.mark.timeout(20)
 def test_grammars_that_llama_cpp_must_not_see_are_refused(model: Model, grammar: str, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
-        check_grammar(grammar, model.vocabulary)
+        Guide(grammar, model.vocabulary).close()
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -103,7 +103,7 @@ def test_grammars_that_llama_cpp_must_not_see_are_refused(model: Model, grammar:
 def test_no_text_crashes_the_process(model: Model, text: str) -> None:
     for grammar in (text, f"root ::= {text}", f'root ::= "a" ({text}) b\nb ::= {text}'):
         try:
-            check_grammar(grammar, model.vocabulary)
+            Guide(grammar, model.vocabulary).close()
         except InvalidRequest:
             continue
         with Guide(grammar, model.vocabulary) as guide:
@@ -309,5 +309,5 @@ def test_what_is_drawn_by_a_schema_is_json(model: Model, pair: tuple[Any, Any], 
 
 def test_every_rule_of_the_parts_is_used() -> None:
     names = [line.split(" ::=")[0] for line in json_schema.PARTS.strip().splitlines()]
-    text = json_schema.PARTS + " ".join(json_schema._FORMATS.values()) + " ".join(json_schema._TYPES)
+    text = json_schema.PARTS + " ".join(json_schema.FORMATS.values()) + " ".join(json_schema.TYPES)
     assert [name for name in names if text.count(name) < 2] == []

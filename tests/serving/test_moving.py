@@ -19,7 +19,7 @@ from lamella.serving.supervision import SupervisorOptions
 from lamella.serving.supervisor import SupervisedEngine
 from tests.fakes.front_process import FAKE_COMMAND
 from tests.serving.conftest import InProcess
-from tests.serving.test_supervisor import SOON, check_whole, kill, pid_of, read, run, until
+from tests.serving.supervised import SOON, check_whole, kill, pid_of, read, run, until
 
 SETTINGS = EngineSettings(store="fake", variant="large")
 N_TOKENS = 30

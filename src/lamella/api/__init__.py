@@ -1,12 +1,6 @@
 """The story in Python: look at a model, measure it, plan, build a store, run it.
 
-    import lamella
-
-    measurement = lamella.measure("model.gguf", metric="jaccard")
-    plan = lamella.plan("model.gguf", policy="lsaq", memory="6GiB", measurement=measurement)
-    lamella.build("model.gguf", "store", plan, name="six-gib")
-    with lamella.Engine.open(lamella.Store.open(Path("store")), "six-gib") as engine:
-        print(engine.generate("Once upon a time").text())
+``lamella`` itself offers the functions that are used most, and has an example.
 
 These functions join the stages; each stage can also be used alone (docs/architecture.md).  The command line calls
 nothing else.
@@ -25,6 +19,11 @@ Each name is loaded on first use (its module: ``__init__.pyi``), so that a progr
 ``remotes``    stores and models elsewhere
 ``homes``      models that have variants to serve in the user's cache
 ``preparing``  from a model's name to such variants
+``serving``    variants served, and ``connecting`` to a server
+``profiles``   what variants do on this machine, measured and kept
+``controlling``  a policy that changes the variant of a server
+``simulations``  a policy tried on a trace, in virtual time
+``panels``     what a server's dashboard shows of its profile
 ``checkups``   whether models can run on this machine
 ``clusters``   several machines: joining, nodes
 ``served_cluster``  a model served over them, which moves when they change

@@ -14,7 +14,7 @@ from .connecting import connect
 from .controlling import Steering, steering
 from .documents import read_importance, read_measurement, read_plan, write_artifact, write_importance
 from .frontiers import DEFAULT_FIRST_BITS, DEFAULT_STEPS, frontier, ladder
-from .homes import Ready, find_ready, is_model, spoken_name
+from .homes import HUB_PREFIX, Ready, find_ready, is_model, spoken_name
 from .losses import kernel_times, measured_prices, predicted_loss
 from .measuring import gather_importance, measure, measure_once, tune_on
 from .models import OnMeasure, devices, load, load_spec
@@ -38,7 +38,7 @@ from .plans import (
 )
 from .preparing import prepare
 from .profiles import find_profile, profile, read_profile
-from .remotes import HUB_PREFIX, pull, pull_from_hub, push, serving_store
+from .remotes import pull, pull_from_hub, push, serving_store
 from .served_cluster import Replanning, ServedCluster, serve_cluster
 from .serving import Listening, model_name, serve
 from .simulations import plot_outcome, simulate

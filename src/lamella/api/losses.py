@@ -22,7 +22,7 @@ from lamella.llama.kernels import KernelTimes
 from lamella.planning import frontier as planning_frontier
 from lamella.planning.constraints import TypePrice
 from lamella.planning.request import PlanRequest
-from lamella.resources.catalogue import SPEC_PREFIX
+from lamella.planning.specs import is_builtin
 from lamella.run.kernel_table import KernelTable
 from lamella.run.prices import prices_of
 
@@ -92,7 +92,7 @@ def losses_of(measurement: Measurement | None) -> tuple[TensorLoss, ...]:
 
 def weights_bytes(model: str | Path, spec: ModelSpec, file_bytes: int | None) -> int | None:
     """What a file of so many bytes leaves for weights: the source's metadata is in it too."""
-    if file_bytes is None or str(model).startswith(SPEC_PREFIX):
+    if file_bytes is None or is_builtin(str(model)):
         return file_bytes
     metadata = sum(path.stat().st_size for path in load(model).paths) - spec.n_bytes
     if metadata >= file_bytes:

@@ -10,9 +10,9 @@ from lamella.config import Config
 from lamella.core.model import ModelSpec
 from lamella.llama.gguf import ModelFile, read_model
 from lamella.llama.looking import Kind
-from lamella.planning.specs import builtin_spec
+from lamella.planning.specs import builtin_spec, is_builtin
 from lamella.resources import devices as resource_devices
-from lamella.resources.catalogue import SPEC_PREFIX, model_path
+from lamella.resources.catalogue import model_path
 from lamella.resources.devices import DeviceMemory
 from lamella.resources.first_look import look_first
 
@@ -50,7 +50,7 @@ def load_spec(model: str | Path) -> ModelSpec:
         ModelError, InvalidRequest: there is none.
     """
     name = str(model)
-    return builtin_spec(name.removeprefix(SPEC_PREFIX)) if name.startswith(SPEC_PREFIX) else load(model).spec
+    return builtin_spec(name) if is_builtin(name) else load(model).spec
 
 
 def devices(wanted: str | None = None) -> tuple[tuple[DeviceMemory, ...], DeviceMemory]:

@@ -18,7 +18,7 @@ from lamella.planning.placement.several.document import read_tenants
 from lamella.planning.placement.several.problem import check_several
 from lamella.planning.placement.several.program import TIME_LIMIT_SECONDS
 from lamella.planning.placement.solver import GAP
-from lamella.resources.catalogue import SPEC_PREFIX
+from lamella.planning.specs import is_builtin
 
 
 def read_cluster(path: Path) -> Cluster:
@@ -62,7 +62,7 @@ def placement_problem(
         InvalidRequest: it does not say what layers lose at each precision.
     """
     spec = load_spec(model)
-    if not str(model).startswith(SPEC_PREFIX):
+    if not is_builtin(str(model)):
         check_same_weights(measurement, spec.identity)
     layers = layers_of(spec, measurement, precisions, kv_type)
     request = Request(prompt_tokens, new_tokens, sequences=sequences)

@@ -24,7 +24,7 @@ from lamella.llama.stock_mix import MIXES, canonical_mix, stock_types
 from lamella.planning.constraints import Constraints, Prices
 from lamella.planning.policies import LADDER, METRICS, check_policy, make_plan
 from lamella.planning.request import PlanRequest, StockTypes, check_limits
-from lamella.resources.catalogue import SPEC_PREFIX
+from lamella.planning.specs import is_builtin
 from lamella.resources.need import default_reserve, file_overhead, spec_overhead
 from lamella.resources.waiting import Waiting, wait_until_fits
 
@@ -35,7 +35,7 @@ def default_policy(model: str | Path, scheme: Scheme = "block", measurement: Mea
     """``knapsack``, where tensors can be looked at one by one; else ``lsaq``: for specifications, for scheme
     ``channel``, and for a measurement of layers.
     """
-    if str(model).startswith(SPEC_PREFIX) or scheme != "block":
+    if is_builtin(str(model)) or scheme != "block":
         return "lsaq"
     return "knapsack" if measurement is None or measurement.tensors else "lsaq"
 
@@ -272,7 +272,7 @@ def _limit_name(plan: Plan) -> str:
 
 def _stock(model: str | Path, mix: str, importance: ImportanceMatrix | None) -> StockTypes:
     """The types of a mix, by llama.cpp's own dry run."""
-    if str(model).startswith(SPEC_PREFIX):
+    if is_builtin(str(model)):
         raise InvalidRequest(f"policy stock asks llama.cpp about a model file, and {model} is a specification")
     mix, source = canonical_mix(mix), load(model)
     if importance is not None:
@@ -297,14 +297,14 @@ def _with_measurement(request: PlanRequest, policy: str, measurement: Measuremen
 
 def needs_measuring(model: str | Path, policy: str) -> bool:
     """Whether a policy wants to know the layers' importance, and there are weights to measure it on."""
-    return policy in METRICS and not str(model).startswith(SPEC_PREFIX)
+    return policy in METRICS and not is_builtin(str(model))
 
 
 def needs_of(
     model: str | Path, spec: ModelSpec, policy: str, context: int | None, parallel: int, kv_type: str
 ) -> Callable[[PlanRequest, int | None], PlanRequest]:
     """How to add to a request what running needs besides weights; the dry run is made once."""
-    is_spec = str(model).startswith(SPEC_PREFIX)
+    is_spec = is_builtin(str(model))
     if is_spec and policy in LADDER and context is None:
         return lambda request, _: request  # LSAQ's own arithmetic
     n_ctx = context if context is not None else min(DEFAULT_CONTEXT, spec.context_length or DEFAULT_CONTEXT)

@@ -20,6 +20,7 @@ from lamella.api.models import load
 from lamella.api.plans import Budget, plan
 from lamella.api.remotes import pull_from_hub
 from lamella.api.variants import build
+from lamella.batching.settings import EngineSettings
 from lamella.core.artifacts import Measurement, Plan
 from lamella.core.errors import ModelError
 from lamella.core.units import as_bytes
@@ -44,7 +45,7 @@ Update = Callable[[float, float, str], None]
 Stage = Callable[[str], AbstractContextManager[Update]]
 """Begins a stage of that name."""
 
-SERVED_CONTEXT = 8192
+SERVED_CONTEXT = EngineSettings(store="").cells
 """Tokens of KV cache that the largest variant leaves memory for: those of ``lamella serve``'s defaults."""
 
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from lamella.remote.push import PushReport
     from lamella.remote.serving import StoreServer
 
-HUB_PREFIX = "hf:"
-
 
 def pull(
     source: str,

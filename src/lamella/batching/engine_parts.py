@@ -29,6 +29,7 @@ from lamella.resources.machine import cpu_memory
 from lamella.run.ceiling import NO_CEILING_ON_DEVICES
 from lamella.run.engine import by_size
 from lamella.run.kernel_table import KernelTable, layouts_of
+from lamella.run.layouts import Layout
 from lamella.run.starting import plan_start
 from lamella.run.variants import LiveVariants
 from lamella.store.store import Store
@@ -69,12 +70,8 @@ class EngineParts:
         Raises:
             LamellaError: as ``run.engine.Engine.open``.
         """
-        if (settings.device or settings.layers) and settings.memory_bytes:
-            raise InvalidRequest(NO_CEILING_ON_DEVICES)
-        if settings.device and settings.layers:
-            raise InvalidRequest("either one device, or layers on several")
+        _check_possible(settings)
         if settings.is_reproducible:
-            _check_reproducible(settings)
             reproducible.use_plain_products()
         start = time.monotonic()
         for endpoint in settings.rpc:
@@ -84,10 +81,7 @@ class EngineParts:
         store = Store.open(Path(settings.store))
         variants = _served(store, settings.variants)
         options = _context_options(settings)
-        kernel_file = Path(settings.kernel_file) if settings.kernel_file else None
-        kernels = KernelTable(kernel_file, settings.n_threads or usable_cores())
-        policy = "mapped" if settings.is_reproducible else settings.layout
-        layouts = {} if device or spread else layouts_of(policy, kernels, variants)
+        layouts = {} if device or spread else _layouts(settings, variants)
         first = plan_start(store, variants, settings.variant, options, layouts, settings.memory_bytes)
         with store.lease(reading=True) as lease, contextlib.ExitStack() as on_failure:
             paths = store.ready_paths(lease.hold(first.variant))
@@ -96,9 +90,7 @@ class EngineParts:
                 spread.check_covers(1 + max(t.layer for t in tensors.values() if t.layer is not None))
             model = Model.load(paths, device=device, layers=spread.ranges if spread else ())
             on_failure.callback(model.close)
-            if options.has_shared_cells and not (settings.n_cells or settings.memory_bytes or settings.layers):
-                free = devices.find(device).free_bytes if device else cpu_memory().available_bytes
-                options = own_cells_where_there_is_room(options, settings, model.kv_bytes_per_token, free)
+            options = _cells_by_room(options, settings, model, device)
             context = Context(model, options)
             on_failure.callback(context.close)
             live = LiveVariants(
@@ -197,6 +189,20 @@ class EngineParts:
         self.live.close()
 
 
+def _check_possible(settings: EngineSettings) -> None:
+    """Refuse settings that exclude each other.
+
+    Raises:
+        InvalidRequest: they do.
+    """
+    if (settings.device or settings.layers) and settings.memory_bytes:
+        raise InvalidRequest(NO_CEILING_ON_DEVICES)
+    if settings.device and settings.layers:
+        raise InvalidRequest("either one device, or layers on several")
+    if settings.is_reproducible:
+        _check_reproducible(settings)
+
+
 def _check_reproducible(settings: EngineSettings) -> None:
     if settings.device:
         raise InvalidRequest(f"--reproducible is for the CPU; leave --device {settings.device} away")
@@ -224,6 +230,23 @@ def _context_options(settings: EngineSettings) -> ContextOptions:
     if not settings.is_reproducible:
         return options
     return dataclasses.replace(_with_own_cells(options, settings), value_type=reproducible.value_type(settings.kv_type))
+
+
+def _layouts(settings: EngineSettings, variants: list[Variant]) -> dict[str, Layout]:
+    """How weights of each type are read on the CPU, by speeds measured before where there is a file of them."""
+    file = Path(settings.kernel_file) if settings.kernel_file else None
+    policy = "mapped" if settings.is_reproducible else settings.layout
+    return layouts_of(policy, KernelTable(file, settings.n_threads or usable_cores()), variants)
+
+
+def _cells_by_room(
+    options: ContextOptions, settings: EngineSettings, model: Model, device: str | None
+) -> ContextOptions:
+    """Cells of its own for each sequence, where nobody has said how many there are and memory is plenty."""
+    if not options.has_shared_cells or settings.n_cells or settings.memory_bytes or settings.layers:
+        return options
+    free = devices.find(device).free_bytes if device else cpu_memory().available_bytes
+    return own_cells_where_there_is_room(options, settings, model.kv_bytes_per_token, free)
 
 
 def own_cells_where_there_is_room(

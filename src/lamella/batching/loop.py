@@ -45,7 +45,7 @@ from lamella.batching.running import RunningRequest
 from lamella.batching.scheduler import Scheduler
 from lamella.batching.served import ServedVariants
 from lamella.batching.settings import EngineSettings
-from lamella.core.errors import InvalidRequest, LamellaError, RequestRefused
+from lamella.core.errors import LamellaError, RequestRefused
 from lamella.llama.sampling import Sampler
 from lamella.run.process_memory import private_bytes
 
@@ -149,10 +149,8 @@ class EngineLoop:
             self._send(refusal(message.id, error))
 
     def _text(self, tokens: list[int]) -> str:
-        vocabulary = self._parts.model.vocabulary
-        if tokens and not 0 <= min(tokens) <= max(tokens) < vocabulary.n_tokens:
-            raise InvalidRequest(f"tokens outside the vocabulary of {vocabulary.n_tokens}")
-        return vocabulary.text(tokens, special=True)
+        self._parts.prompts.check_tokens(tokens)
+        return self._parts.model.vocabulary.text(tokens, special=True)
 
     def _understand(self, message: Generate) -> RunningRequest:
         """Render and tokenize a prompt, and set up its sampler."""
@@ -174,8 +172,6 @@ class EngineLoop:
         return min(self._parts.settings.n_ctx, self._parts.n_cells)
 
     def _check_length(self, n_prompt: int, *, may_be_full: bool) -> None:
-        if not n_prompt:
-            raise RequestRefused("the prompt is empty", why="invalid")
         if n_prompt > self._n_ctx - (0 if may_be_full else 1):
             raise RequestRefused(  # in OpenAI's words: clients look for them
                 f"This model's maximum context length is {self._n_ctx} tokens. However, your messages resulted in "

@@ -70,11 +70,16 @@ class PromptMaker:
         if isinstance(prompt, str):
             return Prompt(vocabulary.tokenize(prompt), prompt)
         if isinstance(prompt, list):
-            self._check_tokens(prompt)
+            self.check_tokens(prompt)
             return Prompt(list(prompt), vocabulary.text(prompt, special=True))
         return self._chat(prompt)
 
-    def _check_tokens(self, tokens: Sequence[int]) -> None:
+    def check_tokens(self, tokens: Sequence[int]) -> None:
+        """Refuse tokens that the model does not know.
+
+        Raises:
+            InvalidRequest: names the first.
+        """
         n_tokens = self._model.vocabulary.n_tokens
         for token in tokens:
             if not 0 <= token < n_tokens:

@@ -45,6 +45,7 @@ class Slot:
         variants: names of the variants that computed its cells.
         last_used: number of the step that used it last.
         extents: the cells behind ``tokens``, in order.
+        can_extend: whether the next cells belong to the last of ``extents``; not after it was cut or copied.
     """
 
     id: int

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from lamella import api
-from lamella.cli.inspect import ModelArgument
 from lamella.cli.keeping import note_trim
+from lamella.cli.options import ContextToPlanFor, ModelArgument, NewStoreArgument, SchemeOption, SequencesToPlanFor
 from lamella.cli.output import JsonFlag, print_json, progress, say, stdout, table
 from lamella.config import Config
 from lamella.core.artifacts import Measurement, Plan
@@ -28,19 +28,15 @@ from lamella.store.usage import Usage
 
 def build(
     model: ModelArgument,
-    store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store; made if it does not exist.")],
+    store: NewStoreArgument,
     plan: Annotated[list[Path] | None, typer.Option(help="A plan file; may be given several times.")] = None,
     alpha: Annotated[str | None, typer.Option(help="Variants by aggressiveness, such as 0.1,0.5,0.9.")] = None,
     precision: Annotated[str | None, typer.Option(help="Uniform variants, such as int8,int4.")] = None,
     memory: Annotated[str | None, typer.Option(help="LSAQ variants for memory sizes, such as 6GiB,4GiB.")] = None,
     measurement: Annotated[Path | None, typer.Option(help="Importance of the layers. Default: measured now.")] = None,
-    context: Annotated[
-        int | None, typer.Option(help="With --memory: tokens of each sequence to keep room for.")
-    ] = None,
-    parallel: Annotated[int, typer.Option(help="With --memory: sequences at once.")] = 1,
-    scheme: Annotated[
-        Scheme, typer.Option(help="How weights are rounded: ggml's blocks, one scale a row, or its top bits.")
-    ] = "block",
+    context: ContextToPlanFor = None,
+    parallel: SequencesToPlanFor = 1,
+    scheme: SchemeOption = "block",
     imatrix: Annotated[
         Path | None,
         typer.Option(help="Importance matrix that rounding weighs columns by: of lamella or llama-imatrix."),

@@ -11,28 +11,30 @@ import typer
 from lamella import api
 from lamella.cli.chat_loop import ChatLoop
 from lamella.cli.chat_partners import ServerPartner
+from lamella.cli.options import PromptArgument, StopOption, SystemOption, TemperatureOption
 from lamella.cli.output import JsonFlag, note, print_json
 from lamella.config import Config
 from lamella.core.errors import InvalidRequest
 from lamella.core.units import format_seconds
 from lamella.run.chat import Message
+from lamella.serving.settings import DEFAULT_PORT
 
-DEFAULT_URL = "http://127.0.0.1:8080"
+DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 
 
 def chat(
-    prompt: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="One question. Default: a chat.")] = None,
+    prompt: PromptArgument = None,
     url: Annotated[str, typer.Option(help="Of the server; any that has OpenAI's API.")] = DEFAULT_URL,
     key: Annotated[
         str | None, typer.Option(help="API key; others on this machine can see it here.  Default: LAMELLA_API_KEY.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="NAME or NAME@VARIANT.  Default: the server's first.")] = None,
-    system: Annotated[str | None, typer.Option(help="System message of the chat.")] = None,
+    system: SystemOption = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 512,
-    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.8,
+    temperature: TemperatureOption = 0.8,
     top_p: Annotated[float, typer.Option(help="1 switches it off.")] = 0.95,
     seed: Annotated[int | None, typer.Option(help="Equal seeds give equal texts.  Default: at random.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
+    stop: StopOption = None,
     priority: Annotated[int | None, typer.Option(help="Higher goes first.  Default: 0.")] = None,
     json: JsonFlag = False,
 ) -> None:

@@ -11,12 +11,21 @@ import msgspec
 import typer
 
 from lamella import api
-from lamella.cli.opening import opening_lines
+from lamella.cli.opening import greeting
+from lamella.cli.options import (
+    KvTypeOption,
+    ModelArgument,
+    ModelOrSpecArgument,
+    NewStoreArgument,
+    TargetArgument,
+    split_target,
+)
 from lamella.cli.output import JsonFlag, note, print_json, say, stdout, table
-from lamella.cli.serve import DEFAULT_PORT, engine_settings, key_ring, run_in_loop
+from lamella.cli.serve import engine_settings, key_ring, run_in_loop
 from lamella.config import Config
 from lamella.core.errors import ClusterRefused, InvalidRequest
 from lamella.core.units import format_bytes, parse_bytes
+from lamella.serving.settings import DEFAULT_PORT, FrontSettings
 from lamella.store.store import Store
 
 app = typer.Typer(help="Spread a model over several machines.", no_args_is_help=True, rich_markup_mode=None)
@@ -136,7 +145,7 @@ def _node_document(status: api.NodeStatus) -> dict[str, Any]:
 
 @app.command("describe")
 def describe(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Path of a GGUF file, smollm2, or spec:NAME.")],
+    model: ModelOrSpecArgument,
     precisions: Annotated[str, typer.Option(help="To know speeds at, with commas.")] = "int8,int6,int5,int4,int3",
     folder: FolderOption = None,
 ) -> None:
@@ -151,8 +160,8 @@ def describe(
 
 @app.command("build")
 def build(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Path of a GGUF file, or smollm2.")],
-    store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store; made if it does not exist.")],
+    model: ModelArgument,
+    store: NewStoreArgument,
     placement: Annotated[Path, typer.Option(help="As 'lamella cluster plan --json' has printed it.")],
     name: Annotated[str, typer.Option(help="Of the variant.")] = "placed",
     json: JsonFlag = False,
@@ -168,7 +177,7 @@ def build(
 
 @app.command("serve")
 def serve(
-    target: Annotated[str, typer.Argument(metavar="STORE[@VARIANT]", help="Store and variant; default: the largest.")],
+    target: TargetArgument,
     layers: Annotated[
         str | None,
         typer.Option(metavar="NODE=A-B,...", help="Which node computes which layers; 'coordinator' is this machine."),
@@ -184,7 +193,7 @@ def serve(
     context: Annotated[int, typer.Option(help="Most tokens of one request.")] = 4096,
     sequences: Annotated[int, typer.Option(help="Requests that run at once.")] = 8,
     cells: Annotated[int, typer.Option(help="Tokens in a KV cache that all requests share; 0: as they need.")] = 0,
-    kv_type: Annotated[str, typer.Option(help="ggml type of the KV cache.")] = "F16",
+    kv_type: KvTypeOption = "F16",
     warm: Annotated[int, typer.Option(help="Variants that stay in memory, the running one included.")] = 1,
     queue: Annotated[int, typer.Option(help="Requests that may wait; more get 429.")] = 64,
     fixed: Annotated[bool, typer.Option("--fixed", help="Wait for a node that is lost, and move no layers.")] = False,
@@ -207,24 +216,16 @@ def serve(
     placed = api.read_placed_layers(placement) if placement else api.parse_layers(layers) if layers else None
     replanning = api.Replanning(fixed, parse_bytes(memory_here) if memory_here else 0, gain, hold, moves, links)
     engine = engine_settings(context, sequences, cells, kv_type, None, warm=warm, prompt_cache=NO_PROMPT_CACHE)
-    store, _, variant = target.partition("@")
-    Store.open(Path(store))  # what is wrong with it is said here, and not by a process that dies
-    engine = msgspec.structs.replace(engine, store=store, variant=variant or None)
-    from lamella.dashboard.assets import is_installed
-    from lamella.serving.settings import FrontSettings
-
+    folder_of_store, variant = split_target(target)
+    store = Store.open(folder_of_store)  # what is wrong with it is said here, and not by a process that dies
+    engine = msgspec.structs.replace(engine, store=str(folder_of_store), variant=variant)
     ring, kernels = key_ring(keys), Config.from_environment(os.environ).cache_folder / "kernels.json"
-    front = FrontSettings(name=name or api.model_name(Store.open(Path(engine.store))), host=host, port=port, keys=ring)
-
-    def say_hello(listening: api.Listening) -> None:
-        for line in opening_lines(listening, len(ring), has_dashboard=is_installed()):
-            note(line)
-
+    front = FrontSettings(name=name or api.model_name(store), host=host, port=port, keys=ring)
     run_in_loop(
         api.serve_cluster(
             api.open_cluster(_folder(folder)),
             api.ServedCluster(engine, front, placed, kernels, replanning, queue),
-            on_listening=say_hello,
+            on_listening=greeting(len(ring)),
             on_line=note,
         )
     )

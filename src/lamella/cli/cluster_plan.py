@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lamella import api
+from lamella.cli.options import KvTypeOption, ModelOrSpecArgument, PlotOption
 from lamella.cli.output import JsonFlag, note, print_json, say, stdout, table
 from lamella.core.units import format_bytes, format_seconds
 from lamella.planning.placement import PlacementProblem, Solution
@@ -20,7 +21,7 @@ PRECISIONS = "int8,int6,int5,int4,int3"
 
 
 def cluster_plan(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Path of a GGUF file, smollm2, or spec:NAME.")],
+    model: ModelOrSpecArgument,
     cluster: Annotated[Path, typer.Option(help="The nodes and links, as docs/placement.md describes them.")],
     measurement: Annotated[
         Path,
@@ -31,11 +32,11 @@ def cluster_plan(
     prompt: Annotated[int, typer.Option(help="Tokens of the prompt of the request that is timed.")] = 512,
     generate: Annotated[int, typer.Option(help="Tokens that it generates.")] = 128,
     parallel: Annotated[int, typer.Option(help="Sequences to keep memory for.")] = 1,
-    kv_type: Annotated[str, typer.Option(help="ggml type of the KV cache.")] = "F16",
+    kv_type: KvTypeOption = "F16",
     gap: Annotated[float, typer.Option(help="Share above the best plan that will do.")] = 0.01,
     baselines: Annotated[bool, typer.Option("--baselines", help="Set simple rules beside the plan.")] = False,
     why: Annotated[bool, typer.Option("--explain", help="Say what binds, and what changes would buy.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Draw it to this file (png, svg or pdf).")] = None,
+    plot: PlotOption = None,
     json: JsonFlag = False,
 ) -> None:
     """Decide which node runs each layer at which precision, so that a request is done soonest.

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from lamella import api
+from lamella.cli.options import CheckFlag, ChunksOption, split_target
 from lamella.cli.output import JsonFlag, note, print_json, progress, say, stdout, table
-from lamella.cli.run import split_target
 from lamella.config import Config
 from lamella.core.errors import InvalidRequest
 from lamella.core.units import format_bytes
@@ -27,7 +27,7 @@ def evaluate(
     ] = None,
     text: Annotated[Path | None, typer.Option(help="Text for perplexity, KL divergence and agreement.")] = None,
     window_tokens: Annotated[int, typer.Option(help="Tokens of a window; the second half is scored.")] = WINDOW_TOKENS,
-    chunks: Annotated[int | None, typer.Option(help="Windows from the start of the text. Default: all.")] = None,
+    chunks: ChunksOption = None,
     reference: Annotated[
         str | None, typer.Option(help="Variant that others are compared with. Default: the largest.")
     ] = None,
@@ -36,7 +36,7 @@ def evaluate(
         list[Path] | None, typer.Option(metavar="FILE", help="Tasks, one JSON object a line; may be given repeatedly.")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Items of each tasks file, evenly spaced. Default: all.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Verify every shard's hash before it is used.")] = False,
+    check: CheckFlag = False,
     json: JsonFlag = False,
 ) -> None:
     """Evaluate variants: perplexity as llama-perplexity has it, KL divergence from a reference, tasks."""

@@ -10,8 +10,8 @@ import typer
 
 from lamella import api
 from lamella.cli.keeping import note_trim
+from lamella.cli.options import NewStoreArgument, split_target
 from lamella.cli.output import JsonFlag, note, print_json, progress, say
-from lamella.cli.run import split_target
 from lamella.config import Config
 from lamella.core.units import format_bytes, format_seconds
 
@@ -48,7 +48,7 @@ def export_variant(
 
 def import_file(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file; of a split one, any part.")],
-    store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store; made if it does not exist.")],
+    store: NewStoreArgument,
     name: Annotated[
         str | None, typer.Option(help="Name of the variant. Default: the exported variant's, or the file's.")
     ] = None,

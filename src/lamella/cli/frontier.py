@@ -10,6 +10,7 @@ import typer
 
 from lamella import api
 from lamella.cli.constraints import AtLeastOption, AvoidOption, FusedFlag, read_constraints
+from lamella.cli.options import ModelOrSpecArgument, PlotOption
 from lamella.cli.output import JsonFlag, note, print_json, progress, say, stdout, table
 from lamella.config import Config
 from lamella.core.errors import InvalidRequest
@@ -19,7 +20,7 @@ from lamella.report.plots import PlanPoint, plot_frontier
 
 
 def frontier(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Path of a GGUF file, smollm2, or spec:NAME.")],
+    model: ModelOrSpecArgument,
     measurement: Annotated[
         Path, typer.Option(help="What each tensor loses at each type: 'lamella measure --metric sensitivity --out'.")
     ],
@@ -35,7 +36,7 @@ def frontier(
     plan: Annotated[
         list[Path] | None, typer.Option(help="A plan file to set beside the frontier; may be repeated.")
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw it to this file (png, svg or pdf).")] = None,
+    plot: PlotOption = None,
     json: JsonFlag = False,
 ) -> None:
     """Show the whole frontier of size and predicted loss, in one call.

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lamella import api
-from lamella.cli.inspect import ModelArgument
+from lamella.cli.options import ModelArgument
 from lamella.cli.output import JsonFlag, print_json, progress, say
 from lamella.config import Config
 from lamella.measuring import ImportanceSettings

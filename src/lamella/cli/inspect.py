@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from lamella import api
+from lamella.cli.options import ModelArgument
 from lamella.cli.output import JsonFlag, print_json, say, stdout, table
 from lamella.core.model import ModelSpec, is_output
 from lamella.core.precision import MENU, container
 from lamella.core.units import format_bytes
-
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Path of a GGUF file, or smollm2.")]
 
 
 def inspect(model: ModelArgument, json: JsonFlag = False) -> None:

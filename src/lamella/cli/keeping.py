@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 
 from lamella import api
+from lamella.cli.options import StoreArgument
 from lamella.cli.output import JsonFlag, note, print_json, progress, say
-from lamella.cli.store import StoreArgument, VariantArgument, fields_of
+from lamella.cli.store import VariantArgument, fields_of
 from lamella.config import Config
 from lamella.core.artifacts import Variant
 from lamella.core.errors import QuotaNotReached, ShardDamaged

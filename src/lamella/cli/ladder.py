@@ -13,7 +13,7 @@ import typer
 from lamella import api
 from lamella.cli.build import build_plans
 from lamella.cli.constraints import AtLeastOption, AvoidOption, FusedFlag, read_constraints
-from lamella.cli.inspect import ModelArgument
+from lamella.cli.options import ContextToPlanFor, ModelArgument, NewStoreArgument, PlotOption, SequencesToPlanFor
 from lamella.cli.output import JsonFlag, note, print_json, progress, say, stdout, table
 from lamella.config import Config
 from lamella.core.artifacts import Measurement
@@ -30,7 +30,7 @@ _BITS = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(?:bpw)?\s*")
 
 def ladder(
     model: ModelArgument,
-    store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store; made if it does not exist.")],
+    store: NewStoreArgument,
     steps: Annotated[int | None, typer.Option(help=f"How many variants. Default: {api.DEFAULT_STEPS}.")] = None,
     first: Annotated[
         str | None, typer.Option("--from", metavar="BITS", help="Bits per weight of the largest, such as 8.5bpw.")
@@ -54,16 +54,14 @@ def ladder(
         Path | None, typer.Option(help="What each tensor loses (metric sensitivity). Default: measured, and kept.")
     ] = None,
     imatrix: Annotated[Path | None, typer.Option(help="Importance matrix that rounding weighs columns by.")] = None,
-    context: Annotated[
-        int | None, typer.Option(help="With --memory: tokens of each sequence to keep room for.")
-    ] = None,
-    parallel: Annotated[int, typer.Option(help="With --memory: sequences at once.")] = 1,
+    context: ContextToPlanFor = None,
+    parallel: SequencesToPlanFor = 1,
     avoid: AvoidOption = None,
     at_least: AtLeastOption = None,
     fused: FusedFlag = False,
     name: Annotated[str, typer.Option(help="What the variants' names begin with.")] = "ladder",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan and show; build nothing.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Draw it to this file (png, svg or pdf).")] = None,
+    plot: PlotOption = None,
     json: JsonFlag = False,
 ) -> None:
     """Plan variants of falling size together, so that they share layers, and build them.

@@ -8,19 +8,18 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
 import msgspec
 import typer
 
-from lamella.cli.run import split_target
+from lamella.cli.options import TargetArgument, split_target
 from lamella.config import Config
 from lamella.core.errors import InvalidRequest, LamellaError
 
 
 def lm_eval(
     context: typer.Context,
-    target: Annotated[str, typer.Argument(metavar="STORE[@VARIANT]", help="Store and variant; default: the largest.")],
+    target: TargetArgument,
 ) -> None:
     """Run tasks of lm-evaluation-harness: lamella lm-eval STORE@VARIANT --tasks piqa,arc_easy --limit 100.
 

@@ -10,7 +10,7 @@ import typer
 
 from lamella import api
 from lamella.cli.deliver import deliver
-from lamella.cli.inspect import ModelArgument
+from lamella.cli.options import ModelArgument, PlotOption
 from lamella.cli.output import JsonFlag, bar, progress, say, stdout, table
 from lamella.config import Config
 from lamella.core.artifacts import Measurement
@@ -42,7 +42,7 @@ def measure(
         Path | None, typer.Option(help="Importance matrix that sensitivity rounds with, as the build will.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the measurement to this file.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw it to this file (png, svg or pdf).")] = None,
+    plot: PlotOption = None,
     json: JsonFlag = False,
 ) -> None:
     """Measure how much each layer contributes, on texts of your tasks or on text that the model writes itself.

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from lamella.cli.output import note
+from lamella.dashboard.assets import is_installed
 
 if TYPE_CHECKING:
     from lamella.api.serving import Listening
 
 MOST_NAMES = 6
+
+
+def greeting(n_keys: int, *, has_dashboard: bool = True) -> Callable[[Listening], None]:
+    """Says the opening lines once a server listens, and of the dashboard where it is installed too.
+
+    By then all is loaded, so Python's collector passes over it from there on.
+    """
+
+    def greet(listening: Listening) -> None:
+        keep_what_is_there()
+        for line in opening_lines(listening, n_keys, has_dashboard=has_dashboard and is_installed()):
+            note(line)
+
+    return greet
 
 
 def opening_lines(listening: Listening, n_keys: int, *, has_dashboard: bool) -> list[str]:

@@ -11,11 +11,11 @@ import typer
 from lamella import api
 from lamella.cli.constraints import AtLeastOption, AvoidOption, FusedFlag, read_constraints
 from lamella.cli.deliver import deliver
+from lamella.cli.options import KvTypeOption, PlotOption, SchemeOption
 from lamella.cli.output import JsonFlag, bar, note, print_json, progress, say, stdout, table
 from lamella.config import Config
 from lamella.core.artifacts import Plan, to_plain
 from lamella.core.errors import DoesNotFit
-from lamella.core.precision import Scheme
 from lamella.core.units import format_bytes, format_seconds
 from lamella.measuring import MeasureSettings
 from lamella.planning.policies import METRICS, POLICIES
@@ -77,16 +77,14 @@ def plan(
         int | None, typer.Option(help="Tokens of each sequence to keep memory for. Default: up to 4096.")
     ] = None,
     parallel: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
-    kv_type: Annotated[str, typer.Option(help="ggml type of the KV cache.")] = "F16",
+    kv_type: KvTypeOption = "F16",
     measurement: Annotated[
         Path | None,
         typer.Option(help="What 'lamella measure --out' wrote. Default: measured once a model."),
     ] = None,
-    scheme: Annotated[
-        Scheme, typer.Option(help="How weights are rounded: ggml's blocks, one scale a row, or its top bits.")
-    ] = "block",
+    scheme: SchemeOption = "block",
     out: Annotated[Path | None, typer.Option(help="Write the plan to this file.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw it to this file (png, svg or pdf).")] = None,
+    plot: PlotOption = None,
     device: Annotated[str | None, typer.Option(help="Device whose memory counts.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until memory is free, instead of failing.")] = False,
     timeout: Annotated[float | None, typer.Option(help="With --wait: give up after so many seconds.")] = None,
@@ -112,7 +110,8 @@ def plan(
     if given is not None and (ms_per_token is not None or prompt_tokens_per_second is not None):
         with progress("timing kernels", quiet=json):
             prices = api.measured_prices(given.tensors, config.n_threads, cache_folder=config.cache_folder)
-    if all(limit is None for limit in (memory, average_bits, bits_per_weight, file_size, kl, ms_per_token)):
+    limits = (memory, average_bits, bits_per_weight, file_size, kl, ms_per_token, prompt_tokens_per_second)
+    if all(limit is None for limit in limits):
         _say_device(device or config.device)
     try:
         made = api.plan(

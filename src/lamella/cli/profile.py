@@ -11,6 +11,7 @@ import typer
 
 from lamella import api
 from lamella.batching.settings import EngineSettings
+from lamella.cli.options import ChunksOption, option_under
 from lamella.cli.output import JsonFlag, note, print_json, progress, say, stdout, table
 from lamella.config import Config
 from lamella.core.errors import InvalidRequest
@@ -22,7 +23,7 @@ from lamella.qos.profiling.points import Points
 from lamella.qos.profiling.quiet import MOST_OTHERS
 from lamella.run.layouts import check_policy
 
-ENGINE = "Engine (as 'lamella serve')"
+_engine_option = option_under("Engine (as 'lamella serve')")
 
 
 def profile(
@@ -33,14 +34,12 @@ def profile(
     text: Annotated[
         Path | None, typer.Option(help="Measure KL divergence and perplexity on this text. Default: as planned.")
     ] = None,
-    chunks: Annotated[int | None, typer.Option(help="Windows from the start of the text. Default: all.")] = None,
+    chunks: ChunksOption = None,
     task: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="Tasks, as 'lamella eval'.")] = None,
-    context: Annotated[int, typer.Option(help="Most tokens of one request.", rich_help_panel=ENGINE)] = 4096,
-    sequences: Annotated[int, typer.Option(help="Requests that run at once.", rich_help_panel=ENGINE)] = 8,
-    kv_type: Annotated[str, typer.Option(help="ggml type of the KV cache.", rich_help_panel=ENGINE)] = "F16",
-    layout: Annotated[
-        str, typer.Option(help="How weights are read: auto, mapped, repacked.", rich_help_panel=ENGINE)
-    ] = "auto",
+    context: Annotated[int, _engine_option(help="Most tokens of one request.")] = 4096,
+    sequences: Annotated[int, _engine_option(help="Requests that run at once.")] = 8,
+    kv_type: Annotated[str, _engine_option(help="ggml type of the KV cache.")] = "F16",
+    layout: Annotated[str, _engine_option(help="How weights are read: auto, mapped, repacked.")] = "auto",
     repeats: Annotated[int, typer.Option(help="Measurements of each point; the median counts.")] = 3,
     again: Annotated[bool, typer.Option("--again", help="Measure also what was measured before.")] = False,
     out: Annotated[Path | None, typer.Option(help="File of the profile. Default: one that is found again.")] = None,

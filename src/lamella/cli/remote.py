@@ -12,6 +12,7 @@ import typer
 
 from lamella import api
 from lamella.cli.keeping import note_trim
+from lamella.cli.options import StoreArgument
 from lamella.cli.output import JsonFlag, note, print_json, progress, say
 from lamella.config import Config
 from lamella.core.errors import InvalidRequest
@@ -119,7 +120,7 @@ def _pull_from_hub(source: str, target: Path | None, config: Config, json: bool)
 
 
 def push(
-    store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store.")],
+    store: StoreArgument,
     variant: Annotated[str, typer.Argument(metavar="VARIANT", help="Name of a variant.")],
     target: Annotated[
         str, typer.Argument(metavar="URL|FOLDER", help="A web server that takes PUT, or the folder of another store.")
@@ -161,7 +162,7 @@ def push(
 
 
 def serve_store(
-    store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store.")],
+    store: StoreArgument,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8090,
     token: TokenOption = None,

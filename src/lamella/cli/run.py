@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +12,16 @@ from lamella import api
 from lamella.cli.chat_loop import ChatLoop
 from lamella.cli.chat_partners import EnginePartner
 from lamella.cli.describe import describe_stats, describe_switch, describe_times
+from lamella.cli.options import (
+    CheckFlag,
+    KvTypeOption,
+    PromptArgument,
+    StopOption,
+    SystemOption,
+    TargetArgument,
+    TemperatureOption,
+    split_target,
+)
 from lamella.cli.output import JsonFlag, note, print_json
 from lamella.config import Config
 from lamella.core.errors import InvalidRequest
@@ -26,25 +35,25 @@ from lamella.run.prepared import SwitchReport
 
 
 def run(
-    target: Annotated[str, typer.Argument(metavar="STORE[@VARIANT]", help="Store and variant; default: the largest.")],
-    prompt: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="One question. Default: a chat.")] = None,
+    target: TargetArgument,
+    prompt: PromptArgument = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")
     ] = False,
-    system: Annotated[str | None, typer.Option(help="System message of the chat.")] = None,
+    system: SystemOption = None,
     max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 512,
-    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.8,
+    temperature: TemperatureOption = 0.8,
     top_k: Annotated[int, typer.Option(help="0 switches it off.")] = 40,
     top_p: Annotated[float, typer.Option(help="1 switches it off.")] = 0.95,
     min_p: Annotated[float, typer.Option(help="0 switches it off.")] = 0.05,
     repeat_penalty: Annotated[float, typer.Option(help="1 switches it off.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal texts.")] = 0,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
+    stop: StopOption = None,
     context: Annotated[int, typer.Option(help="Tokens that prompt and answer may have together.")] = 4096,
-    kv_type: Annotated[str, typer.Option(help="ggml type of the KV cache.")] = "F16",
+    kv_type: KvTypeOption = "F16",
     layout: Annotated[str, typer.Option(help="auto, mapped (no copies) or repacked (faster, takes memory).")] = "auto",
     warm: Annotated[int, typer.Option(help="Variants kept ready to switch to, the running one included.")] = 2,
-    check: Annotated[bool, typer.Option("--check", help="Verify every shard's hash before it is used.")] = False,
+    check: CheckFlag = False,
     switch_to: Annotated[str | None, typer.Option(help="With PROMPT: switch to this variant while it answers.")] = None,
     switch_after: Annotated[int, typer.Option(help="Tokens before --switch-to happens.")] = 20,
     json: JsonFlag = False,
@@ -79,16 +88,6 @@ def run(
         answer = _answer(engine, generation, switch_to, switch_after, quiet=json)
         if json:
             print_json({"store": str(folder), **answer})
-
-
-def split_target(target: str) -> tuple[Path, str | None]:
-    """``STORE@VARIANT`` or ``STORE``; a folder whose own name has an @ is taken as it is."""
-    if "@" not in target or Path(target).is_dir():
-        return Path(target), None
-    folder, _, variant = target.rpartition("@")
-    if not folder or not variant:
-        raise InvalidRequest(f"'{target}' is not STORE or STORE@VARIANT")
-    return Path(folder), variant
 
 
 def _answer(

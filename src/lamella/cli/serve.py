@@ -8,7 +8,7 @@ import os
 from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+from typing import Annotated, Any, cast, get_args
 
 import msgspec
 import typer
@@ -17,11 +17,11 @@ from lamella import api
 from lamella.batching.settings import EngineSettings, Pooling
 from lamella.batching.steps import LONGEST_STEP_SECONDS
 from lamella.cli.objectives import objectives_of_options, usual_class
-from lamella.cli.opening import opening_lines
+from lamella.cli.opening import greeting
+from lamella.cli.options import option_under
 from lamella.cli.output import note
 from lamella.cli.served import find_served
 from lamella.config import Config
-from lamella.core.collector import keep_what_is_there
 from lamella.core.errors import InvalidRequest
 from lamella.core.listening import listen
 from lamella.core.units import parse_bytes
@@ -29,15 +29,13 @@ from lamella.qos.controller import HOLD_SECONDS
 from lamella.qos.objectives.stated import Objectives
 from lamella.qos.policies.named import DEFAULT_POLICY, KNOWN
 from lamella.run.layouts import check_policy
+from lamella.serving.keys import KeyRing
+from lamella.serving.settings import DEFAULT_PORT, FrontSettings, Limits
 from lamella.store.store import Store
 
-if TYPE_CHECKING:
-    from lamella.serving.keys import KeyRing
-
 POOLINGS = get_args(Pooling)
-DEFAULT_PORT = 8080
-SERVER, ENGINE, LIMITS = "Server", "Engine", "Limits"
-OBJECTIVES = "Objectives: a policy changes the variant so that they are kept"
+_server_option, _engine_option, _limit_option = option_under("Server"), option_under("Engine"), option_under("Limits")
+_objective_option = option_under("Objectives: a policy changes the variant so that they are kept")
 
 
 def serve(
@@ -48,162 +46,111 @@ def serve(
             help="A model: 'smollm2', a GGUF file, hf:OWNER/REPO; or a store, and the variant to begin with.",
         ),
     ],
-    host: Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=SERVER)] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="0 takes a free one.", rich_help_panel=SERVER)
-    ] = DEFAULT_PORT,
+    host: Annotated[str, _server_option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, _server_option(min=0, max=65535, help="0 takes a free one.")] = DEFAULT_PORT,
     keys: Annotated[
         Path | None,
-        typer.Option(
-            help="File of API keys, one 'user:KEY' or 'admin:KEY' a line.  Default: the variable LAMELLA_API_KEYS.",
-            rich_help_panel=SERVER,
+        _server_option(
+            help="File of API keys, one 'user:KEY' or 'admin:KEY' a line.  Default: the variable LAMELLA_API_KEYS."
         ),
     ] = None,
     name: Annotated[
         str,
-        typer.Option(
+        _server_option(
             help="What requests call the model.  Default: 'smollm2' for that, else the name of file or folder.",
-            rich_help_panel=SERVER,
             show_default=False,
         ),
     ] = "",
-    alias: Annotated[
-        list[str] | None, typer.Option(help="A further name of the model; may be repeated.", rich_help_panel=SERVER)
-    ] = None,
+    alias: Annotated[list[str] | None, _server_option(help="A further name of the model; may be repeated.")] = None,
     cors: Annotated[
-        list[str] | None,
-        typer.Option(help="Web page whose scripts may ask ('*': all); may be repeated.", rich_help_panel=SERVER),
+        list[str] | None, _server_option(help="Web page whose scripts may ask ('*': all); may be repeated.")
     ] = None,
-    certificate: Annotated[
-        Path | None, typer.Option(help="PEM file for TLS; with --private-key.", rich_help_panel=SERVER)
-    ] = None,
-    private_key: Annotated[Path | None, typer.Option(help="PEM file.", rich_help_panel=SERVER)] = None,
+    certificate: Annotated[Path | None, _server_option(help="PEM file for TLS; with --private-key.")] = None,
+    private_key: Annotated[Path | None, _server_option(help="PEM file.")] = None,
     dashboard: Annotated[
-        bool,
-        typer.Option(
-            "--dashboard/--no-dashboard",
-            help="A page at / that shows what runs (extra 'dashboard').",
-            rich_help_panel=SERVER,
-        ),
+        bool, _server_option("--dashboard/--no-dashboard", help="A page at / that shows what runs (extra 'dashboard').")
     ] = True,
-    access_log: Annotated[
-        bool, typer.Option("--access-log", help="One line a request.", rich_help_panel=SERVER)
-    ] = False,
-    drain_seconds: Annotated[
-        float, typer.Option(help="How long answers may go on after SIGTERM.", rich_help_panel=SERVER)
-    ] = 30.0,
-    context: Annotated[int, typer.Option(help="Most tokens of one request.", rich_help_panel=ENGINE)] = 4096,
-    sequences: Annotated[int, typer.Option(help="Requests that run at once.", rich_help_panel=ENGINE)] = 8,
+    access_log: Annotated[bool, _server_option("--access-log", help="One line a request.")] = False,
+    drain_seconds: Annotated[float, _server_option(help="How long answers may go on after SIGTERM.")] = 30.0,
+    context: Annotated[int, _engine_option(help="Most tokens of one request.")] = 4096,
+    sequences: Annotated[int, _engine_option(help="Requests that run at once.")] = 8,
     cells: Annotated[
         int,
-        typer.Option(
-            help="Tokens in a KV cache that all requests share; 0: --context for each, if memory is plenty.",
-            rich_help_panel=ENGINE,
+        _engine_option(
+            help="Tokens in a KV cache that all requests share; 0: --context for each, if memory is plenty."
         ),
     ] = 0,
     memory: Annotated[
         str | None,
-        typer.Option(
-            help="Most memory of the engine process, as 600MiB: weights, KV cache, buffers and all; default: no limit.",
-            rich_help_panel=ENGINE,
+        _engine_option(
+            help="Most memory of the engine process, as 600MiB: weights, KV cache, buffers and all; default: no limit."
         ),
     ] = None,
     longest_step: Annotated[
         float,
-        typer.Option(
+        _engine_option(
             help="Seconds that a stream may wait for its next token while prompts are read, about.  "
-            "Less makes streams smoother and first tokens later.",
-            rich_help_panel=ENGINE,
+            "Less makes streams smoother and first tokens later."
         ),
     ] = LONGEST_STEP_SECONDS,
-    kv_type: Annotated[str, typer.Option(help="ggml type of the KV cache.", rich_help_panel=ENGINE)] = "F16",
+    kv_type: Annotated[str, _engine_option(help="ggml type of the KV cache.")] = "F16",
     rpc: Annotated[
         list[str] | None,
-        typer.Option(
+        _engine_option(
             help="Address of an rpc-server of llama.cpp on this machine, whose devices may be used; may be repeated.",
             metavar="HOST:PORT",
-            rich_help_panel=ENGINE,
         ),
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option(
-            help="Device to run on, as 'lamella devices' names it; default: the CPU. Not with --memory.",
-            rich_help_panel=ENGINE,
-        ),
+        _engine_option(help="Device to run on, as 'lamella devices' names it; default: the CPU. Not with --memory."),
     ] = None,
-    layout: Annotated[
-        str, typer.Option(help="How weights are read: auto, mapped, repacked.", rich_help_panel=ENGINE)
-    ] = "auto",
-    warm: Annotated[
-        int, typer.Option(help="Variants that stay in memory, the running one included.", rich_help_panel=ENGINE)
-    ] = 2,
-    pooling: Annotated[
-        str, typer.Option(help="Embeddings: auto, mean, cls, last, off.", rich_help_panel=ENGINE)
-    ] = "auto",
+    layout: Annotated[str, _engine_option(help="How weights are read: auto, mapped, repacked.")] = "auto",
+    warm: Annotated[int, _engine_option(help="Variants that stay in memory, the running one included.")] = 2,
+    pooling: Annotated[str, _engine_option(help="Embeddings: auto, mean, cls, last, off.")] = "auto",
     prompt_cache: Annotated[
         str | None,
-        typer.Option(
+        _engine_option(
             help="Memory for chats that left the KV cache, as 512MiB or 0.  "
-            "Default: an eighth of what is free, at most 1GiB; none with --memory.",
-            rich_help_panel=ENGINE,
+            "Default: an eighth of what is free, at most 1GiB; none with --memory."
         ),
     ] = None,
     reproducible: Annotated[
         bool,
-        typer.Option(
+        _engine_option(
             "--reproducible",
             help="Answers do not depend on what runs beside them, nor on restarts; slower prompts and full batches.",
-            rich_help_panel=ENGINE,
         ),
     ] = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="Verify shards before they are used.", rich_help_panel=ENGINE)
-    ] = False,
-    queue: Annotated[int, typer.Option(help="Requests that may wait; more get 429.", rich_help_panel=LIMITS)] = 64,
+    check: Annotated[bool, _engine_option("--check", help="Verify shards before they are used.")] = False,
+    queue: Annotated[int, _limit_option(help="Requests that may wait; more get 429.")] = 64,
     max_prompt_tokens: Annotated[
-        int | None, typer.Option(help="Of one prompt.  Default: what --context holds.", rich_help_panel=LIMITS)
+        int | None, _limit_option(help="Of one prompt.  Default: what --context holds.")
     ] = None,
     max_output_tokens: Annotated[
-        int | None, typer.Option(help="Of one answer.  Default: what --context holds.", rich_help_panel=LIMITS)
+        int | None, _limit_option(help="Of one answer.  Default: what --context holds.")
     ] = None,
-    max_body: Annotated[str, typer.Option(help="Size of a request.", rich_help_panel=LIMITS)] = "8MiB",
-    objectives: Annotated[
-        Path | None, typer.Option(help="TOML file of objectives (docs/qos.md).", rich_help_panel=OBJECTIVES)
-    ] = None,
+    max_body: Annotated[str, _limit_option(help="Size of a request.")] = "8MiB",
+    objectives: Annotated[Path | None, _objective_option(help="TOML file of objectives (docs/qos.md).")] = None,
     class_: Annotated[
         list[str] | None,
-        typer.Option(
+        _objective_option(
             "--class",
             metavar="NAME:FIELD=NUMBER,...",
             help="Objectives of a class: ttft_p95_ms, tpot_p95_ms, max_kl, priority; may be repeated.",
-            rich_help_panel=OBJECTIVES,
         ),
     ] = None,
     ttft_p95: Annotated[
-        float | None,
-        typer.Option(help="Milliseconds to the first token, for 95 % of the requests.", rich_help_panel=OBJECTIVES),
+        float | None, _objective_option(help="Milliseconds to the first token, for 95 % of the requests.")
     ] = None,
-    token_p95: Annotated[
-        float | None,
-        typer.Option(help="Milliseconds for each further token, for 95 %.", rich_help_panel=OBJECTIVES),
-    ] = None,
-    quality_floor: Annotated[
-        float | None, typer.Option(help="Largest KL of a variant that runs.", rich_help_panel=OBJECTIVES)
-    ] = None,
-    power: Annotated[float | None, typer.Option(help="Most watts.", rich_help_panel=OBJECTIVES)] = None,
-    policy: Annotated[
-        str, typer.Option(help=f"One of {', '.join(KNOWN)}.", rich_help_panel=OBJECTIVES)
-    ] = DEFAULT_POLICY,
+    token_p95: Annotated[float | None, _objective_option(help="Milliseconds for each further token, for 95 %.")] = None,
+    quality_floor: Annotated[float | None, _objective_option(help="Largest KL of a variant that runs.")] = None,
+    power: Annotated[float | None, _objective_option(help="Most watts.")] = None,
+    policy: Annotated[str, _objective_option(help=f"One of {', '.join(KNOWN)}.")] = DEFAULT_POLICY,
     profile: Annotated[
-        Path | None,
-        typer.Option(
-            help="File of a profile.  Default: the one that 'lamella profile STORE' keeps.", rich_help_panel=OBJECTIVES
-        ),
+        Path | None, _objective_option(help="File of a profile.  Default: the one that 'lamella profile STORE' keeps.")
     ] = None,
-    hold: Annotated[
-        float, typer.Option(help="Seconds that a switch by hand holds the policy.", rich_help_panel=OBJECTIVES)
-    ] = HOLD_SECONDS,
+    hold: Annotated[float, _objective_option(help="Seconds that a switch by hand holds the policy.")] = HOLD_SECONDS,
 ) -> None:
     """Serve a model, or a store's variants, behind an OpenAI-compatible API.
 
@@ -232,17 +179,8 @@ def serve(
     promised = [*(class_ or ()), *usual_class(ttft_p95, token_p95, quality_floor)]
     wanted = objectives_of_options(objectives, promised, power=power) if objectives or promised or power else None
     ring = key_ring(keys)
-    listen(host, port).close()  # a taken address is said now, and not after minutes of building
-    served = find_served(target, memory, None if rpc else device)  # an RPC server's is not known to others
-    engine = msgspec.structs.replace(engine, store=served.store, variant=served.variant, variants=served.variants)
-    steering = None
-    if wanted is not None:
-        engine, steering = _steered(engine, wanted, policy, profile, hold)
-    from lamella.dashboard.assets import is_installed
-    from lamella.serving.settings import FrontSettings, Limits
-
     front = FrontSettings(
-        name=name or served.name or api.model_name(Store.open(Path(engine.store))),
+        name=name,
         host=host,
         port=port,
         keys=ring,
@@ -255,21 +193,21 @@ def serve(
         dashboard=dashboard,
         access_log=access_log,
     )
-
-    def say_hello(listening: api.Listening) -> None:
-        keep_what_is_there()
-        for line in opening_lines(listening, len(ring), has_dashboard=dashboard and is_installed()):
-            note(line)
-
-    folder = Config.from_environment(os.environ).cache_folder
+    listen(host, port).close()  # a taken address is said now, and not after minutes of building
+    served = find_served(target, memory, None if rpc else device)  # an RPC server's is not known to others
+    front = replace(front, name=name or served.name or api.model_name(Store.open(Path(served.store))))
+    engine = msgspec.structs.replace(engine, store=served.store, variant=served.variant, variants=served.variants)
+    steering = None
+    if wanted is not None:
+        engine, steering = _steered(engine, wanted, policy, profile, hold)
     run_in_loop(
         api.serve(
             engine,
             front,
             steering=steering,
             max_queue=queue,
-            cache_folder=folder,
-            on_listening=say_hello,
+            cache_folder=Config.from_environment(os.environ).cache_folder,
+            on_listening=greeting(len(ring), has_dashboard=dashboard),
             on_line=note,
         )
     )
@@ -302,8 +240,6 @@ def key_ring(file: Path | None) -> KeyRing:
     Raises:
         InvalidRequest: what is meant to have keys has none, or cannot be read.
     """
-    from lamella.serving.keys import KeyRing
-
     if file is not None:
         return KeyRing.read(file)
     said = Config.from_environment(os.environ).api_keys

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from lamella import api
+from lamella.cli.options import split_target
 from lamella.cli.prepare import ready_for
 from lamella.config import Config
 from lamella.core.errors import ModelError
@@ -40,6 +40,7 @@ def find_served(target: str, memory: str | None, device: str | None = None) -> S
 
     Raises:
         ModelError: there is nothing of that name.
+        InvalidRequest: a store or a variant without a name.
         StoreError: what is there is no store, or it cannot be read.
         typer.Exit: the model cannot be made ready; why has been said.
     """
@@ -48,10 +49,10 @@ def find_served(target: str, memory: str | None, device: str | None = None) -> S
         ready = ready_for(target, memory, device, config)
         store = str(ready.folder(config.cache_folder))
         return Served(store, variants=list(ready.variants), name=api.spoken_name(target))
-    folder, _, variant = target.partition("@")
-    if not Path(folder).exists():
+    folder, variant = split_target(target)
+    if not folder.exists():
         raise ModelError(
             f"{folder} does not exist: name a GGUF file, 'smollm2' or hf:OWNER/REPO, or the folder of a store"
         )
-    Store.open(Path(folder))  # what is wrong with it is said here, and not by a process that dies
-    return Served(folder, variant or None)
+    Store.open(folder)  # what is wrong with it is said here, and not by a process that dies
+    return Served(str(folder), variant)

@@ -11,6 +11,7 @@ import typer
 
 from lamella import api
 from lamella.cli.objectives import objectives_of_options
+from lamella.cli.options import option_under
 from lamella.cli.output import JsonFlag, print_json, progress, say, stdout, table
 from lamella.cli.profile import engine_settings
 from lamella.config import Config
@@ -24,7 +25,11 @@ from lamella.qos.traces.files import write_trace
 from lamella.qos.traces.named import named_trace
 from lamella.store.files import new_file
 
-ENGINE, OBJECTIVES, TRACE = "Engine", "Objectives", "Trace"
+_engine_option, _objective_option, _trace_option = (
+    option_under("Engine"),
+    option_under("Objectives"),
+    option_under("Trace"),
+)
 
 
 def simulate(
@@ -33,43 +38,33 @@ def simulate(
     ],
     trace: Annotated[
         str,
-        typer.Option(
-            help="File (own form or Azure's), or poisson:rate=2,seconds=600, bursts:rate=1,peak=6, day:rate=1.",
-            rich_help_panel=TRACE,
+        _trace_option(
+            help="File (own form or Azure's), or poisson:rate=2,seconds=600, bursts:rate=1,peak=6, day:rate=1."
         ),
     ],
     policy: Annotated[
         list[str] | None, typer.Option(help=f"One of {', '.join((*KNOWN, 'oracle'))}; several are compared.")
     ] = None,
-    objectives: Annotated[
-        Path | None, typer.Option(help="TOML file of objectives.", rich_help_panel=OBJECTIVES)
-    ] = None,
+    objectives: Annotated[Path | None, _objective_option(help="TOML file of objectives.")] = None,
     class_: Annotated[
         list[str] | None,
-        typer.Option(
+        _objective_option(
             "--class",
             metavar="NAME:FIELD=NUMBER,...",
             help="Objectives of a class: ttft_p95_ms, tpot_p95_ms, max_kl, priority.",
-            rich_help_panel=OBJECTIVES,
         ),
     ] = None,
-    memory: Annotated[str | None, typer.Option(help="Memory ceiling.", rich_help_panel=OBJECTIVES)] = None,
-    power: Annotated[float | None, typer.Option(help="Power ceiling in watts.", rich_help_panel=OBJECTIVES)] = None,
-    faster: Annotated[float, typer.Option(help="Press the trace into less time.", rich_help_panel=TRACE)] = 1.0,
-    seconds: Annotated[
-        float | None, typer.Option(help="Only the beginning of the trace.", rich_help_panel=TRACE)
-    ] = None,
-    write: Annotated[
-        Path | None, typer.Option(help="Write the trace that is replayed to this file.", rich_help_panel=TRACE)
-    ] = None,
-    context: Annotated[int, typer.Option(help="Of the profiled engine.", rich_help_panel=ENGINE)] = 4096,
-    sequences: Annotated[int, typer.Option(help="Of the profiled engine.", rich_help_panel=ENGINE)] = 8,
-    kv_type: Annotated[str, typer.Option(help="Of the profiled engine.", rich_help_panel=ENGINE)] = "F16",
-    layout: Annotated[str, typer.Option(help="Of the profiled engine.", rich_help_panel=ENGINE)] = "auto",
-    queue: Annotated[int, typer.Option(help="Requests that may wait; more fail.", rich_help_panel=ENGINE)] = 64,
-    slowdown: Annotated[
-        float, typer.Option(help="How many times slower than the profile the machine is.", rich_help_panel=ENGINE)
-    ] = 1.0,
+    memory: Annotated[str | None, _objective_option(help="Memory ceiling.")] = None,
+    power: Annotated[float | None, _objective_option(help="Power ceiling in watts.")] = None,
+    faster: Annotated[float, _trace_option(help="Press the trace into less time.")] = 1.0,
+    seconds: Annotated[float | None, _trace_option(help="Only the beginning of the trace.")] = None,
+    write: Annotated[Path | None, _trace_option(help="Write the trace that is replayed to this file.")] = None,
+    context: Annotated[int, _engine_option(help="Of the profiled engine.")] = 4096,
+    sequences: Annotated[int, _engine_option(help="Of the profiled engine.")] = 8,
+    kv_type: Annotated[str, _engine_option(help="Of the profiled engine.")] = "F16",
+    layout: Annotated[str, _engine_option(help="Of the profiled engine.")] = "auto",
+    queue: Annotated[int, _engine_option(help="Requests that may wait; more fail.")] = 64,
+    slowdown: Annotated[float, _engine_option(help="How many times slower than the profile the machine is.")] = 1.0,
     plot: Annotated[
         Path | None, typer.Option(help="Draw load, latency and variants of the last policy: .png, .svg, .pdf.")
     ] = None,

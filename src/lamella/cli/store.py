@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import typer
 
 from lamella.cli.leftovers import note_leftovers
+from lamella.cli.options import StoreArgument
 from lamella.cli.output import JsonFlag, bar, print_json, progress, say, stdout, table
 from lamella.core.artifacts import LayerPlan, Variant, to_plain
 from lamella.core.errors import ShardDamaged
@@ -21,7 +21,6 @@ from lamella.store.verify import Sample, VerifyReport
 
 app = typer.Typer(help="Look into a store, check it, delete from it.", no_args_is_help=True, rich_markup_mode=None)
 
-StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store.")]
 VariantArgument = Annotated[str, typer.Argument(metavar="VARIANT", help="Name of a variant.")]
 
 

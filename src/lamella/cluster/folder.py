@@ -143,7 +143,7 @@ class ClusterFolder:
         """Let a machine join, once, as node ``name``.
 
         Args:
-            address: HOST:PORT at which ``joining.serve_joins`` will answer it.
+            address: HOST:PORT at which ``joining.JoinServer`` will answer it.
             seconds: how long the invite is good.
 
         Raises:

@@ -161,6 +161,10 @@ def is_output(tensor: TensorSpec) -> bool:
     return tensor.layer is None and tensor.name.startswith(_OUTPUT_PREFIXES)
 
 
+METADATA_LABEL = "meta"
+"""Of the shard without tensors: metadata and tokenizer."""
+
+
 @dataclass(frozen=True, slots=True)
 class ShardGroup:
     """The tensors that share one shard file.
@@ -181,13 +185,16 @@ def shard_groups(spec: ModelSpec) -> Iterator[ShardGroup]:
     Tensors stand by name, because tools write them in different orders (llama-quantize sorts what converters do not)
     and a layer must be the same shard whichever file it came from.
     """
-    yield ShardGroup(0, "meta", ())
-    layers = spec.layers
-    for layer in layers:
-        yield ShardGroup(layer.index + 1, f"layer {layer.index}", _by_name(layer.tensors))
-    outside = spec.outside
-    yield ShardGroup(len(layers) + 1, "embedding", _by_name(t for t in outside if not is_output(t)))
-    yield ShardGroup(len(layers) + 2, "head", _by_name(t for t in outside if is_output(t)))
+    layers, outside = spec.layers, spec.outside
+    embedding, head = (t for t in outside if not is_output(t)), (t for t in outside if is_output(t))
+    parts = ((), *(layer.tensors for layer in layers), embedding, head)
+    for number, (label, tensors) in enumerate(zip(shard_labels(len(layers)), parts, strict=True)):
+        yield ShardGroup(number, label, _by_name(tensors))
+
+
+def shard_labels(n_layers: int) -> list[str]:
+    """Labels of a variant's shards, in split order (docs/store-format.md, "Shards")."""
+    return [METADATA_LABEL, *(f"layer {i}" for i in range(n_layers)), "embedding", "head"]
 
 
 def _by_name(tensors: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:

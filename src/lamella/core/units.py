@@ -1,4 +1,4 @@
-"""Bytes: parse what people write, print what people read."""
+"""Bytes and durations: parse what people write, print what people read."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What happened lately: a point a second, and every change of variant.
 
     recorder = Recorder(client, read_machine=read)
-    metrics.on_finished.append(recorder.finished)
+    recorder.finished("interactive", ttft_seconds, tpot_seconds)     # as each request ends
     await recorder.run()            # until it is cancelled
 
 The page asks for what is new since its last point, so that opening it shows the past minutes at once.

@@ -10,9 +10,7 @@ from typing import NoReturn
 
 from lamella.core.errors import InvalidRequest
 from lamella.llama.ambiguity import check_bounds
-from lamella.llama.guide import Guide
 from lamella.llama.json_schema import PARTS, SchemaWriter
-from lamella.llama.vocabulary import Vocabulary
 
 MOST_SCHEMA_CHARACTERS = 100_000
 
@@ -40,15 +38,6 @@ def schema_to_grammar(schema_json: str, *, is_exact: bool = True) -> str:
     grammar = SchemaWriter(schema, is_exact).grammar()
     check_bounds(grammar)
     return grammar
-
-
-def check_grammar(gbnf: str, vocabulary: Vocabulary) -> None:
-    """Make sure that a grammar can be followed.
-
-    Raises:
-        InvalidRequest: it is broken, too large or too ambiguous; says what is wrong.
-    """
-    Guide(gbnf, vocabulary).close()
 
 
 def _refuse_constant(text: str) -> NoReturn:

@@ -39,8 +39,8 @@ ws ::= "" | " " | "\n" [ \t]{0,20}
 """
 """What schemas are made of; ``ws`` is bounded, because models like to run away in whitespace."""
 
-_TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
-_FORMATS = {
+TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
+FORMATS = {
     "date": r'"\"" day "\"" ws',
     "time": r'"\"" clock "\"" ws',
     "date-time": r'"\"" day "T" clock "\"" ws',
@@ -132,8 +132,8 @@ class SchemaWriter:
         return self._rule(" | ".join(dict.fromkeys(self._schema(s, f"{inside}/{i}") for i, s in enumerate(values))))
 
     def _of_type(self, kind: Any, schema: dict[str, Any], place: str) -> str:
-        if kind not in _TYPES:
-            raise _refused(f"{place}/type", f"{json.dumps(kind)[:40]} is none of {', '.join(_TYPES)}")
+        if kind not in TYPES:
+            raise _refused(f"{place}/type", f"{json.dumps(kind)[:40]} is none of {', '.join(TYPES)}")
         self._refuse_unheld(schema, kind, place)
         if kind == "object":
             return self._object(schema, place)
@@ -195,8 +195,8 @@ class SchemaWriter:
 
     def _string(self, schema: dict[str, Any], place: str) -> str:
         wanted = schema.get("format")
-        if isinstance(wanted, str) and wanted in _FORMATS:  # others are annotations, as the standard has it
-            return self._rule(_FORMATS[wanted])
+        if isinstance(wanted, str) and wanted in FORMATS:  # others are annotations, as the standard has it
+            return self._rule(FORMATS[wanted])
         least, most = self._range(schema, "Length", place)
         if (least, most) == (0, None):
             return "string"

@@ -19,12 +19,14 @@ import os
 
 from lamella.core.precision import GGML_TYPES
 
-_TILES = "GGML_CPU_TILED_MM"
+TILED_PRODUCTS = "GGML_CPU_TILED_MM"
+"""llama.cpp's environment variable.  Processes started by this one inherit it: a test, after which others run, takes it
+back."""
 
 
 def use_plain_products() -> None:
     """Products row by row, in this process; before the first one, for llama.cpp looks once."""
-    os.environ[_TILES] = "0"
+    os.environ[TILED_PRODUCTS] = "0"
 
 
 def value_type(key_type: str) -> str:

@@ -20,9 +20,8 @@ from typing import Self
 
 from lamella.core.errors import InvalidRequest, LamellaError, RemoteFailed, RemoteInvalid
 from lamella.remote.conversion import Converter
+from lamella.resources.homes import HUB_PREFIX
 from lamella.store.files import pieces
-
-PREFIX = "hf:"
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
@@ -49,7 +48,7 @@ class HubSource:
         Raises:
             InvalidRequest: neither.
         """
-        parts = text.removeprefix(PREFIX).split("/")
+        parts = text.removeprefix(HUB_PREFIX).split("/")
         repository, file = "/".join(parts[:2]), "/".join(parts[2:])
         if not _REPOSITORY.fullmatch(repository):
             raise InvalidRequest(f"'{text}' names no repository; write hf:OWNER/REPO or hf:OWNER/REPO/FILE.gguf")
@@ -144,7 +143,8 @@ def choose(source: HubSource, files: Sequence[HubFile]) -> list[HubFile]:
         raise InvalidRequest(f"{source.repository} has neither GGUF files nor safetensors")
     first = next(iter(models.values()))[0].name
     raise InvalidRequest(
-        f"{source.repository} has {len(models)} models; name one, such as {PREFIX}{source.repository}/{first}: {there}"
+        f"{source.repository} has {len(models)} models; name one, such as "
+        f"{HUB_PREFIX}{source.repository}/{first}: {there}"
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from lamella.core.artifacts import Plan, Variant, from_json
 from lamella.core.errors import ArtifactError, RemoteInvalid, StoreFormatError
-from lamella.core.model import ModelIdentity
+from lamella.core.model import ModelIdentity, shard_labels
 from lamella.store.founding import read_identity
 from lamella.store.layout import check_sha256
 
@@ -46,11 +46,6 @@ def parse_variant(data: bytes, name: str, identity: ModelIdentity, source: str) 
     _check_plan(variant.plan, identity, source)
     _check_shards(variant, source)
     return variant
-
-
-def shard_labels(n_layers: int) -> list[str]:
-    """Labels of a variant's shards, in split order (docs/store-format.md, "Shards")."""
-    return ["meta", *(f"layer {i}" for i in range(n_layers)), "embedding", "head"]
 
 
 def _check_plan(plan: Plan, identity: ModelIdentity, source: str) -> None:

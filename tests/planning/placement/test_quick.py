@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from benchmarks.placements import random_problem, random_several
+from lamella.planning.placement import PlacementProblem
 from lamella.planning.placement.arrays import Arc, Route, to_arrays, to_placement
 from lamella.planning.placement.bits import best_bits
 from lamella.planning.placement.result import account, violations
@@ -15,7 +17,7 @@ from lamella.planning.placement.segments import relax, segment_table
 from lamella.planning.placement.several.combining import combine
 from lamella.planning.placement.several.greedy_bits import greedy_bits
 from lamella.planning.placement.several.prices import Shared
-from lamella.planning.placement.several.problem import remainder, use
+from lamella.planning.placement.several.problem import SeveralProblem, Tenant, Use, use
 from lamella.planning.placement.several.quick import Choice, QuickPlanner
 from lamella.planning.placement.solver import evaluate, first_price
 
@@ -35,6 +37,24 @@ def test_a_choice_costs_and_takes_what_its_placement_does(seed: int) -> None:
     assert choice.busy == pytest.approx([taken.busy.get(name, 0.0) for name in names])
 
 
+def _remainder(problem: SeveralProblem, tenant: Tenant, taken: Use) -> PlacementProblem:
+    """One model's question where others have taken part of the nodes."""
+
+    def seconds_left(name: str) -> float:
+        left = problem.busy_limit - taken.busy.get(name, 0.0)
+        return max(0.0, left) / tenant.requests_per_second if tenant.requests_per_second else math.inf
+
+    nodes = tuple(
+        replace(
+            node,
+            memory_bytes=max(0, node.memory_bytes - taken.n_bytes.get(node.name, 0)),
+            seconds_limit=seconds_left(node.name),
+        )
+        for node in problem.cluster.nodes
+    )
+    return replace(tenant.problem, cluster=replace(problem.cluster, nodes=nodes))
+
+
 @pytest.mark.parametrize("seed", [0, 1, 3, 5])
 def test_the_second_model_keeps_what_the_first_one_leaves(seed: int) -> None:
     problem = random_several(seed, 6, 12, 6)
@@ -46,7 +66,7 @@ def test_the_second_model_keeps_what_the_first_one_leaves(seed: int) -> None:
     other = second.place(memory - one.n_bytes, time - one.busy)
     assert other is not None
     taken = use(problem.tenants[:1], [to_placement(problem.tenants[0].problem, one.route, one.picks)])
-    left = remainder(problem, problem.tenants[1], taken)
+    left = _remainder(problem, problem.tenants[1], taken)
     assert not violations(left, to_placement(left, other.route, other.picks))
     polished = second.polish(other, memory - one.n_bytes, time - one.busy)
     assert polished.cost <= other.cost

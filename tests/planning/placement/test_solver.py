@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from benchmarks.placements import random_problem
 from lamella.core.errors import InvalidRequest, NoPlacement
-from lamella.planning.placement import Cluster, Layer, Node, Option, PlacementProblem, Request, Speed, place
-from lamella.planning.placement.arrays import Arc, route_cost, to_arrays, to_route
+from lamella.planning.placement import Cluster, Layer, Node, Option, Placement, PlacementProblem, Request, Speed, place
+from lamella.planning.placement.arrays import Arc, Route, route_cost, to_arrays
 from lamella.planning.placement.cluster import TRANSFERS, Transfer
 from lamella.planning.placement.program import solve_program
 from lamella.planning.placement.result import account, violations
@@ -85,11 +85,16 @@ def test_no_placement_costs_less_than_its_segments_bounds(seed: int, transfer: T
     for placement in every_placement(problem):
         if violations(problem, placement):
             continue
-        costs, route = account(problem, placement), to_route(problem, placement)
+        costs, route = account(problem, placement), _route_of(problem, placement)
         charged = costs.objective + price * costs.loss
         beside = route_cost(arrays, route) - sum(_alone(arrays, arc) for arc in route)
         for table in (relaxed, tight):
             assert beside + sum(table[a.node, a.first, a.end] for a in route) <= charged * (1 + 1e-9) + 1e-9
+
+
+def _route_of(problem: PlacementProblem, placement: Placement) -> Route:
+    numbers = {node.name: n for n, node in enumerate(problem.cluster.nodes)}
+    return tuple(Arc(numbers[s.node], s.first, s.end) for s in placement.segments)
 
 
 def _alone(arrays, arc: Arc) -> float:  # type: ignore[no-untyped-def]

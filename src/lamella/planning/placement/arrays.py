@@ -61,10 +61,6 @@ class Arrays:
     def n_nodes(self) -> int:
         return int(self.cost.shape[1])
 
-    @property
-    def n_precisions(self) -> int:
-        return int(self.cost.shape[2])
-
     def on(self, nodes: Sequence[int]) -> Arrays:
         """The same question for some of the nodes, in this order."""
         chosen = list(nodes)
@@ -137,12 +133,6 @@ def to_placement(problem: PlacementProblem, route: Route, picks: Sequence[int]) 
             for arc in route
         )
     )
-
-
-def to_route(problem: PlacementProblem, placement: Placement) -> Route:
-    """The arcs of a placement."""
-    numbers = {node.name: n for n, node in enumerate(problem.cluster.nodes)}
-    return tuple(Arc(numbers[s.node], s.first, s.end) for s in placement.segments)
 
 
 def nodes_of(route: Route) -> Ints:

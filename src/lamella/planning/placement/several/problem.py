@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from lamella.core.errors import InvalidRequest
 from lamella.core.units import format_bytes
@@ -112,25 +112,6 @@ def use(tenants: Sequence[Tenant], placements: Sequence[Placement]) -> Use:
             n_bytes[name] += used
             busy[name] += tenant.requests_per_second * costs.compute_seconds[name]
     return Use(n_bytes, busy)
-
-
-def remainder(problem: SeveralProblem, tenant: Tenant, taken: Use) -> PlacementProblem:
-    """One model's question where others have taken part of the nodes."""
-    nodes = tuple(
-        replace(
-            node,
-            memory_bytes=max(0, node.memory_bytes - taken.n_bytes.get(node.name, 0)),
-            seconds_limit=_seconds_left(problem, tenant, taken.busy.get(node.name, 0.0)),
-        )
-        for node in problem.cluster.nodes
-    )
-    return replace(tenant.problem, cluster=replace(problem.cluster, nodes=nodes))
-
-
-def _seconds_left(problem: SeveralProblem, tenant: Tenant, busy: float) -> float:
-    if tenant.requests_per_second == 0:
-        return math.inf
-    return max(0.0, problem.busy_limit - busy) / tenant.requests_per_second
 
 
 def several_violations(problem: SeveralProblem, placements: Sequence[Placement]) -> tuple[str, ...]:

@@ -1,0 +1,43 @@
+"""``lamella run``: an answer, and a chat that changes the variant."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run, json_of
+
+
+def test_run_answers_and_switches(run: Run, store: Path) -> None:
+    answer = json_of(
+        run("run", f"{store}@uniform-int8", "once upon", "--raw", "--max-tokens", "8", "--temperature", "0",
+            "--context", "64", "--switch-to", "uniform-int4", "--switch-after", "4", "--layout", "mapped", "--json")
+    )  # fmt: skip
+    assert answer["variant"] == "uniform-int4"
+    assert answer["generated_tokens"] == 8
+    assert answer["switches"][0]["shards"] == 3
+    assert answer["switches"][0]["switch_ms"] > 0
+
+
+def test_run_streams_for_people(run: Run, store: Path) -> None:
+    code, out, err = run(
+        "run", store, "once upon", "--raw", "--max-tokens", "8", "--context", "64", "--temperature", "0"
+    )
+    assert code == 0
+    assert out.strip()
+    assert "8 tokens" in err
+
+
+def test_a_chat_obeys_its_commands(run: Run, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        sys, "stdin", io.StringIO("/variants\n/switch nowhere\n/switch uniform-int4\n/help\n/exit\nhi\n")
+    )
+    code, _, err = run("run", f"{store}@uniform-int8", "--context", "64")
+    assert code == 0
+    assert "uniform-int8 (running)" in err
+    assert "no variant" in err
+    assert "uniform-int8 -> uniform-int4" in err
+    assert "/clear" in err
