@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from lamella.cli.output import note
+from lamella.core.collector import keep_what_is_there
 from lamella.dashboard.assets import is_installed
 
 if TYPE_CHECKING:
