@@ -5,10 +5,11 @@
 Both servers are up all the time, with the same file, threads, sequences and KV cells, and answer in turn; each goes
 first every other time.  The loads that take seconds are measured several times a round (``TIMES``), because a shared
 machine's speed changes within seconds; a ratio is the median of those of two neighbours in time.  Greedy, no early end.
-Four loads:
+Five loads:
 
 * single: one stream of 128 tokens; tokens/s after the first token.
 * concurrent: 8 streams of 64 tokens at once; all tokens over the time from the first request to the last token.
+* seven: the same with 7 streams, a number that does not divide evenly among the kernels' rows.
 * ttft: requests at 4 a second (one Poisson trace for both), prompts of about 60 tokens, 16 tokens each; median time
   to the first token.
 * prefix: as ttft, with a system prompt of about 1,000 tokens before each question; the first request, which reads it,
@@ -36,9 +37,9 @@ from lamella.store.store import Store
 N_CTX, N_SEQUENCES = 2048, 8
 RATE = 4.0
 N_ARRIVALS = 24
-LOADS = ("single", "concurrent", "ttft", "prefix")
-TIMES = {"single": 5, "concurrent": 3, "ttft": 1, "prefix": 1}
-IS_TIME = {"single": False, "concurrent": False, "ttft": True, "prefix": True}
+LOADS = ("single", "concurrent", "seven", "ttft", "prefix")
+TIMES = {"single": 5, "concurrent": 3, "seven": 3, "ttft": 1, "prefix": 1}
+IS_TIME = {"single": False, "concurrent": False, "seven": False, "ttft": True, "prefix": True}
 
 
 def main() -> None:
@@ -109,7 +110,16 @@ async def single(port: int, texts: Texts) -> float:
 
 
 async def concurrent(port: int, texts: Texts) -> float:
-    answers = checked(await servers.all_at_once(port, [texts.prompt(120) for _ in range(8)], 64))
+    return await _together(port, texts, 8)
+
+
+async def seven(port: int, texts: Texts) -> float:
+    return await _together(port, texts, 7)
+
+
+async def _together(port: int, texts: Texts, n_streams: int) -> float:
+    """Tokens a second of streams that begin at once."""
+    answers = checked(await servers.all_at_once(port, [texts.prompt(120) for _ in range(n_streams)], 64))
     seconds = max(a.times[-1] for a in answers) - min(a.sent for a in answers)
     return sum(a.n_tokens for a in answers) / seconds
 
@@ -132,7 +142,7 @@ def _median_first_token(answers: list[Answer]) -> float:
 
 def report(model: str, mix: str, ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> None:
     rows: list[list[object]] = [["load", "llama-server", "lamella", "ratio", "wanted"]]
-    wanted = {"single": ">= 0.97", "concurrent": ">= 1.0", "ttft": "<= 1.05", "prefix": "<= 1.1"}
+    wanted = {"single": ">= 0.97", "concurrent": ">= 1.0", "seven": ">= 1.0", "ttft": "<= 1.05", "prefix": "<= 1.1"}
     ratios = {}
     for load in LOADS:
         median = statistics.median(ours[load]), statistics.median(theirs[load])

@@ -39,7 +39,12 @@ from lamella.store.store import Store
 MIXES = ("Q8_0", "Q6_K", "Q4_0")
 WAYS = ("highest", "predictive")
 POINTS = Points(
-    prompts=(16, 64, 256), sequences=(1, 2, 4, 8), deep=256, mixed=((1, 64), (4, 64), (4, 256)), n_steps=12, repeats=1
+    prompts=(16, 64, 256),
+    sequences=(1, 2, 3, 4, 5, 6, 7, 8),
+    deep=256,
+    mixed=((1, 64), (4, 64), (4, 256)),
+    n_steps=12,
+    repeats=1,
 )
 DRIFT_POINTS = Points(prompts=(16,), sequences=(1, 8), deep=64, mixed=(), n_steps=12, repeats=1)
 MOST_ATTAINMENT_OFF, MOST_KL_OFF = 0.05, 0.10

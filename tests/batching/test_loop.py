@@ -13,6 +13,8 @@ import pytest
 
 from lamella.batching import steps
 from lamella.batching.cache import SequenceCache
+from lamella.batching.engine_parts import KEPT_PREFIXES
+from lamella.batching.filling import Filling
 from lamella.batching.messages import (
     Accepted,
     Cancel,
@@ -31,6 +33,7 @@ from lamella.batching.messages import (
 from lamella.batching.shelf import ParkedState
 from lamella.batching.slots import Slot, SlotTable
 from lamella.batching.steps import StepPlan, compose
+from lamella.llama import saving
 from lamella.llama.batch import BatchPart
 from lamella.llama.context import Context
 from lamella.llama.sampling import SamplingOptions
@@ -185,6 +188,50 @@ def test_running_requests_are_brought_together_and_write_on(
     for prompt, n, events in zip(PROMPTS, lengths, moved, strict=False):
         with open_front() as other:
             assert_same_but_for_ties(_events(other, other.start(prompt, max_tokens=n, n_logprobs=2)), events)
+
+
+@pytest.mark.parametrize(("cells", "n_slots"), [({}, 8), ({"n_cells": 512}, 8 + KEPT_PREFIXES)], ids=["own", "shared"])
+def test_steps_that_are_filled_up_write_the_same_and_leave_what_is_kept(
+    open_front: OpenFront, monkeypatch: pytest.MonkeyPatch, cells: dict[str, Any], n_slots: int
+) -> None:
+    """Rows of all free slots take part, also of one that holds the beginning of a chat, and nothing of them stays."""
+    passes: list[int] = []
+    decode = Context.decode_parts
+
+    def counted(context: Context, parts: Sequence[BatchPart]) -> tuple[int, ...]:
+        passes.append(len(parts))
+        return decode(context, parts)
+
+    monkeypatch.setattr(Context, "decode_parts", counted)
+    monkeypatch.setattr(Filling, "rows", lambda _, variant, n: n_slots)
+    with open_front(n_sequences=8, **cells) as front:
+        chat = front.end_of(front.start(PROMPTS[0], max_tokens=4))
+        numbers = [front.start(p, max_tokens=40, n_logprobs=2) for p in PROMPTS[1:]]
+        together = [_events(front, n) for n in numbers]
+        assert max(passes) == n_slots
+        cache = front.loop._cache
+        assert all(saving.length(cache._context, s.id) == len(s.tokens) for s in cache.table.slots)
+        again = front.end_of(front.start(PROMPTS[0], max_tokens=4))
+    assert (again.cached_tokens, again.text) == (again.prompt_tokens - 1, chat.text)
+    monkeypatch.setattr(Filling, "rows", lambda _, variant, n: n)
+    for prompt, events in zip(PROMPTS[1:], together, strict=False):
+        with open_front() as other:
+            assert_same_but_for_ties(_events(other, other.start(prompt, max_tokens=40, n_logprobs=2)), events)
+
+
+def test_a_full_cache_is_not_filled_up(open_front: OpenFront, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that nobody needs never take a cell from somebody who does."""
+    monkeypatch.setattr(Filling, "rows", lambda _, variant, n: n + 2)
+    with open_front(n_sequences=8, n_cells=128, n_ctx=128) as front:
+        numbers = [front.start(p * 2, max_tokens=40) for p in PROMPTS]
+        assert all(front.end_of(n).generated_tokens == 40 for n in numbers)
+        assert front.loop.status().cells_used <= 128
+
+
+@pytest.mark.parametrize(("settings", "fills"), [({}, True), ({"is_reproducible": True}, False)])
+def test_reproducible_steps_are_not_filled_up(open_front: OpenFront, settings: dict[str, Any], fills: bool) -> None:
+    with open_front(**settings) as front:
+        assert (front.loop._scheduler._filling is not None) is fills
 
 
 def test_a_cache_that_is_too_small_for_all_makes_some_wait(open_front: OpenFront) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamella.batching.slots import SlotTable, runs
+from lamella.batching.slots import CELLS_AT_ONCE, SlotTable, runs
 
 WORD = st.lists(st.integers(0, 1), min_size=1, max_size=6)
 
@@ -158,3 +158,39 @@ def test_what_another_slot_holds_too_counts_if_the_same_variants_computed_it() -
     table.extend(third, [1, 2, 3, 4], "w", 1)
     assert table.shared_with_others(first) == 3
     assert table.shared_with_others(third) == 0
+
+
+@given(st.data(), st.booleans())
+def test_rows_to_fill_with_are_of_free_slots_beside_the_running_ones(data: st.DataObject, shared: bool) -> None:
+    table = SlotTable(8, has_shared_cells=shared)
+    for slot in table.slots:
+        table.extend(slot, [1] * data.draw(st.sampled_from([0, 7, 200, 255, 256, 600])), "v", 1)
+    first = data.draw(st.integers(0, 6))
+    running = table.slots[first : first + data.draw(st.integers(1, 8 - first))]
+    for slot in running:
+        slot.owner = 1
+    n_rows = data.draw(st.integers(1, 4))
+    found = table.to_fill(running, n_rows)
+    longest = max(len(s.tokens) for s in running) // CELLS_AT_ONCE
+    fit = [s for s in table.slots if s.owner is None and len(s.tokens) // CELLS_AT_ONCE <= longest]
+    if found:
+        assert len(found) == n_rows
+        assert all(s in fit for s in found)
+        assert shared or len(runs({s.id for s in (*running, *found)})) == 1
+    elif shared:
+        assert len(fit) < n_rows
+    else:
+        reach = [run for run in runs({s.id for s in (*running, *fit)}) if first in run]
+        assert len(reach[0]) < len(running) + n_rows
+
+
+def test_a_row_of_a_free_slot_between_running_ones_makes_one_pass_of_two() -> None:
+    table = SlotTable(6, has_shared_cells=False)
+    running = [table.slots[0], table.slots[2]]
+    for slot in running:
+        slot.owner = 1
+        table.extend(slot, [1, 2], "v", 1)
+    assert table.between(running) == [table.slots[1]]
+    assert {s.id for s in table.to_fill(running, 2)} == {1, 3}
+    table.extend(table.slots[1], [1] * CELLS_AT_ONCE, "v", 1)  # attention would look at more cells of all
+    assert table.between(running) == table.to_fill(running, 2) == []

@@ -158,6 +158,18 @@ class SequenceCache:
             self._leave(slot)
         return self.free_cells >= n_tokens
 
+    def between(self, running: Sequence[Slot]) -> list[Slot]:
+        """Free slots that part running ones: with a row of each, several passes are one; none where they cannot."""
+        return self.table.between(running) if self.table.can_share_parts else []
+
+    def to_fill(self, running: Sequence[Slot], n_rows: int) -> list[Slot]:
+        """Slots for rows that nobody needs, one each; none where that would take something from somebody."""
+        if not self.table.can_share_parts:  # such a row could not be taken back
+            return []
+        if self.has_shared_cells and self.free_cells < len(running) + n_rows:
+            return []
+        return self.table.to_fill(running, n_rows)
+
     @property
     def is_apart(self) -> bool:
         """Whether running sequences are to be brought together, now or when they have stayed apart for longer."""

@@ -20,6 +20,7 @@ import msgspec
 from lamella.batching.cache import SequenceCache
 from lamella.batching.embedding import EmbedJob, EmbedJobs
 from lamella.batching.engine_parts import EngineParts, prompt_cache_bytes
+from lamella.batching.filling import Filling
 from lamella.batching.messages import (
     Accepted,
     CacheSaved,
@@ -86,6 +87,7 @@ class EngineLoop:
             n_sequences=parts.settings.n_sequences,
             n_batch=parts.settings.n_batch,
             longest_step_seconds=parts.settings.longest_step_seconds,
+            filling=Filling() if _fills(parts.settings) else None,
         )
         self._embeddings = EmbedJobs(parts.open_embedder, send)
         self._n_arrived = 0
@@ -263,3 +265,8 @@ class EngineLoop:
             self._recomputes = self._scheduler.recompute_some()
             return True
         return False
+
+
+def _fills(settings: EngineSettings) -> bool:
+    """Whether steps may be filled up: where this machine's processor computes, and rows depend on rows beside them."""
+    return not (settings.device or settings.layers or settings.rpc or settings.is_reproducible)

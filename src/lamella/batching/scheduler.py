@@ -6,11 +6,12 @@ All methods belong to the loop's thread.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from lamella.batching import steps
 from lamella.batching.cache import SequenceCache
+from lamella.batching.filling import LEAST_ROWS, Filling
 from lamella.batching.messages import EngineMessage, FinishReason, Step, TokenEvent
 from lamella.batching.refusals import refusal
 from lamella.batching.running import RunningRequest
@@ -51,8 +52,15 @@ class Scheduler:
         n_sequences: int,
         n_batch: int,
         longest_step_seconds: float = steps.LONGEST_STEP_SECONDS,
+        filling: Filling | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Nothing runs yet.
+
+        Args:
+            filling: says which steps are filled up; None for none.
+        """
+        self._filling = filling
         self._context, self._cache, self._variants, self._send = context, cache, variants, send
         self._n_sequences, self._n_batch, self._clock = n_sequences, n_batch, clock
         self._longest_step_seconds = longest_step_seconds
@@ -268,16 +276,20 @@ class Scheduler:
         parts = sorted(((self._running[number], n) for number, n in plan.parts), key=lambda part: part[0].n_slot)
         n_prompt = sum(n for r, n in parts if n > 1 or not r.n_generated)
         batch = [self._part(r, n) for r, n in parts]
+        fillers = [] if n_prompt else self._fillers(plan.variant, batch)
         self.step_began = self._clock()
         try:
             self._variants.point_at(plan.variant, reads_prompt=n_prompt >= LONG_PROMPT_TOKENS)
-            first = self._context.decode_parts(batch)
+            first = self._compute(batch, fillers)
         except CacheFull:  # the books are wrong for this kind of cache (sliding windows pad): let somebody give way
             self._give_way()
             return
         finally:
             began, self.step_began = self.step_began, 0.0
-        self._count(n_prompt, self._clock() - began)
+        seconds = self._clock() - began
+        self._count(n_prompt, seconds)
+        if self._filling and not n_prompt:
+            self._filling.saw(plan.variant, len(batch) + len(fillers), seconds)
         for (request, n), part in zip(parts, batch, strict=True):
             assert request.slot is not None  # it runs
             self._cache.table.extend(request.slot, part.tokens[:n], plan.variant, self.counters.n_steps)
@@ -291,6 +303,28 @@ class Scheduler:
             reason = request.end_reason(began)
             if reason is not None:
                 self._end(request, reason)
+
+    def _fillers(self, variant: str, batch: Sequence[BatchPart]) -> list[BatchPart]:
+        """Rows of free slots with which a step that only writes takes less time; computed, and forgotten."""
+        if self._filling is None or len(batch) < LEAST_ROWS:
+            return []
+        running = [self._cache.table.slots[part.sequence] for part in batch]
+        n_rows = self._filling.rows(variant, len(batch) + len(self._cache.between(running)))
+        slots = self._cache.to_fill(running, n_rows - len(batch)) if n_rows > len(batch) else []
+        return [BatchPart(slot.id, len(slot.tokens), batch[0].tokens, 0) for slot in slots]
+
+    def _compute(self, batch: Sequence[BatchPart], fillers: Sequence[BatchPart]) -> tuple[int, ...]:
+        """Run a pass; returns where the logits of each part of ``batch`` begin."""
+        if not fillers:
+            return self._context.decode_parts(batch)
+        together = sorted((*batch, *fillers), key=lambda part: part.sequence)
+        try:
+            first = dict(zip((p.sequence for p in together), self._context.decode_parts(together), strict=True))
+        except CacheFull:  # for the fillers, perhaps
+            return self._context.decode_parts(batch)
+        for filler in fillers:
+            self._context.forget(filler.sequence, filler.start)
+        return tuple(first[part.sequence] for part in batch)
 
     def _part(self, request: RunningRequest, n: int) -> BatchPart:
         assert request.slot is not None  # it runs

@@ -22,6 +22,8 @@ WORTH_TAKING_OVER = 0.5
 """A kept slot is taken over when at least this share of its tokens is of use; else its beginning is copied."""
 COPIES_FOR_ONE = 64
 """So many tokens are copied between separate cells, at least, in the time that computing one takes."""
+CELLS_AT_ONCE = 256
+"""Attention looks at so many cells, or a multiple of them, of each sequence (``llama_kv_cache::get_n_kv``)."""
 LEAST_COPIED = 16
 """Fewer tokens are not worth the copy: many prompts begin with the same few."""
 
@@ -160,6 +162,36 @@ class SlotTable:
         place = largest[-1] + 1 if lonely[0] > largest[-1] else largest[0] - 1
         return self.slots[lonely[-1] if place < lonely[0] else lonely[0]], self.slots[place]
 
+    def between(self, running: Sequence[Slot]) -> list[Slot]:
+        """Slots that part running ones, where all of them could take part in a pass; none where cells are shared."""
+        ids = {slot.id for slot in running}
+        parting = [slot for slot in self.slots[min(ids) : max(ids)] if slot.id not in ids]
+        fit = self._fit_to_fill(running)
+        return [] if self.has_shared_cells or any(slot.id not in fit for slot in parting) else parting
+
+    def to_fill(self, running: Sequence[Slot], n_rows: int) -> list[Slot]:
+        """Free slots that could take part in a pass with running ones, a row each; none where there are not so many.
+
+        Separate cells: together they follow each other.
+        """
+        fit = self._fit_to_fill(running)
+        if self.has_shared_cells:
+            found = sorted(fit.values(), key=lambda s: len(s.tokens))[:n_rows]
+            return found if len(found) == n_rows else []
+        found = self.between(running)
+        low, high = min(s.id for s in running), max(s.id for s in running)
+        if high - low + 1 != len(running) + len(found):
+            return []
+        while len(found) < n_rows and (beside := [fit[i] for i in (low - 1, high + 1) if i in fit]):
+            found.append(min(beside, key=lambda s: len(s.tokens)))
+            low, high = min(low, found[-1].id), max(high, found[-1].id)
+        return found if len(found) == n_rows else []
+
+    def _fit_to_fill(self, running: Sequence[Slot]) -> dict[int, Slot]:
+        """Free slots for which a pass looks at no more cells, of any sequence, than for the running ones."""
+        most = max(_cells_looked_at(s) for s in running)
+        return {s.id: s for s in self.slots if s.owner is None and _cells_looked_at(s) <= most}
+
     def exchange(self, one: Slot, other: Slot) -> None:
         """Two slots have changed their sequence ids, and what the cache holds under them."""
         one.id, other.id = other.id, one.id
@@ -227,6 +259,11 @@ class SlotTable:
     def stale(self, variant: str) -> list[Slot]:
         """Kept slots whose cells another variant computed, least recently used first."""
         return [s for s in self.kept if s.variants - {variant}]
+
+
+def _cells_looked_at(slot: Slot) -> int:
+    """How many cells attention looks at when a slot gets its next token."""
+    return -(-(len(slot.tokens) + 1) // CELLS_AT_ONCE) * CELLS_AT_ONCE
 
 
 def is_worth_copying(n_used: int, n_copied: int) -> bool:

@@ -14,7 +14,8 @@ class Points:
 
     Attributes:
         prompts: tokens of prompts alone.
-        sequences: streams that write together, at depth ``shallow``.
+        sequences: streams that write together, at depth ``shallow``; each number up to 8, because products go by fours
+            and a step of 7 can take longer than one of 8.
         shallow, deep: tokens in the cache of each; ``deep`` is measured for one stream and for all.
         mixed: (streams, prompt tokens) of a prompt that is read while others write.
         n_steps: of which the median is a step's time.
@@ -22,7 +23,7 @@ class Points:
     """
 
     prompts: tuple[int, ...] = (16, 64, 128, 256, 512, 1024)
-    sequences: tuple[int, ...] = (1, 2, 3, 4, 6, 8)
+    sequences: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16)
     shallow: int = 64
     deep: int = 512
     mixed: tuple[tuple[int, int], ...] = ((1, 128), (4, 64), (4, 256))
