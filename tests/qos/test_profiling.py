@@ -54,7 +54,7 @@ def test_a_profile_has_every_point_and_is_gone_on_with(engine_settings: EngineSe
         assert [p.n_tokens for p in variant.prompt] == [16, 64, 100]
         assert [(p.n_sequences, p.depth) for p in variant.steps] == [(1, 16), (2, 16), (4, 16), (1, 64), (4, 64)]
         assert [(p.n_sequences, p.n_prompt) for p in variant.mixed] == [(2, 32)]
-        assert variant.mixed[0].n_steps == 1
+        assert variant.mixed[0].n_steps in (1, 2)  # two where streams have just waited for a copy
         assert variant.memory_bytes > variant.n_bytes
         assert min(variant.load_seconds, variant.prepare_seconds, variant.switch_seconds) > 0
         assert SpeedModel(variant, 512).prompt(100) > 0

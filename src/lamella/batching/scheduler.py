@@ -288,8 +288,10 @@ class Scheduler:
             began, self.step_began = self.step_began, 0.0
         seconds = self._clock() - began
         self._count(n_prompt, seconds)
-        if self._filling and not n_prompt:
-            self._filling.saw(plan.variant, len(batch) + len(fillers), seconds)
+        if self._filling and n_prompt:
+            self._filling.saw_other()
+        elif self._filling:
+            self._filling.saw(plan.variant, len(batch), len(batch) + len(fillers), seconds)
         for (request, n), part in zip(parts, batch, strict=True):
             assert request.slot is not None  # it runs
             self._cache.table.extend(request.slot, part.tokens[:n], plan.variant, self.counters.n_steps)
@@ -305,13 +307,16 @@ class Scheduler:
                 self._end(request, reason)
 
     def _fillers(self, variant: str, batch: Sequence[BatchPart]) -> list[BatchPart]:
-        """Rows of free slots with which a step that only writes takes less time; computed, and forgotten."""
+        """Rows of free slots with which a step that only writes takes less time; computed, and forgotten.
+
+        Their logits are computed too: the product of the head is the largest, and of as many rows.
+        """
         if self._filling is None or len(batch) < LEAST_ROWS:
             return []
         running = [self._cache.table.slots[part.sequence] for part in batch]
         n_rows = self._filling.rows(variant, len(batch) + len(self._cache.between(running)))
         slots = self._cache.to_fill(running, n_rows - len(batch)) if n_rows > len(batch) else []
-        return [BatchPart(slot.id, len(slot.tokens), batch[0].tokens, 0) for slot in slots]
+        return [BatchPart(slot.id, len(slot.tokens), batch[0].tokens, 1) for slot in slots]
 
     def _compute(self, batch: Sequence[BatchPart], fillers: Sequence[BatchPart]) -> tuple[int, ...]:
         """Run a pass; returns where the logits of each part of ``batch`` begin."""
