@@ -91,14 +91,11 @@ class Load:
 
 
 def token_gaps(stream: Stream) -> list[tuple[float, float]]:
-    """Begin and end of each time between two tokens, as far as a client can see tokens: some have no text of their own.
+    """Begin and end of each time between two pieces of text.
 
-    So what comes before a character beyond ASCII is left out, which may be of several tokens; and of a stream with
-    fewer pieces of text than tokens as many of the longest.  A step that is late is late for the other streams as well.
+    Without those that end in a character beyond ASCII: it may be of several tokens, whose steps no client can see.
     """
-    gaps = [(a.at, b.at) for a, b in pairwise(stream.pieces) if b.text.isascii()]
-    n_unseen = max(0, stream.n_tokens - len(stream.pieces))  # 0 for a stream that was cut off: it has no count
-    return sorted(gaps, key=lambda gap: gap[1] - gap[0])[: max(0, len(gaps) - n_unseen)]
+    return [(a.at, b.at) for a, b in pairwise(stream.pieces) if b.text.isascii()]
 
 
 def main() -> None:
