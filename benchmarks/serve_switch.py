@@ -22,7 +22,8 @@ import gc
 import random
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from bisect import bisect_left, bisect_right
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -64,7 +65,7 @@ class Load:
 
     @property
     def gaps(self) -> list[float]:
-        return [b - a for stream in self.streams for a, b in token_gaps(stream)]
+        return [b - a for _, a, b in token_gaps(self.streams)]
 
     @property
     def seconds(self) -> float:
@@ -75,27 +76,38 @@ class Load:
     def moments_above(self, gap_seconds: float) -> int:
         """How often streams waited for longer; those that wait together count once."""
         moments, counted = 0, -MOMENT_SECONDS
-        for end in sorted(b for stream in self.streams for a, b in token_gaps(stream) if b - a > gap_seconds):
+        for end in sorted(b for _, a, b in token_gaps(self.streams) if b - a > gap_seconds):
             if end - counted > MOMENT_SECONDS:
                 moments, counted = moments + 1, end
         return moments
 
     def gaps_at_switches(self) -> list[float]:
         """The longest gap of each stream at each switch."""
+        gaps = token_gaps(self.streams)
         found = []
         for begin, end in self.switches:
-            for stream in self.streams:
-                at_it = [b - a for a, b in token_gaps(stream) if a < end and b > begin]
-                found += [max(at_it)] if at_it else []
+            longest: dict[int, float] = {}
+            for stream, a, b in gaps:
+                if a < end and b > begin:
+                    longest[id(stream)] = max(b - a, longest.get(id(stream), 0.0))
+            found += longest.values()
         return found
 
 
-def token_gaps(stream: Stream) -> list[tuple[float, float]]:
-    """Begin and end of each time between two pieces of text.
+def token_gaps(streams: Sequence[Stream]) -> list[tuple[Stream, float, float]]:
+    """Begin and end of each time between two tokens, as far as a client can see tokens: some have no text of their own.
 
-    Without those that end in a character beyond ASCII: it may be of several tokens, whose steps no client can see.
+    Of a stream with fewer pieces of text than tokens, a time between two pieces is the longest in it without a token of
+    any stream: all streams have a token of each step.
     """
-    return [(a.at, b.at) for a, b in pairwise(stream.pieces) if b.text.isascii()]
+    every = sorted(piece.at for stream in streams for piece in stream.pieces)
+    found = []
+    for stream in streams:
+        has_unseen = stream.n_tokens > len(stream.pieces)  # False for one that was cut off: it has no count
+        for a, b in stream.gaps:
+            times = [a, *every[bisect_right(every, a) : bisect_left(every, b)], b] if has_unseen else [a, b]
+            found.append((stream, *max(pairwise(times), key=lambda gap: gap[1] - gap[0])))
+    return found
 
 
 def main() -> None:
