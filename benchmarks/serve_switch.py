@@ -84,7 +84,7 @@ class Load:
     def gaps_at_switches(self) -> list[float]:
         """The longest gap of each stream at each switch."""
         gaps = token_gaps(self.streams)
-        found = []
+        found: list[float] = []
         for begin, end in self.switches:
             longest: dict[int, float] = {}
             for stream, a, b in gaps:
@@ -101,7 +101,7 @@ def token_gaps(streams: Sequence[Stream]) -> list[tuple[Stream, float, float]]:
     any stream: all streams have a token of each step.
     """
     every = sorted(piece.at for stream in streams for piece in stream.pieces)
-    found = []
+    found: list[tuple[Stream, float, float]] = []
     for stream in streams:
         has_unseen = stream.n_tokens > len(stream.pieces)  # False for one that was cut off: it has no count
         for a, b in stream.gaps:
