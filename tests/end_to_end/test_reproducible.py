@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -36,20 +37,29 @@ def test_company_and_kills_change_no_token(settings: EngineSettings) -> None:
 async def _compare(settings: EngineSettings) -> None:
     async with SupervisedEngine(settings) as engine:
         alone = [await _write(engine, i) for i in range(N_STREAMS)]
-        together = asyncio.gather(*(_write(engine, i) for i in range(N_STREAMS)))
-        await asyncio.sleep(0.7)  # somewhere among prompts and tokens
+        written: list[int] = []
+        together = asyncio.gather(*(_write(engine, i, written.append) for i in range(N_STREAMS)))
+        while len(written) < N_TOKENS:  # somewhere among prompts and tokens
+            await asyncio.sleep(0.005)
         assert engine.facts is not None
         os.kill(engine.facts.pid, signal.SIGKILL)
         assert await together == alone
         assert engine.n_restarts == 1
 
 
-async def _write(engine: SupervisedEngine, number: int) -> list[int]:
+async def _write(
+    engine: SupervisedEngine, number: int, on_token: Callable[[int], object] = lambda _: None
+) -> list[int]:
     """Prompts of 20 to 170 words: read in one piece or in several, with and without others."""
     prompt = f"Day {number}. " + " ".join((TEXT * 10).split()[number : number + 20 + 30 * number])
     greedy = Sampling(temperature=0.0)
     request = Generate(id=0, prompt=prompt, max_tokens=N_TOKENS, ignore_end=True, sampling=greedy)
-    return [event.token async for event in engine.generate(request) if isinstance(event, TokenEvent)]
+    tokens = []
+    async for event in engine.generate(request):
+        if isinstance(event, TokenEvent):
+            tokens.append(event.token)
+            on_token(event.token)
+    return tokens
 
 
 @pytest.mark.parametrize("change", [{"layout": "repacked"}, {"n_cells": 1024}, {"device": "CUDA0"}])

@@ -102,6 +102,14 @@ def decisions_of(url: str) -> list[dict[str, Any]]:
     raise AssertionError("nothing was decided")
 
 
+def wait_until_warm(url: str, names: list[str]) -> None:
+    """The engine says how it is a few times a second."""
+    end = time.monotonic() + LONGEST_SECONDS
+    while (warm := ask(f"{url}/admin/status")["status"]["warm"]) != names:
+        assert time.monotonic() < end, warm
+        time.sleep(0.1)
+
+
 def test_a_squeezed_server_steps_down_answers_on_and_takes_less(store: Path, tmp_path: Path) -> None:
     with memory_group() as group, serving(store, written_profile(tmp_path / "p.json"), group) as url:
         assert write(url)
@@ -115,7 +123,7 @@ def test_a_squeezed_server_steps_down_answers_on_and_takes_less(store: Path, tmp
             assert (decision["to"], decision["by"], decision["failure"]) == (SMALL, "memory", None)
             assert "memory" in decision["reason"]
             assert write(url)
-            assert ask(f"{url}/admin/status")["status"]["warm"] == [SMALL]
+            wait_until_warm(url, [SMALL])
             after = group.counts()
             hog.communicate()
         assert group.n_killed == 0

@@ -89,7 +89,7 @@ def test_its_commands_run_as_printed(place: tuple[Path, dict[str, str]]) -> None
             )  # fmt: skip
             assert done.returncode == block.exit_code, f"{block.commands}\n{done.stdout}\n{done.stderr}"
             printed += done.stdout
-    assert printed.count("blue") >= 4, printed  # one variant, a switch, curl, and lamella chat
+    assert printed.count("blue") >= 3, printed  # one variant, a switch, and curl; lamella chat draws its words
     variants, _ = json.JSONDecoder().raw_decode(printed, printed.index('{"variants"'))
     assert [one["name"] for one in variants["variants"] if one["running"]] == ["alpha-0.5"]
     assert (here / "alpha.gguf").read_bytes()[:4] == b"GGUF"

@@ -317,7 +317,8 @@ def test_an_engine_generates_on_while_it_is_switched_step_by_step(store: Store) 
         next(generation)
         engine.switch("small")
         assert engine.variant == "small"
-        assert [t.variant for t in generation] == ["small"] * 29
+        tokens = [t for t in generation if t.id >= 0]  # without the rest of a character, which comes last
+        assert [t.variant for t in tokens] == ["small"] * 29
         np.testing.assert_array_equal(engine.logits(TOKENS), expected)
 
 
