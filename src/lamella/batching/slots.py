@@ -166,8 +166,10 @@ class SlotTable:
         """Slots that part running ones, where all of them could take part in a pass; none where cells are shared."""
         ids = {slot.id for slot in running}
         parting = [slot for slot in self.slots[min(ids) : max(ids)] if slot.id not in ids]
+        if self.has_shared_cells or not parting:  # most steps: nothing more is looked at
+            return []
         fit = self._fit_to_fill(running)
-        return [] if self.has_shared_cells or any(slot.id not in fit for slot in parting) else parting
+        return parting if all(slot.id in fit for slot in parting) else []
 
     def to_fill(self, running: Sequence[Slot], n_rows: int) -> list[Slot]:
         """Free slots that could take part in a pass with running ones, a row each; none where there are not so many.

@@ -9,12 +9,12 @@ The way of the hidden state is in it: round trip, and its bytes there and back.
 
 from __future__ import annotations
 
-import asyncio
 import sys
 
+from lamella.cluster.apart import output_of
 from lamella.cluster.dialling import Dialler
 from lamella.cluster.forwarding import Forwarder
-from lamella.core.errors import LamellaError, RemoteFailed
+from lamella.core.errors import LamellaError
 
 PASS_COMMAND = (sys.executable, "-P", "-m", "lamella.cluster.passes")
 PASS_SECONDS = 60.0
@@ -31,22 +31,12 @@ async def measure_pass(dialler: Dialler, node: str, width: int) -> float:
     """
     async with Forwarder(dialler, node) as forwarder:
         await forwarder.ready(PASS_SECONDS)
-        process = await asyncio.create_subprocess_exec(
-            *PASS_COMMAND, forwarder.endpoint, str(width),
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        try:
-            async with asyncio.timeout(PASS_SECONDS):
-                out, said = await process.communicate()
-        except TimeoutError:
-            raise RemoteFailed(f"passes over node '{node}' took more than {PASS_SECONDS:g} s") from None
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.communicate()  # to the end of its pipes, which closes them
-    if process.returncode:
-        words = said.decode(errors="replace").strip().splitlines()
-        raise RemoteFailed(f"no pass over node '{node}': {words[-1] if words else process.returncode}")
+        out = await output_of(
+            [*PASS_COMMAND, forwarder.endpoint, str(width)],
+            PASS_SECONDS,
+            failed=f"no pass over node '{node}'",
+            late=f"passes over node '{node}' took more than {PASS_SECONDS:g} s",
+        )
     return float(out)
 
 

@@ -5,15 +5,15 @@ python -P -m lamella.cluster.reporting kernels.json 2 Q8_0 Q4_0      # in a proc
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
+from lamella.cluster.apart import output_of
 from lamella.cluster.messages import DeviceReport, NodeReport, Speed
-from lamella.core.errors import InvalidRequest, LamellaError, RemoteFailed
+from lamella.core.errors import InvalidRequest, LamellaError
 from lamella.core.precision import GGML_TYPES
 from lamella.version import __version__
 
@@ -66,28 +66,13 @@ async def report_apart(kernel_file: Path, n_threads: int, types: Sequence[str]) 
     Raises:
         RemoteFailed: it died, or took too long; in its own words where it found some.
     """
-    process = await asyncio.create_subprocess_exec(
-        *REPORT_COMMAND,
-        str(kernel_file),
-        str(n_threads),
-        *types,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+    out = await output_of(
+        [*REPORT_COMMAND, str(kernel_file), str(n_threads), *types],
+        REPORT_SECONDS,
+        failed="the node cannot describe itself",
+        late=f"the node did not describe itself within {REPORT_SECONDS:g} s",
     )
-    try:
-        async with asyncio.timeout(REPORT_SECONDS):
-            out, said = await process.communicate()
-        if process.returncode:
-            words = said.decode(errors="replace").strip().splitlines()
-            raise RemoteFailed(f"the node cannot describe itself: {words[-1] if words else process.returncode}")
-        return msgspec.json.decode(out, type=NodeReport)
-    except TimeoutError:
-        raise RemoteFailed(f"the node did not describe itself within {REPORT_SECONDS:g} s") from None
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.communicate()  # to the end of its pipes, which closes them
+    return msgspec.json.decode(out, type=NodeReport)
 
 
 def main(kernel_file: str, n_threads: str, *types: str) -> int:
