@@ -49,7 +49,7 @@ from lamella.qos.watching import p95
 from lamella.report.replays import plot_replay
 from lamella.store.store import Store
 
-MIXES = ("Q8_0", "Q6_K", "Q4_K_M", "Q4_0")
+MIXES = ("Q8_0", "planned-6.7", "planned-6.0", "Q4_0")
 WAYS = ("highest", "lowest", "threshold", "predictive", "oracle", "restart")
 N_CTX, N_SEQUENCES = 1024, 8
 KL_TEXT, KL_WINDOWS = DATA / "wikitext2" / "wiki.test.raw", 4
@@ -103,7 +103,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="smollm2", help="smollm2 or qwen-0.5b")
     parser.add_argument("--minutes", type=float, default=10, help="of the trace; each way takes so long")
     parser.add_argument("--ways", default=",".join(WAYS))
-    parser.add_argument("--mixes", default=",".join(MIXES), help="variants, as llama-quantize calls their types")
+    parser.add_argument("--mixes", default=",".join(MIXES), help="variants: types of llama-quantize, or planned-BITS")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--profile-again", action="store_true", help="measure the profile anew")
     parser.add_argument("--plot", type=Path, help="draw predictive, or the last way, to this file")

@@ -36,7 +36,7 @@ from lamella.qos.simulator.outcome import attainment as attainment_of
 from lamella.qos.watching import p95
 from lamella.store.store import Store
 
-MIXES = ("Q8_0", "Q6_K", "Q4_0")
+MIXES = ("Q8_0", "planned-6.7", "planned-6.0", "Q4_0")
 WAYS = ("highest", "predictive")
 POINTS = Points(
     prompts=(16, 64, 256),
@@ -70,7 +70,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="smollm2", help="smollm2 or qwen-0.5b")
     parser.add_argument("--minutes", type=float, default=3, help="of the trace; each way takes so long")
     parser.add_argument("--ways", default=",".join(WAYS), help="of those that benchmarks.qos has")
-    parser.add_argument("--mixes", default=",".join(MIXES), help="variants, as llama-quantize calls their types")
+    parser.add_argument("--mixes", default=",".join(MIXES), help="variants: types of llama-quantize, or planned-BITS")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--work", type=Path, help="folder in which store and quality are kept for the next time")
     return parser.parse_args()
