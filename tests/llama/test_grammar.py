@@ -221,6 +221,11 @@ def test_references_and_unions(model: Model) -> None:
         ({"type": "string", "maxLength": 10**9}, "#/maxLength .* more than 1000"),
         ({"type": "array", "minItems": 3, "maxItems": 2}, "maxItems 2 is below minItems 3"),
         ({"allOf": [{"properties": {"a": {}}}, {"properties": {"a": {}, "b": {}}}]}, "#/allOf/1/properties"),
+        (
+            {"allOf": [{"$ref": "#/$defs/all"}, {}], "$defs": {"all": True}},
+            "#/allOf/0 .* expected an object, found true",
+        ),
+        ({"allOf": [{"$ref": "#/allOf"}, {}]}, "#/allOf/0 .* expected an object"),
     ],
 )
 def test_schemas_that_cannot_be_held_are_refused_with_the_place(schema: Any, message: str) -> None:
@@ -231,7 +236,7 @@ def test_schemas_that_cannot_be_held_are_refused_with_the_place(schema: Any, mes
 @pytest.mark.timeout(20)
 def test_hostile_schemas_are_refused_quickly() -> None:
     no_json = ("", "{", "NaN", "[" * 100_000, '{"a":' * 20_000, '{"const": NaN}', "1" * 90_000)
-    for text in (*no_json, '{"const": "\\ud800"}'):
+    for text in (*no_json, '{"const": "\\ud800"}', '{"const": 1e999}'):
         with pytest.raises(InvalidRequest):
             schema_to_grammar(text)
     with pytest.raises(InvalidRequest, match="at most 100000"):

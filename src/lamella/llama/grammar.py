@@ -6,6 +6,7 @@ schema_to_grammar('{"type": "object", "properties": {"age": {"type": "integer"}}
 from __future__ import annotations
 
 import json
+import math
 from typing import NoReturn
 
 from lamella.core.errors import InvalidRequest
@@ -32,12 +33,20 @@ def schema_to_grammar(schema_json: str, *, is_exact: bool = True) -> str:
             f"the JSON schema has {len(schema_json)} characters, at most {MOST_SCHEMA_CHARACTERS} are taken"
         )
     try:
-        schema = json.loads(schema_json, parse_constant=_refuse_constant)
+        schema = json.loads(schema_json, parse_float=_finite, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"the JSON schema is no JSON: {error}") from None
     grammar = SchemaWriter(schema, is_exact).grammar()
     check_bounds(grammar)
     return grammar
+
+
+def _finite(text: str) -> float:
+    """The number; one too large for a float would come back as ``Infinity``, which is no JSON."""
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"the number {text[:40]} is too large")
+    return number
 
 
 def _refuse_constant(text: str) -> NoReturn:

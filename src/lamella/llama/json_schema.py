@@ -89,8 +89,7 @@ class SchemaWriter:
         """Name of a rule for a schema."""
         if schema is True:
             return "value"
-        if not isinstance(schema, dict):
-            raise _refused(place, f"expected an object, found {json.dumps(schema)[:40]}")
+        schema = _object_at(place, schema)
         self._depth += 1
         self._n_schemas += 1
         if self._depth > MOST_DEPTH:
@@ -246,10 +245,9 @@ class SchemaWriter:
         for i, part in enumerate(parts):
             inside = f"{place}/allOf/{i}"
             if isinstance(part, dict) and "$ref" in part and (len(parts) > 1 or _SHAPING & merged.keys()):
-                part = {**self._target(part["$ref"], inside), **{k: v for k, v in part.items() if k != "$ref"}}
-            if not isinstance(part, dict):
-                raise _refused(inside, "expected an object")
-            _merge(merged, part, inside)
+                others = {k: v for k, v in part.items() if k != "$ref"}
+                part = {**_object_at(inside, self._target(part["$ref"], inside)), **others}
+            _merge(merged, _object_at(inside, part), inside)
         return merged
 
     def _refuse_unheld(self, schema: dict[str, Any], kind: str, place: str) -> None:
@@ -258,6 +256,13 @@ class SchemaWriter:
             if value is None or value is False or (keyword == "minimum" and value == 0):
                 continue
             raise _refused(f"{place}/{keyword}", "is not supported: leave it out")
+
+
+def _object_at(place: str, schema: Any) -> dict[str, Any]:
+    """The schema, which must be an object here."""
+    if not isinstance(schema, dict):
+        raise _refused(place, f"expected an object, found {json.dumps(schema)[:40]}")
+    return schema
 
 
 def _merge(merged: dict[str, Any], part: Mapping[str, Any], place: str) -> None:
