@@ -8,6 +8,7 @@ import pytest
 
 from lamella.core.errors import EngineFailed
 from lamella.llama.model import Model
+from tests.fakes.tiny_model import write_tiny_model
 
 
 def test_a_file_that_llama_cpp_refuses_is_an_error(tmp_path: Path) -> None:
@@ -15,6 +16,14 @@ def test_a_file_that_llama_cpp_refuses_is_an_error(tmp_path: Path) -> None:
     path.write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(EngineFailed, match=r"bad\.gguf"):
         Model.load([path])
+
+
+def test_texts_of_the_file_are_read_whole_and_whatever_bytes_they_are(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "tiny.gguf", n_layers=1, name="ü" * 40, chat_template="caf_")
+    path.write_bytes(path.read_bytes().replace(b"caf_", b"caf\xe9"))
+    with Model.load([path]) as model:
+        assert model.name == "ü" * 40
+        assert model.chat_template == "caf\ufffd"
 
 
 def test_tokens_make_their_text_again(model: Model) -> None:

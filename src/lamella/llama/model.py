@@ -136,15 +136,19 @@ class Model(Handle):
         return self._metadata(f"{architecture}.pooling_type") in FILE_POOLINGS
 
     def _metadata(self, key: str) -> str | None:
+        read = library.load().llama.llama_model_meta_val_str
         value = ct.create_string_buffer(64)
-        n = library.load().llama.llama_model_meta_val_str(self.address, key.encode(), value, len(value))
-        return value.value.decode("utf-8", "replace") if n >= 0 else None
+        n_bytes = read(self.address, key.encode(), value, len(value))
+        if n_bytes >= len(value):  # cut off, with a zero byte in the last place
+            value = ct.create_string_buffer(n_bytes + 1)
+            read(self.address, key.encode(), value, len(value))
+        return value.value.decode("utf-8", "replace") if n_bytes >= 0 else None
 
     @property
     def chat_template(self) -> str | None:
-        """The Jinja template of the GGUF, or None."""
+        """The Jinja template of the GGUF, or None; bytes of it that are no UTF-8 become U+FFFD."""
         template = library.load().llama.llama_model_chat_template(self.address, None)
-        return template.decode() if template else None
+        return template.decode("utf-8", "replace") if template else None
 
 
 def _all_on_host() -> Any:
