@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from benchmarks import rival, servers
-from lamella.llama.context import usable_cores
+from lamella.core.cores import usable_cores
 
 
 class RestartingProxy:

@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks import rival
 from benchmarks.common import open_model, plan_like, record, reference_model, spread, table
 from lamella.core.artifacts import Plan
-from lamella.llama.context import usable_cores
+from lamella.core.cores import usable_cores
 from lamella.llama.gguf import ModelFile
 from lamella.quantize.build import build_variant
 from lamella.store.store import Store

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from benchmarks import rival
 from benchmarks.common import open_model, plan_like, record, reference_model, spread, table
-from lamella.llama.context import ContextOptions, usable_cores
+from lamella.core.cores import usable_cores
+from lamella.llama.context import ContextOptions
 from lamella.llama.sampling import SamplingOptions
 from lamella.quantize.build import build_variant
 from lamella.run.engine import Engine, EngineOptions

@@ -30,7 +30,7 @@ from typing import Any
 from benchmarks import rival, servers
 from benchmarks.common import DATA, open_model, plan_like, record, reference_model, spread, table
 from benchmarks.servers import Answer, checked
-from lamella.llama.context import usable_cores
+from lamella.core.cores import usable_cores
 from lamella.quantize.build import build_variant
 from lamella.store.store import Store
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import rival
-from lamella.llama.context import usable_cores
+from lamella.core.cores import usable_cores
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from benchmarks.common import DATA, open_model, plan_like, reference_model
 from lamella import api
 from lamella.api.documents import read_measurement, write_artifact
 from lamella.core.artifacts import Measurement, Plan
+from lamella.core.cores import usable_cores
 from lamella.core.precision import GGML_TYPES
-from lamella.llama.context import usable_cores
 from lamella.llama.gguf import ModelFile
 from lamella.measuring.settings import MeasureSettings
 from lamella.planning.constraints import Constraints

@@ -20,8 +20,9 @@ from pathlib import Path
 
 from benchmarks import rival
 from benchmarks.common import open_model, plan_like, record, reference_model, spread, table
+from lamella.core.cores import usable_cores
 from lamella.llama import rpc
-from lamella.llama.context import Context, ContextOptions, usable_cores
+from lamella.llama.context import Context, ContextOptions
 from lamella.llama.model import ALL_LAYERS, Model
 from lamella.llama.sampling import SamplingOptions
 from lamella.quantize.build import build_variant

@@ -13,11 +13,11 @@ from lamella.core.artifacts import (
     check_same_structure,
     check_same_weights,
 )
+from lamella.core.cores import usable_cores
 from lamella.core.errors import InvalidRequest
 from lamella.core.model import ModelSpec
 from lamella.core.precision import GGML_TYPES
 from lamella.core.units import format_bytes
-from lamella.llama.context import usable_cores
 from lamella.llama.kernels import KernelTimes
 from lamella.planning import frontier as planning_frontier
 from lamella.planning.constraints import TypePrice

@@ -32,8 +32,8 @@ def report(kernel_file: Path, n_threads: int, types: Sequence[str]) -> NodeRepor
     Raises:
         InvalidRequest: an unknown type.
     """
+    from lamella.core.cores import usable_cores
     from lamella.llama import library
-    from lamella.llama.context import usable_cores
     from lamella.resources.devices import detect
     from lamella.resources.machine import cpu_memory
     from lamella.run.kernel_table import KernelTable, processor_name

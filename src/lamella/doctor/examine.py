@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from lamella.core.cores import usable_cores
 from lamella.core.errors import LamellaError
 from lamella.doctor.facts import Compiler, Disk, Facts, LibraryFacts, ModelNeed, Processor, StoreFacts
 from lamella.doctor.selfcheck import Report
@@ -124,11 +125,7 @@ def _processor(root: Path) -> Processor:
     values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
     name = values.get("model name") or values.get("Hardware") or platform.processor() or platform.machine()
     flags = frozenset((values.get("flags") or values.get("Features") or "").split())
-    return Processor(name, flags, os.cpu_count() or 1, _usable_cores())
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Processor(name, flags, os.cpu_count() or 1, usable_cores())
 
 
 def _devices(report: Report, root: Path) -> tuple[DeviceMemory, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes as ct
-import os
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lamella.core.cores import usable_cores
 from lamella.core.errors import CacheFull, EngineFailed, InvalidRequest
 from lamella.core.precision import GGML_TYPES
 from lamella.llama import library, log, observing, pages
@@ -91,11 +91,6 @@ class ContextOptions:
         params.kv_unified = self.has_shared_cells
         params.no_perf = True
         return params
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Context(Handle):
@@ -283,6 +278,7 @@ class Context(Handle):
         size = self._llama.llama_state_seq_get_size(self.address, sequence)
         n_header = len(self._state_header(0))
         saved = pages.new_memory(n_header + size)
+        log.forget_complaints()
         n_bytes = self._llama.llama_state_seq_get_data(self.address, _bytes_at(saved, n_header), size, sequence)
         if n_bytes == 0:
             raise EngineFailed(f"llama.cpp cannot save sequence {sequence} ({size} bytes): {log.complaints()}")

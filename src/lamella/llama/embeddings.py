@@ -12,10 +12,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lamella.core.cores import usable_cores
 from lamella.core.errors import EngineFailed, InvalidRequest
 from lamella.llama import library, log
 from lamella.llama.batch import Batch, BatchPart
-from lamella.llama.context import usable_cores
 from lamella.llama.handle import Handle
 from lamella.llama.model import Model
 

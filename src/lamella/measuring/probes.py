@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamella.core.closing import Closing
+from lamella.core.cores import usable_cores
 from lamella.core.errors import EngineFailed
 from lamella.core.precision import GgmlType
-from lamella.llama.context import Context, ContextOptions, usable_cores
+from lamella.llama.context import Context, ContextOptions
 from lamella.llama.gguf import ModelFile
 from lamella.llama.imatrix import ImportanceMatrix
 from lamella.llama.logits import Column, Logits, Reference, survey

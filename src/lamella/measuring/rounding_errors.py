@@ -19,10 +19,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lamella.core.cores import usable_cores
 from lamella.core.errors import InvalidWeights
 from lamella.core.model import TensorSpec
 from lamella.core.precision import GGML_TYPES, GgmlType
-from lamella.llama.context import usable_cores
 from lamella.llama.gguf import TensorData
 from lamella.llama.imatrix import ImportanceMatrix, n_experts
 from lamella.llama.quantize import decode_rows, encode_rows, prepare

@@ -10,8 +10,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from lamella.core.cores import usable_cores
 from lamella.core.errors import StorageFailed
-from lamella.llama.context import usable_cores
 from lamella.llama.gguf import TensorData
 from lamella.llama.quantize import decode_rows
 from lamella.llama.rows import read_stored_rows

@@ -21,10 +21,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from lamella.core.artifacts import AdditivityCheck, LayerScore, Measurement, TensorLoss
+from lamella.core.cores import usable_cores
 from lamella.core.errors import InvalidRequest
 from lamella.core.model import ModelSpec, TensorSpec
 from lamella.core.precision import GGML_TYPES, GgmlType
-from lamella.llama.context import usable_cores
 from lamella.llama.gguf import ModelFile
 from lamella.llama.imatrix import ImportanceMatrix
 from lamella.llama.model import Model

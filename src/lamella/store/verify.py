@@ -12,7 +12,6 @@ reaches every shard.
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 import threading
 import time
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lamella.core.artifacts import ShardRef, Variant
+from lamella.core.cores import usable_cores
 from lamella.core.errors import InvalidRequest, StorageFailed
 from lamella.store.files import pieces, stored_bytes
 from lamella.store.layout import Layout
@@ -229,7 +229,7 @@ def hash_files(
         is_over: asked before each file and each piece.
     """
     report = _one_at_a_time(on_progress or (lambda _: None))
-    with ThreadPoolExecutor(n_jobs or len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(n_jobs or usable_cores()) as pool:
         found = pool.map(lambda path: _sha256_if_there(path, report, is_over), files.values())
         return {key: digest for key, digest in zip(files, found, strict=True) if digest is not None}
 

@@ -12,8 +12,8 @@ import msgspec
 
 from lamella.batching.settings import EngineSettings
 from lamella.core.artifacts import Variant
+from lamella.core.cores import usable_cores
 from lamella.llama import library
-from lamella.llama.context import usable_cores
 from lamella.qos.profiles.documents import (
     EngineShape,
     Machine,
