@@ -30,7 +30,8 @@ from lamella.core.precision import GGML_TYPES, MENU, SCHEMES, Scheme
 from lamella.llama.gguf import ModelFile, TensorData, read_model
 from lamella.llama.quantize import decode_rows, encode_rows
 from lamella.llama.rounding import quantize_rows, truncate_rows
-from lamella.quantize.build import ASK_AGAIN_S, BuildProgress, BuildStopped, build_variant
+from lamella.quantize.build import ASK_AGAIN_S, build_variant
+from lamella.quantize.making import BuildProgress, BuildStopped
 from lamella.quantize.recipe import shard_jobs
 from lamella.store.store import Store
 from tests.fakes.disks import make_read_only, small_disk
@@ -53,6 +54,16 @@ def generate(path: Path) -> list[int]:
         return tokens
     finally:
         model.close()
+
+
+def test_a_system_that_does_not_say_which_cores_a_process_may_use_builds_and_verifies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # as macOS
+    source = read_model(write_tiny_model(tmp_path / "tiny.gguf", n_layers=1))
+    store = Store.create(tmp_path / "store", source.spec.identity)
+    build_variant(source, make_plan(source.spec, "int4"), store, "small")
+    assert store.verify().ok
 
 
 def data_of(tensor: TensorData) -> NDArray[np.uint8]:

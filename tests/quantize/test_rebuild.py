@@ -15,7 +15,8 @@ from lamella.core.artifacts import ShardRef, Variant
 from lamella.core.errors import CannotRebuild, ShardDamaged, UnknownVariant
 from lamella.llama.gguf import ModelFile, read_model
 from lamella.llama.imatrix import ImportanceMatrix
-from lamella.quantize.build import BuildProgress, BuildStopped, build_variant
+from lamella.quantize.build import build_variant
+from lamella.quantize.making import BuildProgress, BuildStopped
 from lamella.quantize.rebuild import Workshop, restore_variant
 from lamella.quantize.tuned import Tuning
 from lamella.store.files import OwnedFile

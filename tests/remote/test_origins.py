@@ -10,7 +10,8 @@ from lamella import api
 from lamella.cli import main
 from lamella.core.errors import InvalidRequest, ShardDamaged, StoreFormatError
 from lamella.llama.gguf import ModelFile
-from lamella.quantize.build import BuildStopped, build_variant
+from lamella.quantize.build import build_variant
+from lamella.quantize.making import BuildStopped
 from lamella.quantize.rebuild import restore_variant
 from lamella.store.layout import Layout
 from lamella.store.origins import Origins

@@ -27,7 +27,7 @@ from lamella.core.units import as_bytes
 from lamella.llama.gguf import ModelFile
 from lamella.measuring import MeasureSettings
 from lamella.planning.first_ladder import calibration_size, first_steps
-from lamella.quantize.build import BuildProgress
+from lamella.quantize.making import BuildProgress
 from lamella.resources.homes import (
     HUB_PREFIX,
     Ready,

@@ -21,7 +21,8 @@ from lamella.exchange import exporting, importing
 from lamella.exchange.exporting import ExportReport
 from lamella.exchange.importing import ImportReport
 from lamella.llama.imatrix import ImportanceMatrix
-from lamella.quantize.build import BuildReport, OnProgress, build_variant
+from lamella.quantize.build import BuildReport, build_variant
+from lamella.quantize.making import OnProgress
 from lamella.quantize.rebuild import restore_variant, restorer
 from lamella.quantize.repair import RepairReport
 from lamella.quantize.repair import repair as repair_store

@@ -20,7 +20,8 @@ from lamella.core.precision import Scheme
 from lamella.core.units import format_bytes, format_seconds
 from lamella.llama.imatrix import ImportanceMatrix
 from lamella.measuring import DEFAULT_WINDOWS, ImportanceSettings, MeasureSettings
-from lamella.quantize.build import BuildProgress, BuildReport
+from lamella.quantize.build import BuildReport
+from lamella.quantize.making import BuildProgress
 from lamella.quantize.tuned import Tuning
 from lamella.store.store import Store
 from lamella.store.usage import Usage

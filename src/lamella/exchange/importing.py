@@ -31,7 +31,8 @@ from lamella.llama.gguf import (
     read_tensors,
 )
 from lamella.planning.as_stored import as_stored
-from lamella.quantize.build import BuildProgress, copy_variant
+from lamella.quantize.build import copy_variant
+from lamella.quantize.making import BuildProgress
 from lamella.quantize.rebuild import restorer
 from lamella.store.files import pieces, storage_errors
 from lamella.store.keeping import TrimReport

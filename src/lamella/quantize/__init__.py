@@ -5,8 +5,10 @@ tuned     ggml's rounding, block after block, each making up for the errors of t
 tensor    one tensor in row chunks: read, convert, check
 recipe    what determines a shard's bytes, before it is made
 shard     the header of a shard file
-build     ``build_variant``: plan + source -> variant, on all cores
+build     ``build_variant``: plan + source -> variant
+making    its shards, made on all cores
 rebuild   shards made again, bit for bit
+suppliers shards fetched again from where they were pulled
 repair    damaged and missing shards got back
 trimming  shards dropped that can be made again
 """

@@ -4,10 +4,8 @@
     store = Store.create(Path("model.store"), source.spec.identity)
     report = build_variant(source, plan, store, "int8")
 
-Shards whose recipe is known are not made again, and those that another builder is making are waited for.  The rest
-flows through three stages at once: threads convert chunks of rows, the caller's thread hashes and writes them in order,
-and one thread flushes finished shards to the disk.  Chunks of the next tensors are converted while earlier ones are
-written, so small tensors keep all cores busy too.
+Shards whose recipe is known are not made again, and those that another builder is making are waited for.  The rest is
+made (``making``).
 
 Stopping at any point, by ``should_stop``, Ctrl-C or a crash, leaves a valid store; finished shards are kept and the
 next build goes on from there.
@@ -15,30 +13,26 @@ next build goes on from there.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from lamella.core.artifacts import Plan, ShardRef, Variant
-from lamella.core.errors import INTERRUPTED_EXIT_CODE, ArtifactError, LamellaError, StorageFailed, UnknownVariant
+from lamella.core.cores import usable_cores
+from lamella.core.errors import ArtifactError, StorageFailed, UnknownVariant
 from lamella.core.units import format_bytes
 from lamella.llama.blas import one_blas_thread
-from lamella.llama.gguf import ModelFile, padding
+from lamella.llama.gguf import ModelFile
 from lamella.llama.imatrix import ImportanceMatrix, serialise_imatrix
+from lamella.quantize.making import OnProgress, Site, Watch, make_shards
 from lamella.quantize.recipe import ShardJob, copy_jobs, importance_hash, shard_jobs, tuned_on
-from lamella.quantize.shard import shard_header
-from lamella.quantize.tensor import Chunk, Conversion, SourceFiles, chunks_of, convert_chunk, in_order, prepare
+from lamella.quantize.tensor import Conversion
 from lamella.quantize.tuned import BATCH_BYTES, Tuning
-from lamella.store.claims import Claims
 from lamella.store.files import free_bytes
 from lamella.store.keeping import TrimReport
 from lamella.store.layout import check_variant_name
-from lamella.store.leases import Lease, ShardWriter
+from lamella.store.leases import Lease
 from lamella.store.sources import IMPORTANCE_SETTING, SourceFile, SourceNote
 from lamella.store.store import Store
 from lamella.store.variants import variant_exists
@@ -48,29 +42,6 @@ TUNING_SETTING = "tuned_on"
 
 ASK_AGAIN_S = 0.05
 """How often a builder looks whether another one has made the shards that it waits for."""
-
-
-class BuildStopped(LamellaError):
-    """``should_stop`` said so.  What was finished is kept."""
-
-    exit_code: ClassVar[int] = INTERRUPTED_EXIT_CODE
-
-
-@dataclass(frozen=True, slots=True)
-class BuildProgress:
-    """Where a build stands.
-
-    Attributes:
-        label: shard being written.
-        n_done, n_shards: shards of the variant, those found in the store counted as done.
-        weights_done, weights_total: of the shards that must be made.
-    """
-
-    label: str
-    n_done: int
-    n_shards: int
-    weights_done: int
-    weights_total: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,18 +61,6 @@ class BuildReport:
     written_bytes: int
     seconds: float
     trimmed: TrimReport | None = None
-
-
-OnProgress = Callable[[BuildProgress], None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Site:
-    """Where shards go, what keeps them there, and which of them this builder makes."""
-
-    store: Store
-    lease: Lease
-    claims: Claims
 
 
 def build_variant(
@@ -145,9 +104,8 @@ def build_variant(
         if importance is not None and (used := importance_hash(jobs)):
             lease.protect([used])  # no variant names it yet
             store.sources.keep_importance(used, serialise_imatrix(importance))
-        return _make_variant(
-            source, plan, store, lease, name, jobs, {}, tuning, replace, n_threads, on_progress, should_stop
-        )
+        order = _Order(source, plan, name, jobs, tuning=tuning, replace=replace)
+        return _make_variant(store, lease, order, n_threads, on_progress, should_stop)
 
 
 def copy_variant(
@@ -171,10 +129,8 @@ def copy_variant(
         plan: what the variant's document says about its types; nothing is converted.
         known: shards to take from the store instead of making them, by number.
     """
-    jobs = copy_jobs(source)
-    return _make_variant(
-        source, plan, store, lease, name, jobs, known, None, False, n_threads, on_progress, should_stop
-    )
+    order = _Order(source, plan, name, copy_jobs(source), known)
+    return _make_variant(store, lease, order, n_threads, on_progress, should_stop)
 
 
 def note_source(store: Store, source: ModelFile) -> None:
@@ -207,7 +163,7 @@ def make_again(
         ShardDamaged: it came out otherwise; nothing was stored.
         ModelError, StorageFailed, BuildStopped: see ``build_variant``.
     """
-    watch = _Watch(1, [job], None, should_stop)
+    watch = Watch(1, [job], None, should_stop)
     is_missing = store.quick_damage(shard) is not None
     lease.protect([shard.id])
     with store.claims() as claims:
@@ -216,51 +172,59 @@ def make_again(
             time.sleep(ASK_AGAIN_S)
         if is_missing and store.quick_damage(shard) is None:
             return  # somebody else made it
-        site = _Site(store, lease, claims)
-        threads = n_threads or len(os.sched_getaffinity(0))
-        _make_shards(source, site, [job], threads, watch, {job.group.number: shard.id})
+        site = Site(store, lease, claims)
+        threads = n_threads or usable_cores()
+        make_shards(source, site, [job], threads, watch, {job.group.number: shard.id})
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """A variant to be made; for ``tuning`` and ``replace`` see ``build_variant``, for ``known`` ``copy_variant``."""
+
+    source: ModelFile
+    plan: Plan
+    name: str
+    jobs: Sequence[ShardJob]
+    known: Mapping[int, ShardRef] = field(default_factory=dict)
+    tuning: Tuning | None = None
+    replace: bool = False
 
 
 def _make_variant(
-    source: ModelFile,
-    plan: Plan,
     store: Store,
     lease: Lease,
-    name: str,
-    jobs: Sequence[ShardJob],
-    known: Mapping[int, ShardRef],
-    tuning: Tuning | None,
-    replace: bool,
+    order: _Order,
     n_threads: int | None,
     on_progress: OnProgress | None,
     should_stop: Callable[[], bool] | None,
 ) -> BuildReport:
     """Make the shards that neither the store has nor another builder makes, and the variant of all of them."""
-    started = time.perf_counter()
-    note_source(store, source)
-    shards = {job.group.number: ref for job in jobs if (ref := lease.recall(job.recipe_id))} | dict(known)
+    started, jobs = time.perf_counter(), order.jobs
+    note_source(store, order.source)
+    shards = {job.group.number: ref for job in jobs if (ref := lease.recall(job.recipe_id))} | dict(order.known)
     missing = [job for job in jobs if job.group.number not in shards]
-    watch = _Watch(len(jobs), missing, on_progress, should_stop)
+    watch = Watch(len(jobs), missing, on_progress, should_stop)
     made: dict[int, ShardRef] = {}
     with store.claims() as claims:
-        site = _Site(store, lease, claims)
+        site = Site(store, lease, claims)
         while missing := [job for job in missing if job.group.number not in shards]:
             found, ours = _share_out(site, missing)
             for job in missing:
                 if job.group.number in found:
                     watch.found(job)
-            new = _make_ours(source, site, ours, tuning, n_threads, watch)
+            new = _make_ours(site, order, ours, n_threads or usable_cores(), watch)
             made |= new
             shards |= found | new
             if not found and not new:
                 watch.waits_for(missing[0])
                 time.sleep(ASK_AGAIN_S)
-    variant = store.add_variant(name, plan, [shards[job.group.number] for job in jobs], replace=replace)
+    ordered = [shards[job.group.number] for job in jobs]
+    variant = store.add_variant(order.name, order.plan, ordered, replace=order.replace)
     written_bytes = sum(ref.n_bytes for ref in made.values())
     return BuildReport(variant, len(jobs), len(jobs) - len(made), written_bytes, time.perf_counter() - started)
 
 
-def _share_out(site: _Site, missing: Sequence[ShardJob]) -> tuple[dict[int, ShardRef], list[ShardJob]]:
+def _share_out(site: Site, missing: Sequence[ShardJob]) -> tuple[dict[int, ShardRef], list[ShardJob]]:
     """Shards that came meanwhile, by number, and the jobs that are ours now; another builder is at the others.
 
     All that is free is claimed at once and made before anything is waited for, so no two builders wait for each other.
@@ -281,22 +245,17 @@ def _share_out(site: _Site, missing: Sequence[ShardJob]) -> tuple[dict[int, Shar
 
 
 def _make_ours(
-    source: ModelFile,
-    site: _Site,
-    jobs: Sequence[ShardJob],
-    tuning: Tuning | None,
-    n_threads: int | None,
-    watch: _Watch,
+    site: Site, order: _Order, jobs: Sequence[ShardJob], n_threads: int, watch: Watch
 ) -> dict[int, ShardRef]:
     """Make claimed shards; returns them by number."""
     _check_space(site.store, jobs)
     made: dict[int, ShardRef] = {}
     for batch in _batches(jobs):
-        if tuning is not None:
+        if order.tuning is not None:
             watch.check()  # gathering covariances takes long, and asks nobody
-        ready = _with_feedback(batch, tuning)
+        ready = _with_feedback(batch, order.tuning)
         with one_blas_thread():
-            made |= _make_shards(source, site, ready, n_threads or len(os.sched_getaffinity(0)), watch)
+            made |= make_shards(order.source, site, ready, n_threads, watch)
     return made
 
 
@@ -368,119 +327,3 @@ def _with_feedback(jobs: Sequence[ShardJob], tuning: Tuning | None) -> Sequence[
         return dataclasses.replace(conversion, feedback=found)
 
     return [dataclasses.replace(job, conversions=tuple(map(ready, job.conversions))) for job in jobs]
-
-
-class _Watch:
-    """Tells how far the build is, and stops it when asked."""
-
-    def __init__(
-        self,
-        n_shards: int,
-        missing: Sequence[ShardJob],
-        on_progress: OnProgress | None,
-        should_stop: Callable[[], bool] | None,
-    ) -> None:
-        self._n_shards, self._n_done = n_shards, n_shards - len(missing)
-        self._weights_done, self._weights_total = 0, sum(job.n_weights for job in missing)
-        self._on_progress, self._should_stop = on_progress, should_stop
-
-    def check(self) -> None:
-        if self._should_stop and self._should_stop():
-            raise BuildStopped(f"stopped with {self._n_done} of {self._n_shards} shards in the store")
-
-    def wrote(self, label: str, n_weights: int) -> None:
-        self._weights_done += n_weights
-        self._report(label)
-
-    def waits_for(self, job: ShardJob) -> None:
-        self.check()
-        self._report(f"{job.group.label} (another build is making it)")
-
-    def found(self, job: ShardJob) -> None:
-        """Another builder made it."""
-        self._weights_done += job.n_weights
-        self.finished(job.group.label)
-
-    def finished(self, label: str) -> None:
-        self._n_done += 1
-        self._report(label)
-
-    def _report(self, label: str) -> None:
-        if self._on_progress:
-            self._on_progress(
-                BuildProgress(label, self._n_done, self._n_shards, self._weights_done, self._weights_total)
-            )
-
-
-def _make_shards(
-    source: ModelFile,
-    site: _Site,
-    jobs: Sequence[ShardJob],
-    n_threads: int,
-    watch: _Watch,
-    expected: Mapping[int, str] | None = None,
-) -> dict[int, ShardRef]:
-    """Make the shards; returns them by number.
-
-    Leaving early, by whatever exception, cancels chunks that have not begun and still flushes finished shards.
-
-    Args:
-        expected: ids that shards must have, by number.
-    """
-    prepare(conversion for job in jobs for conversion in job.conversions)
-    flushed: dict[int, Future[ShardRef]] = {}
-    expected = expected or {}
-    with SourceFiles() as files, ThreadPoolExecutor(n_threads) as pool, ThreadPoolExecutor(1) as flusher:
-        converted = in_order(
-            pool,
-            lambda chunk: (chunk, convert_chunk(chunk, files)),
-            (chunk for job in jobs for conversion in job.conversions for chunk in chunks_of(conversion, n_threads)),
-            in_flight=2 * n_threads + 2,
-        )
-        with contextlib.closing(converted):
-            for job in jobs:
-                writer = _write_shard(source, site.lease, job, converted, watch)
-                flushed[job.group.number] = flusher.submit(
-                    _flush_shard, site, job, writer, expected.get(job.group.number)
-                )
-                watch.finished(job.group.label)
-                _raise_early(flushed.values())
-        return {number: future.result() for number, future in flushed.items()}
-
-
-def _write_shard(
-    source: ModelFile, lease: Lease, job: ShardJob, converted: Iterator[tuple[Chunk, memoryview]], watch: _Watch
-) -> ShardWriter:
-    """Write a shard's bytes; it remains to be flushed.  On any failure nothing of it is left."""
-    header = shard_header(source, job.group, [conversion.target.name for conversion in job.conversions])
-    writer = lease.new_shard(job.group.label, len(header) + job.n_bytes)
-    try:
-        writer.write(header)
-        for conversion in job.conversions:
-            n_left = conversion.source.spec.n_weights
-            while n_left:
-                watch.check()
-                chunk, data = next(converted)
-                writer.write(data)
-                n_left -= chunk.n_weights
-                watch.wrote(job.group.label, chunk.n_weights)
-            writer.write(bytes(padding(conversion.n_bytes)))
-    except BaseException:
-        writer.close()
-        raise
-    return writer
-
-
-def _flush_shard(site: _Site, job: ShardJob, writer: ShardWriter, expected_id: str | None) -> ShardRef:
-    with contextlib.closing(writer):
-        ref = writer.commit(expected_id)
-    site.store.remember(job.recipe_id, job.recipe, ref)
-    site.claims.release(job.recipe_id)
-    return ref
-
-
-def _raise_early(futures: Iterable[Future[ShardRef]]) -> None:
-    """Do not go on converting when the disk has refused a shard."""
-    for future in futures:
-        if future.done():
-            future.result()

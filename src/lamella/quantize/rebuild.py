@@ -22,7 +22,8 @@ from lamella.core.artifacts import Plan, ShardRef, Variant
 from lamella.core.errors import CannotRebuild, LamellaError, ModelError, ShardDamaged
 from lamella.llama.gguf import ModelFile, read_model, weights_hash
 from lamella.llama.imatrix import ImportanceMatrix, read_imatrix
-from lamella.quantize.build import TUNING_SETTING, BuildStopped, make_again
+from lamella.quantize.build import TUNING_SETTING, make_again
+from lamella.quantize.making import BuildStopped
 from lamella.quantize.recipe import ShardJob, importance_hash, shard_jobs, tuned_on
 from lamella.quantize.suppliers import Stoppable, Suppliers
 from lamella.quantize.tuned import Tuning

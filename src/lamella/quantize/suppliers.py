@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from lamella.core.artifacts import ShardRef
 from lamella.core.closing import Closing
 from lamella.core.errors import CannotRebuild, LamellaError, StorageFailed, StoreError
-from lamella.quantize.build import BuildStopped
+from lamella.quantize.making import BuildStopped
 from lamella.store.fetching import Reach, ShardSource, fetch
 from lamella.store.leases import Lease
 from lamella.store.store import Store
