@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Sequence
 from itertools import pairwise
@@ -13,7 +14,7 @@ import pytest
 
 from lamella.batching import steps
 from lamella.batching.cache import SequenceCache
-from lamella.batching.engine_parts import KEPT_PREFIXES
+from lamella.batching.engine_parts import KEPT_PREFIXES, EngineParts
 from lamella.batching.filling import Filling
 from lamella.batching.messages import (
     Accepted,
@@ -30,9 +31,11 @@ from lamella.batching.messages import (
     Switched,
     TokenEvent,
 )
+from lamella.batching.settings import EngineSettings
 from lamella.batching.shelf import ParkedState
 from lamella.batching.slots import Slot, SlotTable
 from lamella.batching.steps import StepPlan, compose
+from lamella.core.errors import ShardDamaged
 from lamella.llama import saving
 from lamella.llama.batch import BatchPart
 from lamella.llama.context import Context
@@ -52,6 +55,18 @@ def test_one_stream_writes_what_the_single_engine_writes(front: FakeFront, serve
         expected = [t.id for t in generation if t.id >= 0]
     assert front.write(tokens)[: len(expected)] == expected
     assert expected
+
+
+def test_a_damaged_shard_is_refused_before_llama_cpp_reads_it(served_store: Path, tmp_path: Path) -> None:
+    copy = Store.open(Path(shutil.copytree(served_store, tmp_path / "store", symlinks=True)))
+    shard = copy.variant("int8").shards[0]
+    path = copy.shard_path(shard.id)
+    data = path.read_bytes()
+    path.chmod(0o644)
+    path.write_bytes(data[:8] + b"\xff" * 8 + data[16:])  # the number of tensors
+    settings = EngineSettings(store=str(copy.path), variant="int8", n_ctx=128, layout="mapped", check=True)
+    with pytest.raises(ShardDamaged, match=shard.id):
+        EngineParts.open(settings)
 
 
 def test_requests_side_by_side_write_what_they_write_alone(front: FakeFront, open_front: OpenFront) -> None:

@@ -25,6 +25,7 @@ from lamella.batching.settings import EngineSettings
 from lamella.core.errors import EngineFailed, InvalidRequest
 from lamella.llama import gguf, library, log, rpc
 from lamella.run.engine import Engine, EngineOptions
+from lamella.run.loading import Loaded, load
 from lamella.store.store import Store
 from tests.fakes.rpc_server import rpc_server
 from tests.run.conftest import OPTIONS
@@ -78,24 +79,29 @@ def test_the_cache_is_the_devices_and_is_kept(in_child: Callable[..., Any]) -> N
 
 def _check_cache(store: Store, options: EngineOptions) -> None:
     """The last token on a cache that the variant before has computed: as on the CPU, and as nowhere without it."""
-    with log.listening() as lines, Engine.open(store, "large", options) as engine:
-        assert options.device
+    assert options.device
+    with log.listening() as lines, _loaded(store, options.device) as loaded:
         said = [line for line in lines if options.device in line]
         assert any("KV buffer size" in line for line in said)
         assert not any("model buffer size" in line for line in said)  # llama.cpp uploads none itself
-        after = _logits_on_a_kept_cache(engine)
+        after = _logits_on_a_kept_cache(loaded)
+    with Engine.open(store, "small", options) as engine:
         anew = engine.logits(TOKENS)
-    with Engine.open(store, "large", OPTIONS) as cpu:
+    with _loaded(store, None) as cpu:
         np.testing.assert_allclose(after, _logits_on_a_kept_cache(cpu), atol=0.05)
     assert np.abs(after - anew).max() > 0.05
 
 
-def _logits_on_a_kept_cache(engine: Engine) -> Any:
-    engine.logits(TOKENS[:-1])
-    engine.switch("small")
-    engine._cached_tokens[:] = TOKENS[:-1]
-    engine._decode(TOKENS[-1:], engine._running.token)
-    return engine._context.logits().copy()
+def _loaded(store: Store, device: str | None) -> Loaded:
+    """At the variant large, and small stays warm beside it."""
+    return load(store, "large", {}, lambda _: OPTIONS.context, n_warm=2, check=False, device=device)
+
+
+def _logits_on_a_kept_cache(loaded: Loaded) -> Any:
+    loaded.context.decode(TOKENS[:-1], 0)
+    loaded.live.change_to("small")
+    loaded.context.decode(TOKENS[-1:], len(TOKENS) - 1)
+    return loaded.context.logits().copy()
 
 
 def test_a_graph_that_the_device_keeps_is_not_used_after_a_switch(in_child: Callable[..., Any]) -> None:
@@ -104,17 +110,16 @@ def test_a_graph_that_the_device_keeps_is_not_used_after_a_switch(in_child: Call
 
 def _check_graph(store: Store, options: EngineOptions) -> None:
     """Token after token has the same graph; both variants stay in memory, so that an old graph would compute on."""
-    with Engine.open(store, "large", options) as engine, Engine.open(store, "large", OPTIONS) as cpu:
+    with _loaded(store, options.device) as loaded, _loaded(store, None) as cpu:
+        position = 0
         for name in ("large", "small", "large"):
-            engine.switch(name)
-            cpu.switch(name)
+            loaded.live.change_to(name)
+            cpu.live.change_to(name)
             for token in (310, 311, 312):
-                np.testing.assert_allclose(_next_logits(engine, token), _next_logits(cpu, token), atol=0.05)
-
-
-def _next_logits(engine: Engine, token: int) -> Any:
-    engine._decode([token], engine._running.token)
-    return engine._context.logits().copy()
+                loaded.context.decode([token], position)
+                cpu.context.decode([token], position)
+                np.testing.assert_allclose(loaded.context.logits(), cpu.context.logits(), atol=0.05)
+                position += 1
 
 
 def test_only_changed_layers_are_copied(in_child: Callable[..., Any], store_folder: Path, tmp_path: Path) -> None:

@@ -197,6 +197,12 @@ def test_the_least_recently_used_variant_is_closed(engine: Engine) -> None:
     assert engine.switch("large").prepare_seconds > 0
 
 
+def test_there_are_no_logits_after_nothing(engine: Engine) -> None:
+    engine.logits([1, 2, 3])  # whose logits would stand there still
+    with pytest.raises(InvalidRequest, match="none was given"):
+        engine.logits([])
+
+
 def test_an_unknown_variant_changes_nothing(engine: Engine) -> None:
     before = _ids(engine)
     with pytest.raises(UnknownVariant, match=r"large.*middle.*small"):

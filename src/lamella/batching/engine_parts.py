@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import time
@@ -10,16 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from lamella.batching import spread
 from lamella.batching.messages import PROTOCOL_VERSION, Hello, LayerFacts, Sampling, VariantFacts
 from lamella.batching.prompts import Prompt, PromptMaker
 from lamella.batching.running import SCORED_AT_ONCE
 from lamella.batching.settings import EngineSettings
-from lamella.batching.spread import Spread
 from lamella.core.artifacts import LayerPlan, Plan, Variant
+from lamella.core.cores import usable_cores
 from lamella.core.errors import InvalidRequest, UnknownVariant
 from lamella.core.precision import GGML_TYPES, nominal_bits
-from lamella.llama import devices, gguf, reproducible, rpc
-from lamella.llama.context import Context, ContextOptions, usable_cores
+from lamella.llama import devices, reproducible, rpc
+from lamella.llama.context import Context, ContextOptions
 from lamella.llama.embeddings import Embedder
 from lamella.llama.grammar import schema_to_grammar
 from lamella.llama.model import Model
@@ -30,6 +30,7 @@ from lamella.run.ceiling import NO_CEILING_ON_DEVICES
 from lamella.run.engine import by_size
 from lamella.run.kernel_table import KernelTable, layouts_of
 from lamella.run.layouts import Layout
+from lamella.run.loading import Loaded, load
 from lamella.run.starting import plan_start
 from lamella.run.variants import LiveVariants
 from lamella.store.store import Store
@@ -44,22 +45,13 @@ KEPT_PREFIXES = 8
 
 @dataclass(slots=True)
 class EngineParts:
-    """A loaded model, its context and its variants.
-
-    Attributes:
-        n_slots: sequences of the context: running ones and kept beginnings.
-        n_cells: tokens that the KV cache holds.
-    """
+    """A loaded model, its context and its variants, and what requests need of it."""
 
     settings: EngineSettings
     store: Store
     variants: list[Variant]
-    model: Model
-    context: Context
-    live: LiveVariants
+    loaded: Loaded
     prompts: PromptMaker
-    n_slots: int
-    n_cells: int
     load_seconds: float
     embedder: Embedder | None = None
 
@@ -77,48 +69,53 @@ class EngineParts:
         for endpoint in settings.rpc:
             rpc.connect(endpoint)
         device = devices.besides_cpu(settings.device)
-        spread = Spread.connect(settings.layers)
+        layers = spread.connect(settings.layers)
         store = Store.open(Path(settings.store))
         variants = _served(store, settings.variants)
         options = _context_options(settings)
-        layouts = {} if device or spread else _layouts(settings, variants)
+        layouts = {} if device or layers else _layouts(settings, variants)
         first = plan_start(store, variants, settings.variant, options, layouts, settings.memory_bytes)
-        with store.lease(reading=True) as lease, contextlib.ExitStack() as on_failure:
-            paths = store.ready_paths(lease.hold(first.variant))
-            tensors = {n: t.spec for path in paths for n, t in gguf.read_tensors(path).items()}
-            if spread:
-                spread.check_covers(1 + max(t.layer for t in tensors.values() if t.layer is not None))
-            model = Model.load(paths, device=device, layers=spread.ranges if spread else ())
-            on_failure.callback(model.close)
-            options = _cells_by_room(options, settings, model, device)
-            context = Context(model, options)
-            on_failure.callback(context.close)
-            live = LiveVariants(
-                store,
-                model,
-                tensors,
-                layouts,
-                n_warm=settings.n_warm,
-                check=settings.check,
-                ceiling=first.ceiling,
-                device_of=spread.device_of if spread else (lambda _: device) if device else None,
-                on_moved=context.rebuild_graph if device or spread else None,
-            )
-            on_failure.callback(live.close)
-            live.change_to(first.variant)
-            on_failure.pop_all()
+        loaded = load(
+            store,
+            first.variant,
+            layouts,
+            lambda model: _cells_by_room(options, settings, model, device),
+            n_warm=settings.n_warm,
+            check=settings.check,
+            ceiling=first.ceiling,
+            device=device,
+            layers=layers,
+        )
         return cls(
             settings=settings,
             store=store,
             variants=variants,
-            model=model,
-            context=context,
-            live=live,
-            prompts=PromptMaker(model),
-            n_slots=options.n_sequences,
-            n_cells=options.cells,
+            loaded=loaded,
+            prompts=PromptMaker(loaded.model),
             load_seconds=time.monotonic() - start,
         )
+
+    @property
+    def model(self) -> Model:
+        return self.loaded.model
+
+    @property
+    def context(self) -> Context:
+        return self.loaded.context
+
+    @property
+    def live(self) -> LiveVariants:
+        return self.loaded.live
+
+    @property
+    def n_slots(self) -> int:
+        """Sequences of the context: running ones and kept beginnings."""
+        return self.context.options.n_sequences
+
+    @property
+    def n_cells(self) -> int:
+        """Tokens that the KV cache holds."""
+        return self.context.options.cells
 
     def hello(self, variant: str) -> Hello:
         """What this engine is, running at ``variant``."""
@@ -184,9 +181,7 @@ class EngineParts:
     def close(self) -> None:
         if self.embedder is not None:
             self.embedder.close()
-        self.context.close()
-        self.model.close()
-        self.live.close()
+        self.loaded.close()
 
 
 def _check_possible(settings: EngineSettings) -> None:

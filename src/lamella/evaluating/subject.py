@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -12,12 +11,12 @@ from numpy.typing import NDArray
 
 from lamella.core.artifacts import Variant
 from lamella.core.closing import Closing
+from lamella.core.cores import usable_cores
 from lamella.evaluating.requests import Request
-from lamella.llama import gguf
-from lamella.llama.context import Context, ContextOptions, usable_cores
+from lamella.llama.context import Context, ContextOptions
 from lamella.llama.logits import Column, Logits, Survey, survey, token_losses
-from lamella.llama.model import Model
 from lamella.llama.vocabulary import Vocabulary
+from lamella.run.loading import loading
 from lamella.run.prefix import shared_prefix
 from lamella.run.variants import LiveVariants
 from lamella.store.store import Store
@@ -89,16 +88,9 @@ class Subject(Closing):
             ShardDamaged: a shard is missing, or with ``check`` does not match its name.
             EngineFailed: llama.cpp cannot load it.
         """
-        with store.lease(reading=True) as lease, contextlib.ExitStack() as on_failure:
-            first = lease.hold(variants[0].name)
-            paths = store.ready_paths(first)
-            if check:
-                store.check(first)
-            tensors = {n: t.spec for path in paths for n, t in gguf.read_tensors(path).items()}
-            self.model = Model.load(paths)
-            on_failure.callback(self.model.close)
-            self._live = LiveVariants(store, self.model, tensors, {}, n_warm=len(variants), check=check)
-            on_failure.pop_all()
+        with loading(store, variants[0].name, check=check) as opened:
+            self.model = opened.model
+            self._live = LiveVariants(store, self.model, opened.tensors, {}, n_warm=len(variants), check=check)
         self.n_threads = usable_cores()
         self._context: Context | None = None
         self._cached: tuple[int, ...] = ()

@@ -288,6 +288,15 @@ def read_tensors(path: Path) -> dict[str, TensorData]:
         return {t.spec.name: t for t in header.tensors(path)}
 
 
+def read_specs(paths: Iterable[Path]) -> dict[str, TensorSpec]:
+    """The tensors of all parts of a model, by name.
+
+    Raises:
+        ModelError: and its subclasses; see ``Header``.
+    """
+    return {name: tensor.spec for path in paths for name, tensor in read_tensors(path).items()}
+
+
 def read_structure(metadata_file: Path, tensors: Iterable[TensorSpec]) -> str:
     """``ModelIdentity.structure`` of a model whose metadata and tokenizer stand in one file, its tensors wherever.
 

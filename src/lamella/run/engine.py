@@ -13,7 +13,6 @@ end of the token that is being computed.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,10 +24,10 @@ from numpy.typing import NDArray
 
 from lamella.core.artifacts import Variant
 from lamella.core.closing import Closing
+from lamella.core.cores import usable_cores
 from lamella.core.errors import EngineFailed, InvalidRequest, StoreError
-from lamella.llama import chat_template, devices, gguf
-from lamella.llama.context import Context, ContextOptions, usable_cores
-from lamella.llama.model import Model
+from lamella.llama import chat_template, devices
+from lamella.llama.context import ContextOptions
 from lamella.llama.sampling import Sampler, SamplingOptions
 from lamella.llama.weights import WeightState
 from lamella.run.ceiling import NO_CEILING_ON_DEVICES
@@ -36,11 +35,11 @@ from lamella.run.chat import Message, as_template_messages
 from lamella.run.generation import FinishReason, Generation, Progress, Token
 from lamella.run.kernel_table import KernelTable, layouts_of
 from lamella.run.layouts import LayoutPolicy, check_policy
+from lamella.run.loading import Loaded, load
 from lamella.run.prefix import shared_prefix
 from lamella.run.prepared import PreparedVariant, Ready, StagedVariant, SwitchReport
 from lamella.run.starting import plan_start
 from lamella.run.text import TextStream
-from lamella.run.variants import LiveVariants
 from lamella.store.store import Store
 
 LONG_PROMPT_TOKENS = 32
@@ -84,12 +83,10 @@ class Engine(Closing):
         options: as given.
     """
 
-    def __init__(
-        self, store: Store, options: EngineOptions, model: Model, context: Context, live: LiveVariants
-    ) -> None:
+    def __init__(self, store: Store, options: EngineOptions, loaded: Loaded) -> None:
         """Use ``Engine.open``."""
         self.store, self.options = store, options
-        self._model, self._context, self._live = model, context, live
+        self._loaded, self._model, self._context, self._live = loaded, loaded.model, loaded.context, loaded.live
         self._between_tokens = threading.RLock()
         self._cached_tokens: list[int] = []
         self._generating: Progress | None = None
@@ -124,32 +121,17 @@ class Engine(Closing):
         device = devices.besides_cpu(options.device)
         layouts = {} if device else layouts_of(options.layout, kernels, variants)
         start = plan_start(store, variants, variant, options.context, layouts, options.memory_bytes)
-        with store.lease(reading=True) as lease, contextlib.ExitStack() as on_failure:
-            chosen = lease.hold(start.variant)
-            paths = store.ready_paths(chosen)
-            if options.check:
-                store.check(chosen)
-            tensors = {n: t.spec for path in paths for n, t in gguf.read_tensors(path).items()}
-            model = Model.load(paths, device=device)
-            on_failure.callback(model.close)
-            context = Context(model, options.context)
-            on_failure.callback(context.close)
-            live = LiveVariants(
-                store,
-                model,
-                tensors,
-                layouts,
-                n_warm=options.n_warm,
-                check=options.check,
-                ceiling=start.ceiling,
-                device_of=(lambda _: device) if device else None,
-                on_moved=context.rebuild_graph if device else None,
-            )
-            on_failure.callback(live.close)
-            engine = cls(store, options, model, context, live)
-            engine.switch(chosen.name)
-            on_failure.pop_all()
-        return engine
+        loaded = load(
+            store,
+            start.variant,
+            layouts,
+            lambda _: options.context,
+            n_warm=options.n_warm,
+            check=options.check,
+            ceiling=start.ceiling,
+            device=device,
+        )
+        return cls(store, options, loaded)
 
     @property
     def variant(self) -> str:
@@ -281,7 +263,12 @@ class Engine(Closing):
         """Logits after the last of ``tokens``, computed from nothing: shape (vocabulary,).
 
         Ends a generation that was not finished; the KV cache holds ``tokens`` afterwards.
+
+        Raises:
+            InvalidRequest: there are none, and so no last one.
         """
+        if not tokens:
+            raise InvalidRequest("logits come after a token, and none was given")
         with self._between_tokens:
             self._check_open()
             self._generating = None
@@ -294,9 +281,7 @@ class Engine(Closing):
         """Free everything; later calls do nothing.  A generation that was not finished cannot go on."""
         with self._between_tokens:
             self._is_open = False
-            self._context.close()
-            self._model.close()
-            self._live.close()
+            self._loaded.close()
 
     def _check_open(self) -> None:
         if not self._is_open:

@@ -116,7 +116,7 @@ def _measure(store: Store, variant: Variant, options: ContextOptions) -> _Needs:
     with store.lease(reading=True) as lease:
         paths = store.ready_paths(lease.hold(variant.name))
         context = context_memory(paths, options)
-        tensors = {n: t.spec for path in paths for n, t in gguf.read_tensors(path).items()}
+        tensors = gguf.read_specs(paths)
     vocabulary = tensors["token_embd.weight"].n_rows
     growth = GROWTH_BYTES + options.n_sequences * vocabulary * CANDIDATE_BYTES
     cells = math.ceil(options.cells / CELL_STEP) * CELL_STEP
