@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lamella.core.errors import ShardDamaged
 from lamella.run.engine import Engine
+from lamella.run.loading import load
 from lamella.store.store import Store
 from tests.run.conftest import OPTIONS
 
@@ -61,3 +63,18 @@ def test_what_was_prepared_before_it_was_replaced_is_got_anew(own_store: Store) 
         engine.switch("current")
         np.testing.assert_array_equal(engine.logits(PROMPT), small)
         assert own_store.leased_ids() == {shard.id for shard in own_store.variant("small").shards}
+
+
+def test_where_the_new_one_cannot_be_prepared_the_old_one_can_be_let_go(own_store: Store) -> None:
+    with load(own_store, "middle", {}, lambda _: OPTIONS.context, n_warm=2, check=False) as loaded:
+        live = loaded.live
+        live.change_to("current")
+        live.change_to("middle")
+        small = own_store.variant("small")
+        own_store.add_variant("current", small.plan, small.shards, replace=True)
+        own_store.shard_path(small.shards[1].id).unlink()
+        with pytest.raises(ShardDamaged, match="missing"):
+            live.prepare("current").result()
+        assert list(live.warm) == ["current", "middle"]
+        live.save_memory(is_on=True)
+        assert list(live.warm) == ["middle"]

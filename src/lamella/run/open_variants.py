@@ -76,9 +76,17 @@ class OpenVariants:
         """Forget a variant, unless it is in use."""
         if name in self.warm and not self.is_in_use(name):
             self.warm.pop(name).lease.close()
+        unused = self._take_unused(name)
+        if unused is not None:
+            unused.lease.close()
+
+    def _take_unused(self, name: str) -> Ready | None:
+        """What was prepared under a name and has not been used; it is forgotten, and so is a failure."""
         pending = self.pending.get(name)
-        if pending is not None and pending.done():
-            self.pending.pop(name).result().lease.close()
+        if pending is None or not pending.done():
+            return None
+        del self.pending[name]
+        return None if pending.cancelled() or pending.exception() else pending.result()
 
     def admit(self, prepared: PreparedVariant) -> None:
         """It is warm now, and the last used.
@@ -86,11 +94,7 @@ class OpenVariants:
         What else is open under its name goes: the variant before or after it was replaced in the store.
         """
         name = prepared.variant.name
-        pending = self.pending.get(name)
-        others: list[Ready | None] = [self.warm.pop(name, None)]
-        if pending is not None and pending.done():
-            others.append(self.pending.pop(name).result())
-        for other in others:
+        for other in (self.warm.pop(name, None), self._take_unused(name)):
             if other is not None and other is not prepared and other is not self.current:
                 other.lease.close()
         self.warm[name] = prepared
