@@ -267,9 +267,9 @@ def create_owned(path: Path, mode: int = 0o600) -> int:
 
 
 def take_over(path: Path) -> int | None:
-    """Make a file this process's, creating it if need be; None if it has a living owner."""
+    """Make a file this process's, creating it if need be; None if it has a living owner.  Links are not followed."""
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -14,12 +14,11 @@ one without is rubbish to ``gc``.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 from pathlib import Path
 
-from lamella.store.files import PIECE_BYTES, OwnedFile, storage_errors
+from lamella.store.files import PIECE_BYTES, OwnedFile, has_living_owner, remove_dead, storage_errors, take_over
 from lamella.store.layout import check_sha256
 
 
@@ -76,33 +75,18 @@ def _open_alone(incoming: Path, shard_id: str) -> tuple[int, Path]:
     number = 0
     while True:
         path = incoming / (f"{shard_id}.{number}.part" if number else f"{shard_id}.part")
-        fd = _open(path)
-        if not _lock(fd):
-            number += 1  # a living writer's; take the next name
-        elif _still_there(fd, path):
+        fd = _take(path)
+        if fd is not None:
             return fd, path
-        os.close(fd)  # perhaps placed or removed between opening and locking
+        number += 1  # a living writer's; take the next name
 
 
-def _open(path: Path) -> int:
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+def _take(path: Path) -> int | None:
+    """As ``take_over``; what a writer that died in ``place`` left read-only is removed first."""
     try:
-        return os.open(path, flags, 0o600)
+        return take_over(path)
     except PermissionError:
-        path.unlink()  # made read-only by a writer that died in ``place``
-        return os.open(path, flags, 0o600)
-
-
-def _lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _still_there(fd: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), path.lstat())
-    except FileNotFoundError:
-        return False
+        if has_living_owner(path):
+            return None  # it is being given its place at this moment
+        remove_dead(path)
+        return take_over(path)
