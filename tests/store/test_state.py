@@ -158,6 +158,18 @@ def test_a_store_that_may_not_be_written_notes_no_use(store: Store, make_variant
     assert store.ready_paths(variant) == (store.shard_path(variant.shards[0].id),)
 
 
+def test_a_quota_of_nothing_and_a_pin_of_another_variant_are_named_with_their_cure(store: Store) -> None:
+    store.state.set_quota(0)
+    store.state.pin("v")
+    pin = store.path / "pins/v.json"
+    pin.chmod(0o644)
+    pin.write_bytes(pin.read_bytes().replace(b'"v"', b'"w"'))
+    with pytest.raises(StoreFormatError, match=rf"0 bytes.*lamella store quota {store.path} none"):
+        store.state.quota_bytes()
+    with pytest.raises(StoreFormatError, match=rf"variant 'w'.*lamella store unpin {store.path} v"):
+        store.state.pinned()
+
+
 def test_a_note_about_another_shard_is_refused(store: Store, make_variant: MakeVariant) -> None:
     a, b = make_variant("v", b"meta", b"layer").shards
     store.state.note_dropped(a)

@@ -53,9 +53,12 @@ class State:
         Raises:
             StoreFormatError: the note cannot be read; names it and the cure.
         """
-        found = read_note(self._layout.quota, QUOTA_FORMAT, _Quota, f"lamella store quota {self._layout.root} none")
+        path, cure = self._layout.quota, f"lamella store quota {self._layout.root} none"
+        found = read_note(path, QUOTA_FORMAT, _Quota, cure)
         if found is not None and found.quota_bytes <= 0:
-            raise StoreFormatError(f"{self._layout.quota} allows {found.quota_bytes} bytes, which is no quota")
+            raise StoreFormatError(
+                f"{path} allows {found.quota_bytes} bytes, which is no quota; to mend it, run: {cure}"
+            )
         return found.quota_bytes if found else None
 
     def set_quota(self, quota_bytes: int | None) -> None:
@@ -160,7 +163,11 @@ class State:
         yield from (lambda i=shard_id: self._read_dropped(i) for shard_id, _ in self._layout.dropped_files())
 
     def _read_pin(self, variant: str, path: Path) -> _Pin | None:
-        return read_note(path, PIN_FORMAT, _Pin, f"lamella store unpin {self._layout.root} {variant}")
+        cure = f"lamella store unpin {self._layout.root} {variant}"
+        found = read_note(path, PIN_FORMAT, _Pin, cure)
+        if found is not None and found.variant != variant:
+            raise StoreFormatError(f"{path} is about variant {found.variant!r}; to mend it, run: {cure}")
+        return found
 
     def _read_dropped(self, shard_id: str) -> _Dropped | None:
         path, cure = self._layout.dropped(shard_id), f"lamella store repair {self._layout.root}"
