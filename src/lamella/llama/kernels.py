@@ -7,19 +7,22 @@ way round), so nothing but a measurement tells.
 
 from __future__ import annotations
 
-import ctypes as ct
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lamella.core.errors import EngineFailed
-from lamella.core.precision import GGML_TYPES, GgmlType
+from lamella.core.precision import GgmlType
 from lamella.llama import api, library, quantize
+from lamella.llama.scratch import Scratch
 from lamella.llama.weights import repack_buffer_type
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 ROW_LENGTH, N_ROWS = 2048, 1024
 TOKEN_WEIGHT_BYTES = 64 << 20  # for single tokens: more than caches hold, since a model streams from memory
@@ -57,9 +60,9 @@ def measure(ggml_type: GgmlType, n_threads: int, least_seconds: float = 0.0) -> 
         EngineFailed: ggml cannot allocate or compute.
     """
     with _products(ggml_type, n_threads, repacked=True) as repacked, _products(ggml_type, n_threads) as mapped:
-        if repacked is None or mapped is None:
-            if mapped is None:
-                raise EngineFailed(f"the CPU device cannot multiply by {ggml_type.name}")
+        if mapped is None:
+            raise EngineFailed(f"the CPU device cannot multiply by {ggml_type.name}")
+        if repacked is None:
             return KernelTimes(mapped.token(least_seconds), mapped.prompt())
         # alternating, so that other load hits both
         runs = [
@@ -79,60 +82,45 @@ def measure_attention(n_threads: int, least_seconds: float = 0.0) -> KernelTimes
     Raises:
         EngineFailed: ggml cannot allocate or compute.
     """
-    lib = library.load()
-    base = lib.base
-    device = lib.ggml.ggml_backend_dev_by_type(library.DEVICE_TYPE_CPU)
-    backend = base.ggml_backend_dev_init(device, None)
-    _set_threads(lib, device, backend, n_threads)
-    context = base.ggml_init(api.InitParams(1 << 22, None, True))
-    memory = None
-    try:
-        caches = [_tensor(base, context, "F16", HEAD, CELLS, KV_HEADS) for _ in range(2 * ATTENTIONS)]
-        graphs = {n: _attention(base, context, caches, n) for n in (1, PROMPT_TOKENS)}
-        memory = base.ggml_backend_alloc_ctx_tensors(context, backend)
-        if not memory:
-            raise EngineFailed("no memory to time attention")
+    with Scratch(_cpu(), n_threads) as scratch:
+        caches = [scratch.tensor("F16", HEAD, CELLS, KV_HEADS) for _ in range(2 * ATTENTIONS)]
+        graphs = {n: _attention(scratch, caches, n) for n in (1, PROMPT_TOKENS)}
+        scratch.allocate("attention that is timed")
         for tensor in (*caches, *(query for _, query in graphs.values())):
-            _fill_tensor(base, tensor, np.float16 if tensor in caches else np.float32)
+            scratch.write(tensor, _numbers(scratch, tensor, np.float16 if tensor in caches else np.float32))
         times = {
-            n: [_nanoseconds(base, backend, graph, least_seconds) for _ in range(1 + REPEATS)]
+            n: [_nanoseconds(scratch, graph, least_seconds) for _ in range(1 + REPEATS)]
             for n, (graph, _) in graphs.items()
         }
-    finally:
-        if memory:
-            base.ggml_backend_buffer_free(memory)
-        base.ggml_free(context)
-        base.ggml_backend_free(backend)
     token, prompt = (min(of_n) / (n * HEAD * HEADS * CELLS * ATTENTIONS) for n, of_n in times.items())
     return KernelTimes(token, prompt)
 
 
-def _attention(base: Any, context: int, caches: list[int], n_tokens: int) -> tuple[int, int]:
+def _cpu() -> int:
+    return int(library.load().ggml.ggml_backend_dev_by_type(library.DEVICE_TYPE_CPU))
+
+
+def _attention(scratch: Scratch, caches: list[int], n_tokens: int) -> tuple[int, int]:
     """A graph of layers' attentions, and their query."""
-    graph = base.ggml_new_graph(context)
-    query = _tensor(base, context, "F32", HEAD, n_tokens, HEADS)
-    for keys, values in zip(caches[::2], caches[1::2], strict=True):
-        found = base.ggml_flash_attn_ext(context, query, keys, values, None, HEAD**-0.5, 0.0, 0.0)
-        base.ggml_build_forward_expand(graph, found)
-    return int(graph), query
+    query = scratch.tensor("F32", HEAD, n_tokens, HEADS)
+    pairs = zip(caches[::2], caches[1::2], strict=True)
+    attend = scratch.base.ggml_flash_attn_ext
+    found = [attend(scratch.context, query, keys, values, None, HEAD**-0.5, 0.0, 0.0) for keys, values in pairs]
+    return scratch.graph(found), query
 
 
-def _tensor(base: Any, context: int, type_name: str, *shape: int) -> int:
-    return int(base.ggml_new_tensor(context, GGML_TYPES[type_name].code, len(shape), (ct.c_int64 * len(shape))(*shape)))
+def _numbers(scratch: Scratch, tensor: int, kind: type[np.floating[Any]]) -> NDArray[Any]:
+    """As in a model: what lies in fresh memory could be slow denormals."""
+    n = scratch.base.ggml_nbytes(tensor) // np.dtype(kind).itemsize
+    values: NDArray[Any] = np.random.default_rng(2).standard_normal(n, np.float32).astype(kind)
+    return values
 
 
-def _fill_tensor(base: Any, tensor: int, kind: type[np.floating[Any]]) -> None:
-    n_bytes = base.ggml_nbytes(tensor)
-    values = np.random.default_rng(2).standard_normal(n_bytes // np.dtype(kind).itemsize, np.float32).astype(kind)
-    base.ggml_backend_tensor_set(tensor, values.ctypes.data, 0, n_bytes)
-
-
-def _nanoseconds(base: Any, backend: int, graph: int, least_seconds: float = 0.0) -> float:
+def _nanoseconds(scratch: Scratch, graph: int, least_seconds: float = 0.0) -> float:
     """Of a graph, the mean of as many as fill some seconds."""
     start, n_done, taken = time.perf_counter_ns(), 0, 0
     while not n_done or taken < 1e9 * least_seconds:
-        if base.ggml_backend_graph_compute(backend, graph) != 0:
-            raise EngineFailed("ggml could not compute")
+        scratch.compute(graph)
         n_done, taken = n_done + 1, time.perf_counter_ns() - start
     return taken / n_done
 
@@ -141,18 +129,17 @@ def _nanoseconds(base: Any, backend: int, graph: int, least_seconds: float = 0.0
 class _Products:
     """Two prepared graphs over the same weights."""
 
-    base: Any
-    backend: int
+    scratch: Scratch
     token_graph: int
     prompt_graph: int
     n_matrices: int
 
     def token(self, least_seconds: float = 0.0) -> float:
-        taken = _nanoseconds(self.base, self.backend, self.token_graph, least_seconds)
+        taken = _nanoseconds(self.scratch, self.token_graph, least_seconds)
         return taken / (self.n_matrices * N_ROWS * ROW_LENGTH)
 
     def prompt(self) -> float:
-        taken = _nanoseconds(self.base, self.backend, self.prompt_graph)
+        taken = _nanoseconds(self.scratch, self.prompt_graph)
         return taken / (PROMPT_MATRICES * N_ROWS * ROW_LENGTH * PROMPT_TOKENS)
 
 
@@ -161,8 +148,7 @@ def _products(ggml_type: GgmlType, n_threads: int, *, repacked: bool = False) ->
     """Weights in one layout and the graphs that multiply by them; None where the layout does not exist."""
     lib = library.load()
     base = lib.base
-    device = lib.ggml.ggml_backend_dev_by_type(library.DEVICE_TYPE_CPU)
-    buffer_type = repack_buffer_type(lib) if repacked else base.ggml_backend_dev_buffer_type(device)
+    buffer_type = repack_buffer_type(lib) if repacked else base.ggml_backend_dev_buffer_type(_cpu())
     if buffer_type is None:
         yield None
         return
@@ -171,76 +157,41 @@ def _products(ggml_type: GgmlType, n_threads: int, *, repacked: bool = False) ->
     weights = base.ggml_backend_buft_alloc_buffer(buffer_type, matrix_bytes * n_matrices)
     if not weights:
         raise EngineFailed(f"no memory to time {ggml_type.name}: {matrix_bytes * n_matrices} bytes are needed")
-    backend = base.ggml_backend_dev_init(device, None)
-    _set_threads(lib, device, backend, n_threads)
-    context = base.ggml_init(api.InitParams(1 << 22, None, True))
-    scratch = None
-    try:
-        matrices = _fill(lib, context, weights, ggml_type, n_matrices)
-        if not matrices:
-            yield None
-            return
-        token, prompt = (
-            _graph(base, context, matrices, 1),
-            _graph(base, context, matrices[:PROMPT_MATRICES], PROMPT_TOKENS),
-        )
-        scratch = base.ggml_backend_alloc_ctx_tensors(context, backend)
-        if not scratch:
-            raise EngineFailed(f"no memory to time {ggml_type.name}")
-        for graph in (token, prompt):
-            _fill_activations(base, graph)
-        products = _Products(base, backend, token.address, prompt.address, n_matrices)
-        products.token(), products.prompt()  # warm up
-        yield products
-    finally:
-        base.ggml_backend_buffer_free(weights)
-        if scratch:
-            base.ggml_backend_buffer_free(scratch)
-        base.ggml_free(context)
-        base.ggml_backend_free(backend)
+    with ExitStack() as owned:
+        owned.callback(base.ggml_backend_buffer_free, weights)
+        scratch = owned.enter_context(Scratch(_cpu(), n_threads))
+        matrices = _matrices(scratch, weights, ggml_type, n_matrices)
+        yield _prepared(scratch, matrices, ggml_type) if matrices else None
 
 
-def _fill(lib: library.Library, context: int, weights: int, ggml_type: GgmlType, n_matrices: int) -> list[int]:
-    base = lib.base
+def _matrices(scratch: Scratch, weights: int, ggml_type: GgmlType, n_matrices: int) -> list[int]:
+    """Matrices in a buffer, all with the same values; none where its layout does not take this type."""
+    base = scratch.base
     rows = np.random.default_rng(0).standard_normal((N_ROWS, ROW_LENGTH), np.float32)
     stored = quantize.encode_rows(rows, ggml_type)
-    start, shape = base.ggml_backend_buffer_get_base(weights), (ct.c_int64 * 2)(ROW_LENGTH, N_ROWS)
+    start = base.ggml_backend_buffer_get_base(weights)
+    is_plain = base.ggml_backend_buft_is_host(base.ggml_backend_buffer_get_type(weights))
     matrices = []
     for i in range(n_matrices):
-        matrix = base.ggml_new_tensor(context, ggml_type.code, 2, shape)
+        matrix = scratch.tensor(ggml_type.name, ROW_LENGTH, N_ROWS)
         base.ggml_backend_tensor_alloc(weights, matrix, start + i * stored.nbytes)
-        tensor = ct.cast(matrix, ct.POINTER(api.Tensor)).contents
-        is_plain = base.ggml_backend_buft_is_host(base.ggml_backend_buffer_get_type(weights))
-        if not is_plain and not tensor.extra:
+        if not is_plain and not api.tensor_at(matrix).extra:
             return []  # this type has no repacked layout here
-        base.ggml_backend_tensor_set(matrix, stored.ctypes.data, 0, stored.nbytes)
+        scratch.write(matrix, stored)
         matrices.append(matrix)
     return matrices
 
 
-@dataclass(frozen=True, slots=True)
-class _Graph:
-    address: int
-    activations: int
-    n_tokens: int
-
-
-def _graph(base: Any, context: int, matrices: list[int], n_tokens: int) -> _Graph:
-    graph = base.ggml_new_graph(context)
-    activations = base.ggml_new_tensor(context, GGML_TYPES["F32"].code, 2, (ct.c_int64 * 2)(ROW_LENGTH, n_tokens))
-    for matrix in matrices:
-        base.ggml_build_forward_expand(graph, base.ggml_mul_mat(context, matrix, activations))
-    return _Graph(int(graph), activations, n_tokens)
-
-
-def _fill_activations(base: Any, graph: _Graph) -> None:
-    """Numbers as in a model: what lies in fresh memory could be slow denormals."""
-    values = np.random.default_rng(1).standard_normal((graph.n_tokens, ROW_LENGTH), np.float32)
-    base.ggml_backend_tensor_set(graph.activations, values.ctypes.data, 0, values.nbytes)
-
-
-def _set_threads(lib: library.Library, device: int, backend: int, n_threads: int) -> None:
-    registry = lib.base.ggml_backend_dev_backend_reg(device)
-    pointer = lib.base.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_set_n_threads")
-    if pointer:
-        ct.CFUNCTYPE(None, ct.c_void_p, ct.c_int)(pointer)(backend, n_threads)
+def _prepared(scratch: Scratch, matrices: list[int], ggml_type: GgmlType) -> _Products:
+    """Both graphs, with numbers to multiply and computed once, to warm up."""
+    graphs = []
+    activations = []
+    for n_tokens, some in ((1, matrices), (PROMPT_TOKENS, matrices[:PROMPT_MATRICES])):
+        activations.append(scratch.tensor("F32", ROW_LENGTH, n_tokens))
+        graphs.append(scratch.graph(scratch.base.ggml_mul_mat(scratch.context, m, activations[-1]) for m in some))
+    scratch.allocate(f"products with {ggml_type.name} that are timed")
+    for tensor in activations:
+        scratch.write(tensor, _numbers(scratch, tensor, np.float32))
+    products = _Products(scratch, graphs[0], graphs[1], len(matrices))
+    products.token(), products.prompt()
+    return products

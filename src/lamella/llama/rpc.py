@@ -16,11 +16,12 @@ import statistics
 import time
 
 import numpy as np
+from numpy.typing import NDArray
 
+from lamella.core.cores import usable_cores
 from lamella.core.errors import EngineFailed, InvalidRequest
-from lamella.core.precision import GGML_TYPES
-from lamella.llama import api, devices, library
-from lamella.llama.context import usable_cores
+from lamella.llama import devices, library
+from lamella.llama.scratch import Scratch
 
 ANSWER_SECONDS = 5.0
 SMALL_INPUTS = (128, 2, 2, 1)
@@ -77,42 +78,22 @@ def pass_seconds(device: str, width: int) -> float:
     Raises:
         EngineFailed: the device gives no memory, or cannot compute.
     """
-    base = library.load().base
-    backend = base.ggml_backend_dev_init(devices.address(device), None)
-    context = base.ggml_init(api.InitParams(1 << 22, None, True))
-    memory = None
-    try:
-        tensors = [_tensor(context, n) for n in (width, width, *SMALL_INPUTS)]
-        row, inputs = tensors[0], tensors[1:]
-        graph = base.ggml_new_graph(context)
-        base.ggml_build_forward_expand(graph, base.ggml_mul_mat(context, row, inputs[0]))
-        memory = base.ggml_backend_alloc_ctx_tensors(context, backend)
-        if not memory:
-            raise EngineFailed(f"device {device} has no memory for a row of {width} numbers")
+    with Scratch(devices.address(device)) as scratch:
+        row, *inputs = (scratch.tensor("F32", n, 1) for n in (width, width, *SMALL_INPUTS))
+        graph = scratch.graph([scratch.base.ggml_mul_mat(scratch.context, row, inputs[0])])
+        scratch.allocate(f"a row of {width} numbers")
         state = np.zeros(max(width, *SMALL_INPUTS), np.float32)
-        base.ggml_backend_tensor_set(row, state.ctypes.data, 0, base.ggml_nbytes(row))
-        seconds = [_pass(backend, graph, inputs, state) for _ in range(WARM_UP_PASSES + PASSES)]
-        return statistics.median(seconds[WARM_UP_PASSES:])
-    finally:
-        if memory:
-            base.ggml_backend_buffer_free(memory)
-        base.ggml_free(context)
-        base.ggml_backend_free(backend)
+        scratch.write(row, state)
+        seconds = [_pass(scratch, graph, inputs, state) for _ in range(WARM_UP_PASSES + PASSES)]
+    return statistics.median(seconds[WARM_UP_PASSES:])
 
 
-def _tensor(context: int, n: int) -> int:
-    shape = (ct.c_int64 * 2)(n, 1)
-    return int(library.load().base.ggml_new_tensor(context, GGML_TYPES["F32"].code, 2, shape))
-
-
-def _pass(backend: int, graph: int, inputs: list[int], state: np.ndarray[tuple[int], np.dtype[np.float32]]) -> float:
-    base = library.load().base
+def _pass(scratch: Scratch, graph: int, inputs: list[int], state: NDArray[np.float32]) -> float:
     start = time.perf_counter()
     for tensor in inputs:
-        base.ggml_backend_tensor_set(tensor, state.ctypes.data, 0, base.ggml_nbytes(tensor))
-    if base.ggml_backend_graph_compute(backend, graph) != 0:
-        raise EngineFailed("the RPC device could not compute")
-    base.ggml_backend_tensor_get(inputs[0], state.ctypes.data, 0, base.ggml_nbytes(inputs[0]))
+        scratch.write(tensor, state)
+    scratch.compute(graph)
+    scratch.read(inputs[0], state)
     return time.perf_counter() - start
 
 
