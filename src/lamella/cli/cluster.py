@@ -21,7 +21,8 @@ from lamella.cli.options import (
     split_target,
 )
 from lamella.cli.output import JsonFlag, note, print_json, say, stdout, table
-from lamella.cli.serve import engine_settings, key_ring, run_in_loop
+from lamella.cli.serve import run_in_loop
+from lamella.cli.serve_options import EngineFlags, key_ring
 from lamella.config import Config
 from lamella.core.errors import ClusterRefused, InvalidRequest
 from lamella.core.units import format_bytes, parse_bytes
@@ -215,7 +216,9 @@ def serve(
         raise InvalidRequest("--fixed needs --layers NODE=A-B,... or --placement FILE")
     placed = api.read_placed_layers(placement) if placement else api.parse_layers(layers) if layers else None
     replanning = api.Replanning(fixed, parse_bytes(memory_here) if memory_here else 0, gain, hold, moves, links)
-    engine = engine_settings(context, sequences, cells, kv_type, None, warm=warm, prompt_cache=NO_PROMPT_CACHE)
+    engine = EngineFlags(
+        context=context, sequences=sequences, cells=cells, kv_type=kv_type, warm=warm, prompt_cache=NO_PROMPT_CACHE
+    ).settings()
     folder_of_store, variant = split_target(target)
     store = Store.open(folder_of_store)  # what is wrong with it is said here, and not by a process that dies
     engine = msgspec.structs.replace(engine, store=str(folder_of_store), variant=variant)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,10 +12,11 @@ import typer
 from lamella import api
 from lamella.cli.constraints import AtLeastOption, AvoidOption, FusedFlag, read_constraints
 from lamella.cli.deliver import deliver
+from lamella.cli.groups import takes_groups
 from lamella.cli.options import KvTypeOption, PlotOption, SchemeOption
 from lamella.cli.output import JsonFlag, bar, note, print_json, progress, say, stdout, table
 from lamella.config import Config
-from lamella.core.artifacts import Plan, to_plain
+from lamella.core.artifacts import Measurement, Plan, to_plain
 from lamella.core.errors import DoesNotFit
 from lamella.core.units import format_bytes, format_seconds
 from lamella.measuring import MeasureSettings
@@ -24,60 +26,98 @@ from lamella.report.plots import plot_plan
 from lamella.resources.waiting import Waiting
 
 
+@dataclass(frozen=True)
+class SizeFlags:
+    """How large a plan may be."""
+
+    memory: Annotated[
+        str | None, typer.Option(help="Memory to stay within, such as 6GiB. Default: what the device has free.")
+    ] = None
+    average_bits: Annotated[
+        float | None, typer.Option(help="In place of --memory: mean nominal bits of the layers, as LSAQ counts.")
+    ] = None
+    bits_per_weight: Annotated[
+        float | None, typer.Option(help="In place of --memory: stored bits over all weights, at most.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class PolicyFlags:
+    """What single policies are asked."""
+
+    alpha: Annotated[float | None, typer.Option(help="Of policy alpha: in (0, 1], smaller is more aggressive.")] = None
+    precision: Annotated[
+        str | None, typer.Option(help="Of policy uniform: fp16, int8 ... int2, or a ggml type. Default: what fits.")
+    ] = None
+    seed: Annotated[int | None, typer.Option(help="Of policy random: of the order of the layers. Default: 0.")] = None
+    mix: Annotated[
+        str | None, typer.Option(help="Of policy stock: a mix that llama-quantize knows, such as Q4_K_M.")
+    ] = None
+    imatrix: Annotated[
+        Path | None, typer.Option(help="Of policy stock: the importance matrix that lamella build will be given.")
+    ] = None
+    outside: Annotated[
+        str | None, typer.Option(help="Precision of embedding and head, or 'keep'. Default: the policy's.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class KnapsackFlags:
+    """What policy knapsack is asked."""
+
+    file_size: Annotated[
+        str | None, typer.Option(help="Of knapsack: size of one GGUF file of the plan, such as 80MB.")
+    ] = None
+    kl: Annotated[
+        float | None, typer.Option(help="Of knapsack: the smallest plan of at most this predicted KL divergence.")
+    ] = None
+    ms_per_token: Annotated[
+        float | None, typer.Option(help="Of knapsack: most milliseconds a token, in matrix products on this machine.")
+    ] = None
+    prompt_tokens_per_second: Annotated[
+        float | None, typer.Option(help="Of knapsack: slowest reading of a prompt, in matrix products.")
+    ] = None
+    avoid: AvoidOption = None
+    at_least: AtLeastOption = None
+    fused: FusedFlag = False
+    exact: Annotated[bool, typer.Option("--exact", help="Of knapsack: prove the plan by integer program.")] = False
+
+    @property
+    def wants_speed(self) -> bool:
+        return self.ms_per_token is not None or self.prompt_tokens_per_second is not None
+
+    @property
+    def has_limit(self) -> bool:
+        return self.wants_speed or self.file_size is not None or self.kl is not None
+
+
+@dataclass(frozen=True)
+class RunningFlags:
+    """What memory is kept for."""
+
+    context: Annotated[
+        int | None, typer.Option(help="Tokens of each sequence to keep memory for. Default: up to 4096.")
+    ] = None
+    parallel: Annotated[int, typer.Option(help="Sequences at once.")] = 1
+    kv_type: KvTypeOption = "F16"
+
+
+@takes_groups
 def plan(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Path of a GGUF file, smollm2, or spec:NAME (spec:llama-2-7b ...).")
     ],
+    *,
     policy: Annotated[
         str | None,
         typer.Option(
             help=f"One of {', '.join(POLICIES)}. Default: knapsack; lsaq for spec:NAME and measurements of layers."
         ),
     ] = None,
-    memory: Annotated[
-        str | None, typer.Option(help="Memory to stay within, such as 6GiB. Default: what the device has free.")
-    ] = None,
-    average_bits: Annotated[
-        float | None, typer.Option(help="In place of --memory: mean nominal bits of the layers, as LSAQ counts.")
-    ] = None,
-    bits_per_weight: Annotated[
-        float | None, typer.Option(help="In place of --memory: stored bits over all weights, at most.")
-    ] = None,
-    alpha: Annotated[float | None, typer.Option(help="Of policy alpha: in (0, 1], smaller is more aggressive.")] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="Of policy uniform: fp16, int8 ... int2, or a ggml type. Default: what fits.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of policy random: of the order of the layers. Default: 0.")] = None,
-    mix: Annotated[
-        str | None, typer.Option(help="Of policy stock: a mix that llama-quantize knows, such as Q4_K_M.")
-    ] = None,
-    imatrix: Annotated[
-        Path | None, typer.Option(help="Of policy stock: the importance matrix that lamella build will be given.")
-    ] = None,
-    outside: Annotated[
-        str | None, typer.Option(help="Precision of embedding and head, or 'keep'. Default: the policy's.")
-    ] = None,
-    file_size: Annotated[
-        str | None, typer.Option(help="Of knapsack: size of one GGUF file of the plan, such as 80MB.")
-    ] = None,
-    kl: Annotated[
-        float | None, typer.Option(help="Of knapsack: the smallest plan of at most this predicted KL divergence.")
-    ] = None,
-    ms_per_token: Annotated[
-        float | None, typer.Option(help="Of knapsack: most milliseconds a token, in matrix products on this machine.")
-    ] = None,
-    prompt_tokens_per_second: Annotated[
-        float | None, typer.Option(help="Of knapsack: slowest reading of a prompt, in matrix products.")
-    ] = None,
-    avoid: AvoidOption = None,
-    at_least: AtLeastOption = None,
-    fused: FusedFlag = False,
-    exact: Annotated[bool, typer.Option("--exact", help="Of knapsack: prove the plan by integer program.")] = False,
-    context: Annotated[
-        int | None, typer.Option(help="Tokens of each sequence to keep memory for. Default: up to 4096.")
-    ] = None,
-    parallel: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
-    kv_type: KvTypeOption = "F16",
+    size: SizeFlags,
+    of_policy: PolicyFlags,
+    of_knapsack: KnapsackFlags,
+    running: RunningFlags,
     measurement: Annotated[
         Path | None,
         typer.Option(help="What 'lamella measure --out' wrote. Default: measured once a model."),
@@ -96,30 +136,29 @@ def plan(
     """
     config = Config.from_environment(os.environ)
     given = api.read_measurement(measurement) if measurement else None
-    importance = api.read_importance(imatrix) if imatrix else None
+    importance = api.read_importance(of_policy.imatrix) if of_policy.imatrix else None
     policy = policy or api.default_policy(model, scheme, given)
     api.check_plan_arguments(
-        policy, given, memory=memory, average_bits=average_bits, bits_per_weight=bits_per_weight,
-        seed=seed, mix=mix, importance=importance,
+        policy, given, memory=size.memory, average_bits=size.average_bits, bits_per_weight=size.bits_per_weight,
+        seed=of_policy.seed, mix=of_policy.mix, importance=importance,
     )  # fmt: skip
-    if given is None and api.needs_measuring(model, policy):
-        metric, settings = METRICS[policy], MeasureSettings(n_threads=config.n_threads)
-        with progress(f"measuring {metric}", quiet=json) as update:
-            given = api.measure_once(model, metric, config.cache_folder, settings=settings, on_progress=update)
+    if given is None:
+        given = _measured(model, policy, config, quiet=json)
     prices = None
-    if given is not None and (ms_per_token is not None or prompt_tokens_per_second is not None):
+    if given is not None and of_knapsack.wants_speed:
         with progress("timing kernels", quiet=json):
             prices = api.measured_prices(given.tensors, config.n_threads, cache_folder=config.cache_folder)
-    limits = (memory, average_bits, bits_per_weight, file_size, kl, ms_per_token, prompt_tokens_per_second)
-    if all(limit is None for limit in limits):
+    if not of_knapsack.has_limit and all(limit is None for limit in astuple(size)):
         _say_device(device or config.device)
     try:
         made = api.plan(
-            model, policy, memory=memory, alpha=alpha, precision=precision, outside=outside, scheme=scheme,
-            average_bits=average_bits, bits_per_weight=bits_per_weight, file_size=file_size, kl=kl,
-            ms_per_token=ms_per_token, prompt_tokens_per_second=prompt_tokens_per_second, prices=prices, exact=exact,
-            constraints=read_constraints(avoid, at_least, fused), seed=seed, mix=mix, importance=importance,
-            context=context, parallel=parallel, kv_type=kv_type, measurement=given,
+            model, policy, memory=size.memory, average_bits=size.average_bits, bits_per_weight=size.bits_per_weight,
+            alpha=of_policy.alpha, precision=of_policy.precision, outside=of_policy.outside, seed=of_policy.seed,
+            mix=of_policy.mix, importance=importance, file_size=of_knapsack.file_size, kl=of_knapsack.kl,
+            ms_per_token=of_knapsack.ms_per_token, prompt_tokens_per_second=of_knapsack.prompt_tokens_per_second,
+            prices=prices, exact=of_knapsack.exact, context=running.context, parallel=running.parallel,
+            constraints=read_constraints(of_knapsack.avoid, of_knapsack.at_least, of_knapsack.fused),
+            kv_type=running.kv_type, scheme=scheme, measurement=given,
             device=device or config.device, wait=wait, timeout_seconds=timeout, on_wait=_say_waiting,
         )  # fmt: skip
     except DoesNotFit as error:
@@ -129,6 +168,15 @@ def plan(
             raise typer.Exit(error.exit_code) from None
         raise
     deliver(made, out=out, plot=plot, draw=plot_plan, show=show_plan, json=json)
+
+
+def _measured(model: str, policy: str, config: Config, *, quiet: bool) -> Measurement | None:
+    """What the policy wants measured, by its metric, once a model; None where it looks at no measurement."""
+    if not api.needs_measuring(model, policy):
+        return None
+    metric, settings = METRICS[policy], MeasureSettings(n_threads=config.n_threads)
+    with progress(f"measuring {metric}", quiet=quiet) as update:
+        return api.measure_once(model, metric, config.cache_folder, settings=settings, on_progress=update)
 
 
 def show_plan(plan: Plan) -> None:

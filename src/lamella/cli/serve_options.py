@@ -1,0 +1,249 @@
+"""The options of ``lamella serve``, in the groups that ``--help`` lists, and what each group says."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, cast, get_args
+
+from lamella.batching.settings import EngineSettings, Pooling
+from lamella.batching.steps import LONGEST_STEP_SECONDS
+from lamella.cli.objectives import objectives_of_options, usual_class
+from lamella.cli.options import option_under
+from lamella.config import Config
+from lamella.core.errors import InvalidRequest
+from lamella.core.units import parse_bytes
+from lamella.qos.controller import HOLD_SECONDS
+from lamella.qos.objectives.stated import Objectives
+from lamella.qos.policies.named import DEFAULT_POLICY, KNOWN
+from lamella.run.layouts import check_policy
+from lamella.serving.keys import KeyRing
+from lamella.serving.settings import DEFAULT_PORT, FrontSettings, Limits
+
+POOLINGS = get_args(Pooling)
+_server_option, _engine_option, _limit_option = option_under("Server"), option_under("Engine"), option_under("Limits")
+_objective_option = option_under("Objectives: a policy changes the variant so that they are kept")
+
+
+@dataclass(frozen=True)
+class LimitFlags:
+    """What one request may ask for, and how many may wait."""
+
+    queue: Annotated[int, _limit_option(help="Requests that may wait; more get 429.")] = 64
+    max_prompt_tokens: Annotated[int | None, _limit_option(help="Of one prompt.  Default: what --context holds.")] = (
+        None
+    )
+    max_output_tokens: Annotated[int | None, _limit_option(help="Of one answer.  Default: what --context holds.")] = (
+        None
+    )
+    max_body: Annotated[str, _limit_option(help="Size of a request.")] = "8MiB"
+
+    @property
+    def limits(self) -> Limits:
+        """Of one request.
+
+        Raises:
+            InvalidRequest: a size that is none.
+        """
+        return Limits(parse_bytes(self.max_body), self.max_prompt_tokens, self.max_output_tokens)
+
+
+@dataclass(frozen=True)
+class ServerFlags:
+    """Where the front listens, who may ask, and what it shows."""
+
+    host: Annotated[str, _server_option(help="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, _server_option(min=0, max=65535, help="0 takes a free one.")] = DEFAULT_PORT
+    keys: Annotated[
+        Path | None,
+        _server_option(
+            help="File of API keys, one 'user:KEY' or 'admin:KEY' a line.  Default: the variable LAMELLA_API_KEYS."
+        ),
+    ] = None
+    name: Annotated[
+        str,
+        _server_option(
+            help="What requests call the model.  Default: 'smollm2' for that, else the name of file or folder.",
+            show_default=False,
+        ),
+    ] = ""
+    alias: Annotated[list[str] | None, _server_option(help="A further name of the model; may be repeated.")] = None
+    cors: Annotated[
+        list[str] | None, _server_option(help="Web page whose scripts may ask ('*': all); may be repeated.")
+    ] = None
+    certificate: Annotated[Path | None, _server_option(help="PEM file for TLS; with --private-key.")] = None
+    private_key: Annotated[Path | None, _server_option(help="PEM file.")] = None
+    dashboard: Annotated[
+        bool, _server_option("--dashboard/--no-dashboard", help="A page at / that shows what runs (extra 'dashboard').")
+    ] = True
+    access_log: Annotated[bool, _server_option("--access-log", help="One line a request.")] = False
+    drain_seconds: Annotated[float, _server_option(help="How long answers may go on after SIGTERM.")] = 30.0
+
+    def front(self, limits: Limits) -> FrontSettings:
+        """The settings of the front.
+
+        Raises:
+            InvalidRequest: keys or certificates that cannot be used.
+        """
+        return FrontSettings(
+            name=self.name,
+            host=self.host,
+            port=self.port,
+            keys=key_ring(self.keys),
+            aliases=tuple(self.alias or ()),
+            limits=limits,
+            cors_origins=tuple(self.cors or ()),
+            certificate=self.certificate,
+            private_key=self.private_key,
+            drain_seconds=self.drain_seconds,
+            dashboard=self.dashboard,
+            access_log=self.access_log,
+        )
+
+
+@dataclass(frozen=True)
+class EngineFlags:
+    """How the engine runs."""
+
+    context: Annotated[int, _engine_option(help="Most tokens of one request.")] = 4096
+    sequences: Annotated[int, _engine_option(help="Requests that run at once.")] = 8
+    cells: Annotated[
+        int,
+        _engine_option(
+            help="Tokens in a KV cache that all requests share; 0: --context for each, if memory is plenty."
+        ),
+    ] = 0
+    memory: Annotated[
+        str | None,
+        _engine_option(
+            help="Most memory of the engine process, as 600MiB: weights, KV cache, buffers and all; default: no limit."
+        ),
+    ] = None
+    longest_step: Annotated[
+        float,
+        _engine_option(
+            help="Seconds that a stream may wait for its next token while prompts are read, about.  "
+            "Less makes streams smoother and first tokens later."
+        ),
+    ] = LONGEST_STEP_SECONDS
+    kv_type: Annotated[str, _engine_option(help="ggml type of the KV cache.")] = "F16"
+    rpc: Annotated[
+        list[str] | None,
+        _engine_option(
+            help="Address of an rpc-server of llama.cpp on this machine, whose devices may be used; may be repeated.",
+            metavar="HOST:PORT",
+        ),
+    ] = None
+    device: Annotated[
+        str | None,
+        _engine_option(help="Device to run on, as 'lamella devices' names it; default: the CPU. Not with --memory."),
+    ] = None
+    layout: Annotated[str, _engine_option(help="How weights are read: auto, mapped, repacked.")] = "auto"
+    warm: Annotated[int, _engine_option(help="Variants that stay in memory, the running one included.")] = 2
+    pooling: Annotated[str, _engine_option(help="Embeddings: auto, mean, cls, last, off.")] = "auto"
+    prompt_cache: Annotated[
+        str | None,
+        _engine_option(
+            help="Memory for chats that left the KV cache, as 512MiB or 0.  "
+            "Default: an eighth of what is free, at most 1GiB; none with --memory."
+        ),
+    ] = None
+    reproducible: Annotated[
+        bool,
+        _engine_option(
+            "--reproducible",
+            help="Answers do not depend on what runs beside them, nor on restarts; slower prompts and full batches.",
+        ),
+    ] = False
+    check: Annotated[bool, _engine_option("--check", help="Verify shards before they are used.")] = False
+
+    def settings(self) -> EngineSettings:
+        """All but what is served, which may take long to find.
+
+        Raises:
+            InvalidRequest: an option that has no meaning.
+        """
+        config = Config.from_environment(os.environ)
+        if self.sequences < 1 or self.warm < 1:
+            raise InvalidRequest(f"--sequences and --warm must be at least 1, not {self.sequences} and {self.warm}")
+        if not self.longest_step > 0:
+            raise InvalidRequest(f"--longest-step must be positive seconds, not {self.longest_step:g}")
+        if self.pooling not in POOLINGS:
+            raise InvalidRequest(f"unknown pooling '{self.pooling}'; known: {', '.join(POOLINGS)}")
+        return EngineSettings(
+            store="",
+            n_ctx=self.context,
+            n_cells=self.cells,
+            n_sequences=self.sequences,
+            longest_step_seconds=self.longest_step,
+            kv_type=self.kv_type,
+            n_threads=config.n_threads,
+            layout=check_policy(self.layout),
+            n_warm=self.warm,
+            rpc=list(self.rpc or ()),
+            device=self.device,
+            memory_bytes=parse_bytes(self.memory) if self.memory else 0,
+            prompt_cache_bytes=_bytes_or_none(self.prompt_cache),
+            is_reproducible=self.reproducible,
+            check=self.check,
+            pooling=cast(Pooling, self.pooling),
+            kernel_file=str(config.cache_folder / "kernels.json"),
+        )
+
+
+@dataclass(frozen=True)
+class ObjectiveFlags:
+    """What is promised, and the policy that keeps it."""
+
+    objectives: Annotated[Path | None, _objective_option(help="TOML file of objectives (docs/qos.md).")] = None
+    class_: Annotated[
+        list[str] | None,
+        _objective_option(
+            "--class",
+            metavar="NAME:FIELD=NUMBER,...",
+            help="Objectives of a class: ttft_p95_ms, tpot_p95_ms, max_kl, priority; may be repeated.",
+        ),
+    ] = None
+    ttft_p95: Annotated[
+        float | None, _objective_option(help="Milliseconds to the first token, for 95 % of the requests.")
+    ] = None
+    token_p95: Annotated[float | None, _objective_option(help="Milliseconds for each further token, for 95 %.")] = None
+    quality_floor: Annotated[float | None, _objective_option(help="Largest KL of a variant that runs.")] = None
+    power: Annotated[float | None, _objective_option(help="Most watts.")] = None
+    policy: Annotated[str, _objective_option(help=f"One of {', '.join(KNOWN)}.")] = DEFAULT_POLICY
+    profile: Annotated[
+        Path | None, _objective_option(help="File of a profile.  Default: the one that 'lamella profile STORE' keeps.")
+    ] = None
+    hold: Annotated[float, _objective_option(help="Seconds that a switch by hand holds the policy.")] = HOLD_SECONDS
+
+    @property
+    def wanted(self) -> Objectives | None:
+        """What is promised; None for nothing.
+
+        Raises:
+            InvalidRequest: what has no meaning.
+        """
+        promised = [*(self.class_ or ()), *usual_class(self.ttft_p95, self.token_p95, self.quality_floor)]
+        if not (self.objectives or promised or self.power):
+            return None
+        return objectives_of_options(self.objectives, promised, power=self.power)
+
+
+def key_ring(file: Path | None) -> KeyRing:
+    """Who may ask: by a file, or by the environment.
+
+    Raises:
+        InvalidRequest: what is meant to have keys has none, or cannot be read.
+    """
+    if file is not None:
+        return KeyRing.read(file)
+    said = Config.from_environment(os.environ).api_keys
+    return KeyRing() if said is None else KeyRing.needed(said, "LAMELLA_API_KEYS")
+
+
+def _bytes_or_none(size: str | None) -> int | None:
+    """A size, which may be 0; None where none is said."""
+    if size is None:
+        return None
+    return 0 if size.strip() == "0" else parse_bytes(size)
