@@ -39,4 +39,4 @@ def _looked_at_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     That a child does it, and what it survives, is tested in tests/resources/test_first_look.py.
     """
     if Path(str(request.path)).stem != "test_first_look":
-        monkeypatch.setattr(first_look, "_ask", lambda path, kind, limits: looking.look(kind, Path(path)))
+        monkeypatch.setattr(first_look, "ask_child", lambda path, kind, limits: looking.look(kind, Path(path)))

@@ -49,36 +49,44 @@ AFTER_CALLS: list[dict[str, Any]] = [
 ]
 
 
-def _loaded(path: Path, template: str | None) -> Iterator[PromptMaker]:
+class Maker(PromptMaker):
+    """With its model at hand."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__(model)
+        self.model = model
+
+
+def _loaded(path: Path, template: str | None) -> Iterator[Maker]:
     with Model.load([write_tiny_model(path / "tiny.gguf", n_layers=1, chat_template=template)]) as model:
-        yield PromptMaker(model)
+        yield Maker(model)
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PromptMaker]:
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Maker]:
     """Of a model whose template does not know tools."""
     yield from _loaded(tmp_path_factory.mktemp("plain"), PLAIN)
 
 
 @pytest.fixture(scope="module")
-def with_tools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PromptMaker]:
+def with_tools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Maker]:
     yield from _loaded(tmp_path_factory.mktemp("tools"), WITH_TOOLS)
 
 
 @pytest.fixture(scope="module")
-def without_template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PromptMaker]:
+def without_template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Maker]:
     yield from _loaded(tmp_path_factory.mktemp("none"), None)
 
 
-def refusal(maker: PromptMaker, prompt: Any) -> tuple[str, str]:
+def refusal(maker: Maker, prompt: Any) -> tuple[str, str]:
     with pytest.raises(RequestRefused) as caught:
         maker.make(prompt)
     return caught.value.why, str(caught.value)
 
 
-def takes(maker: PromptMaker, grammar: str | None, text: str) -> bool:
+def takes(maker: Maker, grammar: str | None, text: str) -> bool:
     """Whether an answer may be this text and nothing more."""
-    vocabulary = maker._model.vocabulary
+    vocabulary = maker.model.vocabulary
     assert grammar is not None
     with Guide(grammar, vocabulary) as guide:
         for byte in text.encode():
@@ -91,7 +99,7 @@ def takes(maker: PromptMaker, grammar: str | None, text: str) -> bool:
 # --- text, tokens, chats ---------------------------------------------------------------------------------------------
 
 
-def test_text_and_tokens_are_taken_as_they_are(without_template: PromptMaker) -> None:
+def test_text_and_tokens_are_taken_as_they_are(without_template: Maker) -> None:
     made = without_template.make("ab")
     assert made.tokens[0] == 1
     assert made.text == "ab"
@@ -101,7 +109,7 @@ def test_text_and_tokens_are_taken_as_they_are(without_template: PromptMaker) ->
     assert (made.grammar, made.calls_tools) == (None, False)
 
 
-def test_a_chat_is_written_by_the_template(plain: PromptMaker) -> None:
+def test_a_chat_is_written_by_the_template(plain: Maker) -> None:
     chat = Chat(
         messages=[{"role": "developer", "content": "Be brief"}, USER, {"role": "assistant", "content": None}],
         template_options={"thinking": "(no thinking)"},
@@ -111,14 +119,14 @@ def test_a_chat_is_written_by_the_template(plain: PromptMaker) -> None:
     assert made.tokens.count(1) == 1  # BOS as the template has it, and no second one
 
 
-def test_an_answer_can_be_continued(plain: PromptMaker) -> None:
+def test_an_answer_can_be_continued(plain: Maker) -> None:
     chat = Chat(messages=[USER, {"role": "assistant", "content": "Hel "}], continue_last=True)
     assert plain.make(chat).text == "<s><user>Hi\n<assistant>Hel "
     assert "only a message of the assistant" in refusal(plain, Chat(messages=[USER], continue_last=True))[1]
 
 
-def test_prompts_are_refused_with_the_reason(plain: PromptMaker, without_template: PromptMaker) -> None:
-    n_tokens = plain._model.vocabulary.n_tokens
+def test_prompts_are_refused_with_the_reason(plain: Maker, without_template: Maker) -> None:
+    n_tokens = plain.model.vocabulary.n_tokens
     assert refusal(without_template, Chat(messages=[USER])) == (
         "no_template", "the model file has no chat template; use a plain prompt",
     )  # fmt: skip
@@ -147,7 +155,7 @@ def test_what_a_template_refuses_is_refused(tmp_path: Path) -> None:
 # --- tools -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_template_that_knows_tools_gets_them(with_tools: PromptMaker) -> None:
+def test_a_template_that_knows_tools_gets_them(with_tools: Maker) -> None:
     made = with_tools.make(Chat(messages=AFTER_CALLS, tools=TOOLS))
     calls = 'weather({"city": "Bern"})' * 2
     chat = f"<user>Hi;<assistant>{calls};<tool>sun;<tool>rain;<user>And?;"
@@ -155,7 +163,7 @@ def test_a_template_that_knows_tools_gets_them(with_tools: PromptMaker) -> None:
     assert (made.grammar, made.calls_tools) == (None, False)
 
 
-def test_other_templates_get_them_as_text(plain: PromptMaker) -> None:
+def test_other_templates_get_them_as_text(plain: Maker) -> None:
     made = plain.make(Chat(messages=AFTER_CALLS, tools=[WEATHER]))
     system, _, rest = made.text.partition("\n<user>")
     assert system.startswith("<s><system># Tools")
@@ -169,13 +177,13 @@ def test_other_templates_get_them_as_text(plain: PromptMaker) -> None:
     assert own.text.startswith("<s><system>Be brief\n\n# Tools")
 
 
-def test_no_tools_where_none_are_wanted(plain: PromptMaker, with_tools: PromptMaker) -> None:
+def test_no_tools_where_none_are_wanted(plain: Maker, with_tools: Maker) -> None:
     for maker in (plain, with_tools):
         none = maker.make(Chat(messages=[USER], tools=TOOLS, tool_choice="none"))
         assert none == maker.make(Chat(messages=[USER]))
 
 
-def test_a_required_call_is_a_call_and_nothing_else(with_tools: PromptMaker) -> None:
+def test_a_required_call_is_a_call_and_nothing_else(with_tools: Maker) -> None:
     made = with_tools.make(Chat(messages=[USER], tools=TOOLS, tool_choice="required"))
     assert made.calls_tools
     for good in (
@@ -197,7 +205,7 @@ def test_a_required_call_is_a_call_and_nothing_else(with_tools: PromptMaker) -> 
         assert not takes(with_tools, made.grammar, bad)
 
 
-def test_a_named_tool_must_be_called(with_tools: PromptMaker) -> None:
+def test_a_named_tool_must_be_called(with_tools: Maker) -> None:
     made = with_tools.make(Chat(messages=[USER], tools=TOOLS, tool_choice="clock"))
     assert made.calls_tools
     assert "weather" in made.text
@@ -205,7 +213,7 @@ def test_a_named_tool_must_be_called(with_tools: PromptMaker) -> None:
     assert not takes(with_tools, made.grammar, '{"name": "plant", "arguments": {}}')
 
 
-def test_only_strict_tools_must_be_held_to_all_of_their_schema(with_tools: PromptMaker) -> None:
+def test_only_strict_tools_must_be_held_to_all_of_their_schema(with_tools: Maker) -> None:
     parameters = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 3}}, "required": ["n"]}
     for strict in (False, True):
         tool = {"type": "function", "function": {"name": "count", "parameters": parameters, "strict": strict}}
@@ -216,7 +224,7 @@ def test_only_strict_tools_must_be_held_to_all_of_their_schema(with_tools: Promp
             assert takes(with_tools, with_tools.make(chat).grammar, '{"name": "count", "arguments": {"n": 9}}')
 
 
-def test_tools_are_checked(plain: PromptMaker) -> None:
+def test_tools_are_checked(plain: Maker) -> None:
     broken: dict[str, Any] = {"type": "function", "function": {"name": "x", "parameters": {"type": "objekt"}}}
     deep: Any = {}
     for _ in range(5000):
@@ -234,12 +242,12 @@ def test_tools_are_checked(plain: PromptMaker) -> None:
         assert (why, message in said) == ("invalid", True), said
 
 
-def test_a_model_is_held_to_its_tool(with_tools: PromptMaker) -> None:
+def test_a_model_is_held_to_its_tool(with_tools: Maker) -> None:
     """From the request to the call, with a model that knows nothing."""
-    vocabulary = with_tools._model.vocabulary
+    vocabulary = with_tools.model.vocabulary
     made = with_tools.make(Chat(messages=[USER], tools=[WEATHER], tool_choice="weather"))
     with (
-        Context(with_tools._model, ContextOptions(n_ctx=256, n_threads=1)) as context,
+        Context(with_tools.model, ContextOptions(n_ctx=256, n_threads=1)) as context,
         Sampler(SamplingOptions(temperature=2.0, grammar=made.grammar), vocabulary) as sampler,
     ):
         context.decode(made.tokens, 0)
@@ -251,7 +259,7 @@ def test_a_model_is_held_to_its_tool(with_tools: PromptMaker) -> None:
     assert call["arguments"]["city"] in ("Bern", "Rom")
 
 
-def test_prompts_are_made_in_several_threads(plain: PromptMaker) -> None:
+def test_prompts_are_made_in_several_threads(plain: Maker) -> None:
     chats = [Chat(messages=[{"role": "user", "content": str(i) * 50}], tools=TOOLS) for i in range(40)]
     expected: list[Prompt] = [plain.make(chat) for chat in chats]
     with ThreadPoolExecutor(4) as pool:

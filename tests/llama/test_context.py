@@ -37,6 +37,10 @@ def test_closing_twice_is_harmless(tiny: Path) -> None:
     for _ in range(2):
         context.close()
         model.close()
+        with pytest.raises(EngineFailed, match="this context was closed"):
+            context.clear()
+        with pytest.raises(EngineFailed, match="this model was closed"):
+            Context(model, SMALL)
 
 
 def test_a_full_cache_says_how_large_it_is(model: Model) -> None:

@@ -308,8 +308,8 @@ def test_what_is_drawn_by_a_schema_is_json(model: Model, pair: tuple[Any, Any], 
         tokens: list[int] = []
         while len(tokens) < 2000 and not (tokens and vocabulary.ends_generation(tokens[-1])):
             tokens.append(sampler.sample(context))
-    if vocabulary.ends_generation(tokens[-1]):
-        json.loads(b"".join(map(vocabulary.piece, tokens)))
+    assert vocabulary.ends_generation(tokens[-1])
+    json.loads(b"".join(map(vocabulary.piece, tokens)))
 
 
 def test_every_rule_of_the_parts_is_used() -> None:

@@ -56,10 +56,10 @@ def test_a_good_file_is_asked_about_once_a_process_and_noted_for_the_next(
     look_first(tiny, cache)
     look_first(tiny, cache)
     assert len(asked) == 1
-    first_look._looked.cache_clear()  # another process
+    first_look.look_once.cache_clear()  # another process
     look_first(tiny, cache)
     assert len(asked) == 1
-    first_look._looked.cache_clear()
+    first_look.look_once.cache_clear()
     look_first(tiny, tmp_path / "another cache")
     assert len(asked) == 2
 
@@ -82,7 +82,7 @@ def test_a_note_that_was_tampered_with_is_none(tiny: Path, tmp_path: Path, asked
     (note,) = (tmp_path / "first-look").iterdir()
     note.unlink()
     note.write_bytes(b'{"format": "lamella.first-look", "format_version": 1, "files": []}')
-    first_look._looked.cache_clear()
+    first_look.look_once.cache_clear()
     look_first(tiny, tmp_path)
     assert len(asked) == 2
 

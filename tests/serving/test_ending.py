@@ -18,7 +18,7 @@ from lamella.serving.restarts import RestartLimits
 from lamella.serving.supervision import SupervisorOptions
 from lamella.serving.supervisor import SupervisedEngine
 from tests.fakes.front_process import FAKE_COMMAND
-from tests.serving.supervised import LIMIT_SECONDS, check_whole, engine_of, kill, read, run, until
+from tests.serving.supervised import LIMIT_SECONDS, check_whole, engine_of, kill, pid_of, read, run, until
 
 
 def test_draining_ends_what_is_open_and_takes_nothing_new() -> None:
@@ -57,6 +57,8 @@ def test_closing_kills_an_engine_that_does_not_stop() -> None:
         async with SupervisedEngine(EngineSettings(store="fake"), options) as engine:
             stream = engine.generate(Generate(id=0, prompt="hang@0"))
             await anext(aiter(stream))
+            process = psutil.Process(pid_of(engine))
+        assert has_ended(process)
 
     run(talk())
 

@@ -85,7 +85,7 @@ def look_first(
         files = tuple(map(_File.of, _parts(path)))
     except OSError:
         return  # whoever opens it says why it cannot be read
-    _looked(files, str(path), kind, limits or LookLimits(), cache_folder)
+    look_once(files, str(path), kind, limits or LookLimits(), cache_folder)
 
 
 def _parts(path: Path) -> list[Path]:
@@ -97,12 +97,12 @@ def _parts(path: Path) -> list[Path]:
 
 
 @functools.lru_cache(maxsize=64)
-def _looked(files: tuple[_File, ...], path: str, kind: Kind, limits: LookLimits, cache_folder: Path | None) -> None:
-    """As ``look_first``; what is refused is looked at again the next time."""
+def look_once(files: tuple[_File, ...], path: str, kind: Kind, limits: LookLimits, cache_folder: Path | None) -> None:
+    """As ``look_first``, of files as they are now; this process remembers what was read well (``cache_clear``)."""
     note = _note(cache_folder, files, kind) if cache_folder else None
     if note is not None and _is_noted(note, files):
         return
-    _ask(path, kind, limits)
+    ask_child(path, kind, limits)
     if note is not None:
         with contextlib.suppress(StorageFailed):  # a cache
             with storage_errors(note, "write"):
@@ -122,17 +122,14 @@ def _is_noted(note: Path, files: tuple[_File, ...]) -> bool:
     return False
 
 
-def _ask(path: str, kind: Kind, limits: LookLimits) -> None:
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "lamella.llama.looking",
-        kind,
-        path,
-        str(limits.n_bytes),
-        str(limits.seconds),
-    ]
+def ask_child(path: str, kind: Kind, limits: LookLimits) -> None:
+    """Have a child read a file now.
+
+    Raises:
+        HarmfulFile, ModelError, ArtifactError: as ``look_first``.
+    """
+    limited = (str(limits.n_bytes), str(limits.seconds))
+    command = [sys.executable, "-P", "-m", "lamella.llama.looking", kind, path, *limited]
     try:
         done = subprocess.run(
             command,
