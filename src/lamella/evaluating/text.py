@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamella.core.errors import InvalidRequest
+from lamella.core.foreign import decode_text
 from lamella.evaluating.statistics import Estimate, exponential, mean
 from lamella.evaluating.subject import Room, Subject
 from lamella.llama.logits import Column, Logits, Reference, Survey, token_losses
@@ -46,13 +47,8 @@ def read_text(path: Path) -> Text:
         data = path.read_bytes()
     except OSError as error:
         raise InvalidRequest(f"text {path}: {error.strerror}") from error
-    try:
-        content = data.decode()
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(
-            f"text {path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}"
-        ) from None
-    return Text(path, content.removesuffix("\n"), hashlib.sha256(data).hexdigest())
+    content = decode_text(data, f"text {path}").removesuffix("\n")
+    return Text(path, content, hashlib.sha256(data).hexdigest())
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lamella.core.errors import InvalidRequest
+from lamella.core.foreign import decode_text
 from lamella.llama.vocabulary import Vocabulary
 
 DEFAULT_TASK = "text"
@@ -81,12 +82,7 @@ def _read_text(file: CalibrationFile) -> TaskText:
         data = file.path.read_bytes()
     except OSError as error:
         raise InvalidRequest(f"calibration file {file.path}: {error.strerror}") from error
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(
-            f"calibration file {file.path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}"
-        ) from None
+    text = decode_text(data, f"calibration file {file.path}")
     if not text.strip():
         raise InvalidRequest(f"calibration file {file.path} is empty")
     return TaskText(file.task, file.path, text, hashlib.sha256(data).hexdigest())
