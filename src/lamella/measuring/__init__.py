@@ -14,6 +14,7 @@
     rows          weight rows as float32, a bounded piece at a time, on all cores
     samples       the windows that a measurement reads
     scores        values of samples -> mean and standard error, per task and joint
+    settings      what changes a measurement, and how it is computed
     progress      how far it has come
     measurement   the entry: ``measure_model``
 

@@ -6,8 +6,11 @@
 ``program``     the reference: one readable integer program
 ``baselines``   the same question answered by simple rules
 ``explaining``  what binds, and what a change would buy
-``solver``      the fast planner, with a proven gap: ``arrays``, ``segments``, ``routes``, ``prices``, ``bits``,
-                ``tightening``, ``branching``
+``solver``      the fast planner, with a proven gap: ``arrays``, ``segments``, ``routes`` (``star_routes``,
+                ``mesh_routes``), ``prices``, ``bits`` (``highs``), ``tightening``, ``branching``
+``several``     several models on the same nodes
+``layers``      a model's layers as a placement knows them, from its shape and a measurement
+``document``    clusters and placements as JSON; ``facts``: what an error says where nothing can be placed
 
     >>> from lamella.planning.placement import Cluster, Layer, Node, Option, PlacementProblem, Request, Speed, place
     >>> speeds = {"int8": Speed(0.0, 0.02), "int4": Speed(0.0, 0.01)}

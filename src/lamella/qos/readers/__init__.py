@@ -8,6 +8,7 @@ energy        what the processor consumed (RAPL)
 battery       how full it is, and whether it drains
 nvidia        memory, load and power of NVIDIA devices (extra ``nvidia``)
 machine       all of them in one sample
+reading       what readers share: absence with a reason, and small files of the kernel
 
 A reader takes the folder that stands for ``/``, so that tests read recorded trees, and gives a frozen sample or
 ``Absent`` with the reason.  It never raises for what a machine lacks.

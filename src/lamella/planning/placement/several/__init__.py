@@ -4,6 +4,7 @@
 ``program``    exact, with a time limit and a reported gap: for a few small models
 ``heuristic``  one after another at prices, then a few again and again (``quick``, ``greedy_bits``, ``combining``)
 ``prices``     prices on the nodes' memory and time, and the bound that they give
+``document``   the question and the answer as JSON
 """
 
 from lamella.planning.placement.several.heuristic import place_several

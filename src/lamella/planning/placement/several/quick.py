@@ -1,6 +1,6 @@
 """One model on what others leave of the nodes, in milliseconds: a good placement, without a proof.
 
-    planner = QuickPlanner(tenant, busy_limit=1.0)
+    planner = QuickPlanner(tenant)
     choice = planner.place(memory_left, time_left, prices)
 
 The fast planner (``solver``) proves its gap, which takes most of its time.  Here the nodes are a short list in one
