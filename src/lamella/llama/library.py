@@ -21,7 +21,8 @@ from lamella.llama import api
 from lamella.llama.log import quiet_by_default
 
 KNOWN_VERSIONS = {"0.3.36": "0.25.3"}
-"""llama-cpp-python -> ggml: the pairs whose headers were read for ``api.py``."""
+"""llama-cpp-python -> ggml: the pairs whose headers were read for ``api.py``, the newest last."""
+NEWEST_KNOWN = f"llama-cpp-python=={list(KNOWN_VERSIONS)[-1]}"
 
 DEVICE_TYPE_CPU = 0  # enum ggml_backend_dev_type
 
@@ -55,7 +56,7 @@ def load() -> Library:
     if version not in KNOWN_VERSIONS:
         raise LibraryError(
             f"llama-cpp-python {version} is installed; Lamella knows the memory layout of "
-            f"{', '.join(KNOWN_VERSIONS)} only: pip install llama-cpp-python=={max(KNOWN_VERSIONS)}"
+            f"{', '.join(KNOWN_VERSIONS)} only: pip install {NEWEST_KNOWN}"
         )
     try:
         from llama_cpp import llama_cpp
@@ -92,7 +93,7 @@ def installed_version() -> str:
     try:
         return importlib.metadata.version("llama-cpp-python")
     except importlib.metadata.PackageNotFoundError:
-        raise LibraryError("llama-cpp-python is not installed: pip install llama-cpp-python==0.3.36") from None
+        raise LibraryError(f"llama-cpp-python is not installed: pip install {NEWEST_KNOWN}") from None
 
 
 def rebuild_command(more: str = "") -> str:
@@ -103,7 +104,7 @@ def rebuild_command(more: str = "") -> str:
     """
     return (
         f"CMAKE_ARGS='-DGGML_NATIVE=ON -DGGML_RPC=ON{more}' pip install --force-reinstall --no-deps --no-cache-dir "
-        f"--no-binary llama-cpp-python llama-cpp-python=={max(KNOWN_VERSIONS)}"
+        f"--no-binary llama-cpp-python {NEWEST_KNOWN}"
     )
 
 

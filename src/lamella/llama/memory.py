@@ -19,9 +19,8 @@ from lamella.llama.context import Context, ContextOptions
 from lamella.llama.model import Model
 
 _LAYER_DEVICE = re.compile(r"layer +\d+: dev = (\S+)")
-_CACHE = re.compile(
-    r": size = +([0-9.]+) MiB \("
-)  # KV cache and recurrent state alike, also where nothing is allocated
+# KV cache and recurrent state alike, also where nothing is allocated
+_CACHE = re.compile(r": size = +([0-9.]+) MiB \(")
 _COMPUTE = re.compile(r": +(\S+) compute buffer size = +([0-9.]+) MiB")
 _RESERVING = "sched_reserve: reserving"
 _OUTPUT = re.compile(r": +(\S+) +output buffer size = +([0-9.]+) MiB")

@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 POPULATE_READ = 22  # MADV_POPULATE_READ, Linux 5.14: fault pages in, without touching them one by one
-HUGE_PAGES = (
-    14  # MADV_HUGEPAGE, Linux: fewer entries in the translation cache for weights that are read for every token
-)
+HUGE_PAGES = 14
+"""MADV_HUGEPAGE, Linux: fewer entries in the translation cache for weights that are read for every token."""
 _MMAP_THRESHOLD, _LARGE_BLOCK = -3, 128 * 1024  # M_MMAP_THRESHOLD of mallopt(3), and glibc's own first value
 
 

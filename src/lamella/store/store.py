@@ -17,25 +17,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from lamella.core.artifacts import Plan, ShardRef, Variant
-from lamella.core.errors import (
-    ShardDamaged,
-    StoreError,
-    StoreFormatError,
-)
+from lamella.core.errors import ShardDamaged, StoreError, StoreFormatError
 from lamella.core.model import ModelIdentity
 from lamella.store import gc, locks, verify
 from lamella.store.claims import Claims
-from lamella.store.files import (
-    storage_errors,
-    stored_bytes,
-)
+from lamella.store.files import storage_errors, stored_bytes
 from lamella.store.founding import found_store, read_identity
 from lamella.store.keeping import KeptShard
-from lamella.store.layout import (
-    Layout,
-    check_variant_name,
-    link_name,
-)
+from lamella.store.layout import Layout, check_variant_name, link_name
 from lamella.store.leases import Lease, leased_ids
 from lamella.store.leftovers import Leftovers, find_leftovers
 from lamella.store.origins import Origins

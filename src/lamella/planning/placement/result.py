@@ -95,10 +95,15 @@ class Solution:
     @property
     def gap(self) -> float:
         """By what share of the bound the objective may be above the best one; infinite where nothing is proven."""
-        above = self.account.objective - self.bound
-        if above <= 0:
-            return 0.0
-        return above / self.bound if self.bound > 0 else math.inf
+        return gap_of(self.account.objective, self.bound)
+
+
+def gap_of(objective: float, bound: float) -> float:
+    """By what share of a bound an objective is above it; infinite for a bound that proves nothing."""
+    above = objective - bound
+    if above <= 0:
+        return 0.0
+    return above / bound if bound > 0 else math.inf
 
 
 def account(problem: PlacementProblem, placement: Placement) -> Account:

@@ -11,7 +11,7 @@ from lamella.core.errors import InvalidRequest
 from lamella.core.units import format_bytes
 from lamella.planning.placement.cluster import Cluster
 from lamella.planning.placement.problem import PlacementProblem, check_problem
-from lamella.planning.placement.result import TOLERANCE, Account, Placement, account, violations
+from lamella.planning.placement.result import TOLERANCE, Account, Placement, account, gap_of, violations
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +65,7 @@ class SeveralSolution:
     @property
     def gap(self) -> float:
         """By what share of the bound the objective may be above the best one."""
-        above = self.objective - self.bound
-        if above <= 0:
-            return 0.0
-        return above / self.bound if self.bound > 0 else math.inf
+        return gap_of(self.objective, self.bound)
 
 
 def check_several(problem: SeveralProblem) -> None:
