@@ -75,3 +75,10 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, measured
     times = KernelTable(tmp_path / "file" / "kernels.json", 2).times(["Q4_0"])
     assert times["Q4_0"].mapped_token == 2.0
     assert measured == ["Q4_0"]
+
+
+def test_a_file_that_cannot_be_put_in_its_place_is_not_left_beside_it(tmp_path: Path, measured: list[str]) -> None:
+    file = tmp_path / "kernels.json"
+    file.mkdir()
+    assert set(KernelTable(file, 2).times(["Q4_0"])) == {"Q4_0"}
+    assert list(tmp_path.iterdir()) == [file]

@@ -84,8 +84,11 @@ class KernelTable:
         with contextlib.suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
             temporary = self._file.with_suffix(f".{os.getpid()}")
-            temporary.write_bytes(document)
-            temporary.replace(self._file)
+            try:
+                temporary.write_bytes(document)
+                temporary.replace(self._file)
+            finally:
+                temporary.unlink(missing_ok=True)
 
 
 def layouts_of(policy: LayoutPolicy, kernels: KernelTable, variants: Iterable[Variant]) -> dict[str, Layout]:
