@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lamella.core.errors import InvalidRequest
@@ -100,6 +100,7 @@ def test_grammars_that_llama_cpp_must_not_see_are_refused(model: Model, grammar:
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text('ab"[]()|*+?{}123,.: \n\\^-#=', max_size=30))
+@example(text="(" * 50_000 + '"a"' + ")" * 50_000)  # overflows the stack of llama.cpp alone
 def test_no_text_crashes_the_process(model: Model, text: str) -> None:
     for grammar in (text, f"root ::= {text}", f'root ::= "a" ({text}) b\nb ::= {text}'):
         try:
