@@ -33,6 +33,15 @@ def test_nothing_is_said_before_the_link_was_measured_anew() -> None:
     assert not blame.wants_link
 
 
+def test_a_suspicion_ends_with_the_engine_that_raised_it() -> None:
+    blame = Blame(FAST)
+    blame.look(0.0, FAST, pace(0.01, 0.1))
+    assert blame.look(1.0, FAST, None) == 1.0
+    assert not blame.wants_link  # or the link would be measured without end
+    assert blame.look(60.0, MEASURED_AGAIN, pace(0.01, 0.1)) == 1.0  # of another engine: the link is measured first
+    assert blame.wants_link
+
+
 def test_a_node_whose_link_cannot_be_measured_is_slow() -> None:
     blame = Blame(FAST)
     blame.look(0.0, FAST, pace(0.01, 0.1))

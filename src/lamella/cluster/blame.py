@@ -58,8 +58,10 @@ class Blame:
         """
         if pace is not None:
             self._judge(now, link, pace)
-        elif self._verdict and self._explains(link, self._verdict.lost_seconds, self._verdict.n_bytes):
-            self._verdict = None
+        else:
+            self.wants_link, self._suspected = False, None  # nobody waits for the link's measurement any more
+            if self._verdict and self._explains(link, self._verdict.lost_seconds, self._verdict.n_bytes):
+                self._verdict = None
         return self._verdict.slowdown if self._verdict and now < self._verdict.until else 1.0
 
     def _judge(self, now: float, link: MeasuredLink, pace: Pace) -> None:
