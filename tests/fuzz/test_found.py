@@ -17,8 +17,8 @@ import pytest
 from lamella.batching.frames import BrokenFrame, FrameSplitter, front_decoder
 from lamella.client.answers import chunks, document_of
 from lamella.cluster import certificates
+from lamella.cluster.addresses import split_address
 from lamella.cluster.channel import Channel
-from lamella.cluster.invites import split_address
 from lamella.cluster.messages import Pong
 from lamella.core.artifacts import Plan, from_json
 from lamella.core.errors import (

@@ -316,7 +316,8 @@ HARNESSES = (
     Harness("remote-answers", ("remote.remote_store", "remote.web"), _answers, _visit),
     Harness("cluster-messages", ("cluster.channel",), _cluster_messages, _receive, SENT),
     Harness(
-        "invite", ("cluster.invites",), lambda: [Invite("10.0.0.1:7400", b"0" * 32, b"1" * 16).token.encode()],
+        "invite", ("cluster.invites", "cluster.addresses"),
+        lambda: [Invite("10.0.0.1:7400", b"0" * 32, b"1" * 16).token.encode()],
         lambda data, _: Invite.parse(data.decode("utf-8", "replace")),
     ),
     Harness(

@@ -121,7 +121,8 @@ async def run_node(
         RemoteFailed: nobody answers where it leads.
     """
     check_cluster_extra()
-    from lamella.cluster.invites import Invite, split_address
+    from lamella.cluster.addresses import split_address
+    from lamella.cluster.invites import Invite
     from lamella.cluster.joining import join_cluster
     from lamella.cluster.node import NodeAgent, NodeOptions
     from lamella.cluster.node_folder import NodeFolder
