@@ -7,6 +7,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lamella.cluster import passes
+from lamella.cluster import passes, rpc_server
 from lamella.cluster.bringing import bring
 from lamella.cluster.forwarding import Forwarder
 from lamella.cluster.passes import measure_pass
@@ -163,6 +164,24 @@ def test_a_server_that_is_closed_while_it_starts_leaves_no_process() -> None:
             await connecting
         with pytest.raises(RemoteFailed, match="has ended"):
             await server.connect()
+
+    asyncio.run(main())
+
+
+def test_an_rpc_server_that_says_much_in_one_line_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its output is read on: with a full pipe it would never come to listen."""
+    talker = (
+        "import socket, sys; sys.stdout.write('x' * (1 << 20) + '\\n' + 'y' * (1 << 20) + '\\n'); sys.stdout.flush(); "
+        "socket.create_server(('127.0.0.1', int(sys.argv[1]))).accept(); sys.stdin.read()"
+    )
+    monkeypatch.setattr(rpc_server, "RPC_COMMAND", (sys.executable, "-c", talker))
+
+    async def main() -> None:
+        server = RpcServer(1)
+        async with asyncio.timeout(30):
+            (await server.connect()).close()
+        await server.close()
+        assert server.n_starts == 1
 
     asyncio.run(main())
 
