@@ -12,9 +12,10 @@ import pytest
 from lamella.api.served_cluster import models_of
 from lamella.batching.messages import CacheSaved
 from lamella.batching.settings import EngineSettings
+from lamella.cluster import moving
 from lamella.cluster.layers import LayersOf
 from lamella.cluster.messages import Speed
-from lamella.cluster.moving import Mover, MoverOptions
+from lamella.cluster.moving import Mover, MoverOptions, pause_seconds
 from lamella.cluster.placing import BUFFER_BYTES, MachineNow, ServedModel
 from lamella.cluster.replanning import ReplanLimits
 from lamella.core.artifacts import ShardRef
@@ -49,6 +50,7 @@ class World:
 
     Attributes:
         said: what the engine was told, in order.
+        lines: what people were told.
         variant: that runs; None while no engine answers.
     """
 
@@ -61,7 +63,8 @@ class World:
         self.now = 0.0
         self.fill_fails = self.save_fails = False
         self.is_ready, self.n_cells_used = True, 0
-        options = MoverOptions(lambda layers: [], self._fill, home, LIMITS)
+        self.lines: list[str] = []
+        options = MoverOptions(lambda layers: [], self._fill, home, LIMITS, self.lines.append)
         settings = EngineSettings(store="store")
         self.mover = Mover(
             self, self, settings, models, HOME, options, running=lambda: self.variant, clock=lambda: self.now
@@ -170,6 +173,15 @@ def test_a_switch_by_hand_is_no_reason_to_move(models: list[ServedModel]) -> Non
     assert world.said == []
 
 
+def test_layers_move_also_under_a_variant_that_came_into_the_store_later(models: list[ServedModel]) -> None:
+    world = World(models)
+    world.variant = "newer"
+    world.look(1.0)
+    del world.there["one"]
+    world.look(1.0, 1.0)
+    assert world.said == ["hold", ([("", 0, 3)], None)]
+
+
 def test_a_home_that_has_become_slow_is_left_and_a_failed_move_is_tried_again(models: list[ServedModel]) -> None:
     world = World(models)
     world.look(1.0)
@@ -216,3 +228,39 @@ def test_the_kv_cache_stays_behind_where_it_cannot_or_need_not_go(models: list[S
     world.is_ready = lacks != "an engine"
     world.look(1.0, 11.0)
     assert world.said == ["hold", ([("", 0, 3)], None)]
+
+
+def test_a_fault_that_stays_is_told_once_and_again_when_it_comes_back(
+    models: list[ServedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moving, "TICK_SECONDS", 0.0)
+    world = World(models)
+    unknown, known = MachineNow(PLENTY, {}), world.there["coordinator"]
+
+    async def looks(n: int) -> None:
+        """Let the mover look so many times."""
+        count = 0
+
+        def machines() -> dict[str, MachineNow]:
+            nonlocal count
+            count += 1
+            return dict(world.there)
+
+        monkeypatch.setattr(world, "machines", machines)
+        while count < n:
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        running = asyncio.create_task(world.mover.run())
+        for there in (unknown, known, unknown):
+            world.there["coordinator"] = there
+            await looks(5)
+        running.cancel()
+
+    asyncio.run(main())
+    assert len(world.lines) == 2
+    assert all("layers cannot move now: machine 'coordinator' does not know its speed" in line for line in world.lines)
+
+
+def test_looks_that_fail_one_after_the_other_are_further_and_further_apart() -> None:
+    assert [pause_seconds(n) for n in range(8)] == [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0]
