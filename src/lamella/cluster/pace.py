@@ -15,6 +15,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from lamella.cluster.channel import Filter
+
 N_RECENT = 32
 """Answers to requests of one size that are looked at together."""
 LEAST_SECONDS = 0.002
@@ -65,9 +67,6 @@ class Pace:
     def _best_and_now(self) -> tuple[float, float]:
         best, recent = self._best.get(self._last), self._recent.get(self._last, ())
         return (1.0, 1.0) if best is None or len(recent) < N_RECENT else (best, statistics.median(recent))
-
-
-Filter = Callable[[bytes], Iterable[bytes | memoryview]]
 
 
 class Stopwatch:
