@@ -21,6 +21,8 @@ from lamella.core.errors import ClusterRefused, RemoteFailed
 WATCH_SECONDS = 0.1
 """How long after a revocation an open connection may live."""
 ANSWER_SECONDS = 30.0
+MOST_SHOWN_CHARACTERS = 1000
+"""Of what a node says in words."""
 
 T = TypeVar("T")
 
@@ -125,5 +127,10 @@ async def answer(channel: Channel, kind: type[T] | Any, seconds: float = ANSWER_
     found: T | Refused = await channel.receive(kind | Refused, seconds)
     if isinstance(found, Refused):
         channel.close()
-        raise RemoteFailed(found.message)
+        raise RemoteFailed(_shown(found.message))
     return found
+
+
+def _shown(message: str) -> str:
+    """A node's words, as a terminal may have them."""
+    return "".join(c if c.isprintable() else " " for c in message[:MOST_SHOWN_CHARACTERS])
