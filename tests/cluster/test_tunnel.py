@@ -28,7 +28,7 @@ from lamella.llama.context import ContextOptions
 from lamella.run.engine import Engine, EngineOptions
 from lamella.store.store import Store
 from tests.cluster.conftest import TestBed
-from tests.cluster.test_node import Run, layer_shards
+from tests.cluster.test_node import LIMIT_SECONDS, Run, layer_shards
 
 TOKENS = [1, 300, 301, 302, 303, 304]
 OPTIONS = EngineOptions(ContextOptions(n_ctx=128, n_batch=64, n_threads=1), layout="mapped")
@@ -77,8 +77,10 @@ async def engine_in(endpoint: str, folder: Path) -> AsyncIterator[Any]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.02)
+    """Wait until it is so; an error where it never is."""
+    async with asyncio.timeout(LIMIT_SECONDS):
+        while not condition():
+            await asyncio.sleep(0.02)
 
 
 def test_logits_through_the_tunnel_equal_those_of_the_cpu(run: Run, store_folder: Path) -> None:
@@ -203,7 +205,7 @@ def test_an_rpc_server_that_died_is_replaced_and_the_next_engine_works(run: Run,
 
 
 def test_an_engine_waits_for_a_node_that_is_away(run: Run, store_folder: Path) -> None:
-    async def test(bed: TestBed) -> None:
+    async def test(bed: TestBed) -> Any:
         async with bed.node("laptop"):
             pass
         async with Forwarder(bed.dialler, "laptop") as forwarder:
@@ -211,11 +213,13 @@ def test_an_engine_waits_for_a_node_that_is_away(run: Run, store_folder: Path) -
                 await forwarder.ready(1)
             waiting = asyncio.create_task(apart(_logits, forwarder.endpoint, store_folder))
             await asyncio.sleep(1)
+            assert not waiting.done()
             bed.folder.revoke("laptop")
             async with bed.node("laptop"):
-                await waiting
+                return await waiting
 
-    run(test)
+    with Engine.open(Store.open(store_folder), "large", OPTIONS) as local:
+        np.testing.assert_allclose(run(test), local.logits(TOKENS), atol=0.05)
 
 
 def test_revoking_a_node_cuts_its_open_connections(run: Run, store_folder: Path) -> None:
