@@ -65,8 +65,8 @@ class Pace:
 
     @property
     def _best_and_now(self) -> tuple[float, float]:
-        best, recent = self._best.get(self._last), self._recent.get(self._last, ())
-        return (1.0, 1.0) if best is None or len(recent) < N_RECENT else (best, statistics.median(recent))
+        best = self._best.get(self._last)
+        return (1.0, 1.0) if best is None else (best, statistics.median(self._recent[self._last]))
 
 
 class Stopwatch:
