@@ -147,7 +147,7 @@ class _Odd(BaseHTTPRequestHandler):
             "/no-objects/v1/models": b'{"data": [1, null]}',
             "/no-list/v1/models": b'{"data": {"id": "a"}}',
             "/none/v1/models": b'{"data": []}',
-            "/foreign/v1/models": b'{"data": [{"id": "a", "object": "model"}, {"id": "a@b", "meta": {}}, {"root": "c"}]}',
+            "/foreign/v1/models": b'{"data": [{"id": "a", "object": "model"}, {"id": "a@b", "meta": {}}, {}]}',
             "/foreign/admin/variants": b'{"variants": [{"id": 1}]}',
         }
         self._say(200, answers.get(self.path, b"<html>hello</html>"))
@@ -201,9 +201,12 @@ def test_servers_of_other_kinds(tmp_path: Path, path: str, error: type[Exception
     ],
 )
 def test_lists_of_models_that_are_none(tmp_path: Path, path: str, says: str) -> None:
-    with serving(tmp_path, _Odd) as site, ServerClient(f"{site.url}/{path}") as client:
-        with pytest.raises(RemoteInvalid, match=says):
-            client.models()
+    with (
+        serving(tmp_path, _Odd) as site,
+        ServerClient(f"{site.url}/{path}") as client,
+        pytest.raises(RemoteInvalid, match=says),
+    ):
+        client.models()
 
 
 def test_of_a_server_that_is_none_of_ours_its_models_are_known(tmp_path: Path) -> None:
