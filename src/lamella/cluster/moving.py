@@ -154,7 +154,8 @@ class Mover:
         machines = self._site.machines()
         other, is_asked_for = await self._other(machines)
         current = None if self._has_stopped else self._seconds(self.layers, machines)
-        seconds = other.seconds if other else None
+        is_there = other is not None and (other.variant, other.layers) == (self._variant, self.layers)
+        seconds = None if other is None or (is_there and current is not None) else other.seconds
         view = View(self._clock(), current, seconds, is_asked_for, self._has_stopped)
         decision = decide(self._record, view, self._options.limits)
         self._record, self.why = decision.record, decision.why
