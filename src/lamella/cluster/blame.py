@@ -81,7 +81,7 @@ class Blame:
     def _explains(self, link: MeasuredLink, lost_seconds: float, n_bytes: float) -> bool:
         """Whether a link is so much slower than at first that answers take longer by it."""
         longer = _there_and_back(link, n_bytes) - _there_and_back(self._at_first, n_bytes)
-        return lost_seconds > 0 and longer >= EXPLAINED * lost_seconds
+        return longer >= EXPLAINED * lost_seconds
 
 
 def _there_and_back(link: MeasuredLink, n_bytes: float) -> float:
