@@ -143,7 +143,14 @@ class _Odd(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self._say(200, b"<html>hello</html>")
+        answers = {
+            "/no-objects/v1/models": b'{"data": [1, null]}',
+            "/no-list/v1/models": b'{"data": {"id": "a"}}',
+            "/none/v1/models": b'{"data": []}',
+            "/foreign/v1/models": b'{"data": [{"id": "a", "object": "model"}, {"id": "a@b", "meta": {}}, {}]}',
+            "/foreign/admin/variants": b'{"variants": [{"id": 1}]}',
+        }
+        self._say(200, answers.get(self.path, b"<html>hello</html>"))
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -152,6 +159,7 @@ class _Odd(BaseHTTPRequestHandler):
             "/odd/v1/chat/completions": (200, b"data: 7\n\n"),
             "/bad/v1/chat/completions": (502, b"<html>bad gateway</html>"),
             "/moved/v1/chat/completions": (307, b""),
+            "/foreign/admin/switch": (200, b'{"before": "a"}'),
         }
         self._say(*answers[self.path])
 
@@ -182,6 +190,31 @@ def test_servers_of_other_kinds(tmp_path: Path, path: str, error: type[Exception
             list(client.chat(HELLO))
         with pytest.raises(RemoteInvalid, match="not as an OpenAI-compatible server does"):
             client.models()
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("no-objects", "not as an OpenAI-compatible server does"),
+        ("no-list", "not as an OpenAI-compatible server does"),
+        ("none", "lists no model"),
+    ],
+)
+def test_lists_of_models_that_are_none(tmp_path: Path, path: str, says: str) -> None:
+    with (
+        serving(tmp_path, _Odd) as site,
+        ServerClient(f"{site.url}/{path}") as client,
+        pytest.raises(RemoteInvalid, match=says),
+    ):
+        client.models()
+
+
+def test_of_a_server_that_is_none_of_ours_its_models_are_known(tmp_path: Path) -> None:
+    with serving(tmp_path, _Odd) as site, ServerClient(f"{site.url}/foreign") as client:
+        assert client.models() == ["a", "a@b"]
+        assert client.variants() == [ServedVariant("b", None)]
+        with pytest.raises(RemoteInvalid, match="not as an OpenAI-compatible server does"):
+            client.switch("b")
 
 
 @pytest.mark.parametrize("url", ["localhost:8080", "ftp://a", "http://", "http://user:word@host", "http://a/?b=c"])

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from lamella.cluster.addresses import split_address
 from lamella.cluster.certificates import new_request
+from lamella.cluster.channel import Channel
 from lamella.cluster.folder import ClusterFolder
 from lamella.cluster.identity import Identity, Peer
-from lamella.cluster.invites import Invite
-from lamella.cluster.joining import JoinServer, join_cluster
+from lamella.cluster.invites import Invite, secret_id
+from lamella.cluster.joining import Join, Joined, JoinServer, NotJoined, join_cluster
 from lamella.cluster.node_folder import NodeFolder
 from lamella.cluster.tls import joining_client_context
 from lamella.core.errors import ClusterRefused, InvalidRequest, RemoteFailed
@@ -115,6 +117,59 @@ def test_an_invite_ends_in_time(folder: ClusterFolder, clock: Clock, tmp_path: P
 
     joining(folder, work)
     assert folder.nodes() == ()
+
+
+def test_a_name_has_one_open_invite(folder: ClusterFolder, clock: Clock) -> None:
+    late = folder.invite("server", LISTEN, 10)
+    lost, other, found = (folder.invite(name, LISTEN, 60) for name in ("laptop", "tower", "laptop"))
+    assert [folder.is_open(invite) for invite in (lost, other, found)] == [False, True, True]
+    clock.now += 10
+    folder.invite("phone", LISTEN, 60)
+    assert len(list((folder.path / "invites").iterdir())) == 3  # what is over leaves no file behind
+    assert not folder.is_open(late)
+
+
+def test_a_node_is_not_replaced_by_who_comes_with_another_invite_for_its_name(folder: ClusterFolder) -> None:
+    """Two coordinator processes may write invites at once."""
+    _, request = new_request()
+    invite = folder.invite("laptop", LISTEN, 60)
+    (path,) = (folder.path / "invites").iterdir()
+    copy = path.with_name(f"{secret_id(bytes(16))}.json")
+    copy.write_bytes(path.read_bytes())
+    folder.admit(invite.secret, request, LISTEN)
+    record = folder.needed_node("laptop")
+    with pytest.raises(ClusterRefused, match="there is a node 'laptop' already"):
+        folder.admit(bytes(16), request, "10.0.0.9:7410")
+    assert folder.needed_node("laptop") == record
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:7410\x1b[2J", "a\x1b[2J:7410", "a b:7410", "a\nb:7410"])
+def test_an_address_that_a_terminal_would_obey_is_refused(folder: ClusterFolder, address: str) -> None:
+    async def work(at: str) -> object:
+        channel = Channel()
+        host, port = split_address(at)
+        loop, context = asyncio.get_running_loop(), joining_client_context()
+        await loop.create_connection(lambda: channel, host, port, ssl=context)
+        _, request = new_request()
+        channel.send(Join(folder.invite("laptop", at, 60).secret, request, address))
+        answer: object = await channel.receive(Joined | NotJoined, 10)
+        channel.close()
+        return answer
+
+    answer = joining(folder, work)
+    assert isinstance(answer, NotJoined)
+    assert answer.message.isprintable()
+    assert folder.nodes() == ()
+
+
+def test_a_node_cannot_join_with_a_port_that_nobody_knows(folder: ClusterFolder, tmp_path: Path) -> None:
+    async def work(address: str) -> None:
+        invite = folder.invite("laptop", address, 60)
+        with pytest.raises(InvalidRequest, match="not 0"):
+            await join_cluster(invite, NodeFolder(tmp_path / "node"), "0.0.0.0:0")
+        assert folder.is_open(invite)
+
+    joining(folder, work)
 
 
 def test_a_secret_that_was_guessed_is_refused_and_leaves_real_invites_open(

@@ -13,6 +13,8 @@ from lamella.cluster.bringing import bring
 from lamella.cluster.links import LinkMeter, measure_link
 from lamella.cluster.messages import Begin, Begun, Describe, Described
 from lamella.cluster.node import NodeOptions
+from lamella.cluster.node_folder import NodeFolder
+from lamella.cluster.shard_cache import ShardCache
 from lamella.core.errors import RemoteFailed
 from lamella.llama import gguf
 from lamella.resources.machine import cpu_memory
@@ -20,6 +22,8 @@ from lamella.store.store import Store
 from tests.cluster.conftest import TestBed
 
 Run = Callable[[Any], Any]
+LIMIT_SECONDS = 60
+"""Nothing takes so long, also on a machine that has much else to do."""
 
 
 def layer_shards(store: Store, variant: str) -> list[Any]:
@@ -52,6 +56,19 @@ def test_what_a_node_cannot_do_it_refuses_with_a_reason(run: Run) -> None:
     run(test)
 
 
+def test_the_words_of_a_node_are_no_commands_to_a_terminal(run: Run) -> None:
+    async def test(bed: TestBed) -> str:
+        async with bed.node("laptop"):
+            with pytest.raises(RemoteFailed) as refused:
+                await bed.dialler.ask("laptop", Describe(["\x1b[2J" * 1000]), Described)
+            return str(refused.value)
+
+    words = run(test)
+    assert words.startswith("node 'laptop': the node cannot describe itself: ")
+    assert words.isprintable()
+    assert len(words) < 2000
+
+
 def test_links_are_measured_and_measured_again(run: Run) -> None:
     async def test(bed: TestBed) -> None:
         async with bed.node("laptop"):
@@ -61,10 +78,12 @@ def test_links_are_measured_and_measured_again(run: Run) -> None:
             meter = LinkMeter(bed.dialler, ["laptop"], every_seconds=0.01)
             running = asyncio.create_task(meter.run())
             seen: set[float] = set()
-            while len(seen) < 2:
-                await asyncio.sleep(0.01)
-                seen.update(found.at for found in meter.links.values())
+            async with asyncio.timeout(LIMIT_SECONDS):
+                while len(seen) < 2:
+                    await asyncio.sleep(0.01)
+                    seen.update(found.at for found in meter.links.values())
             running.cancel()
+            assert min(seen) >= link.at
 
     run(test)
 
@@ -74,13 +93,18 @@ def test_a_link_is_measured_at_once_where_somebody_hurries(run: Run) -> None:
         async with bed.node("laptop"):
             meter = LinkMeter(bed.dialler, ["laptop"], every_seconds=3600)
             running = asyncio.create_task(meter.run())
-            while not meter.links:
-                await asyncio.sleep(0.01)
-            first = meter.links["laptop"]
-            meter.hurry("laptop")
-            meter.hurry("laptop")
-            while meter.links["laptop"] is first:
-                await asyncio.sleep(0.01)
+            async with asyncio.timeout(LIMIT_SECONDS):
+                while not meter.links:
+                    await asyncio.sleep(0.01)
+                first = meter.links["laptop"]
+                meter.hurry("laptop")
+                meter.hurry("laptop")
+                while meter.links["laptop"] is first:
+                    await asyncio.sleep(0.01)
+            second = meter.links["laptop"]
+            assert second.at > first.at
+            await asyncio.sleep(1)  # another measurement would have ended
+            assert meter.links["laptop"] is second  # two who hurry at once have one
             running.cancel()
 
     run(test)
@@ -90,19 +114,19 @@ def test_only_missing_shards_travel_and_they_are_verified(run: Run, store: Store
     large, small = layer_shards(store, "large"), layer_shards(store, "small")
 
     async def test(bed: TestBed) -> None:
-        async with bed.node("laptop") as agent:
+        async with bed.node("laptop"):
             first = await bring(bed.dialler, "laptop", store, large)
             assert (first.n_fetched, first.moved_bytes) == (len(large), sum(s.n_bytes for s in large))
             again = await bring(bed.dialler, "laptop", store, large)
             assert (again.n_fetched, again.moved_bytes) == (0, 0)
             more = await bring(bed.dialler, "laptop", store, [*large[:1], *small])
             assert (more.n_fetched, more.moved_bytes) == (len(small), sum(s.n_bytes for s in small))
-            cached = agent._cache.hold(large)
-            cached.close()
+            channel, begun = await bed.dialler.ask("laptop", Begin(1, large), Begun)
+            channel.close()
             matrices = [
                 t for s in large for t in gguf.read_tensors(store.shard_path(s.id)).values() if t.n_bytes > 4096
             ]
-            assert len(cached.tensors) >= len(matrices) > 0
+            assert len(begun.tensors) >= len(matrices) > 0
 
     run(test)
 
@@ -122,13 +146,13 @@ def test_a_cache_with_a_limit_keeps_what_a_session_holds(run: Run, store: Store)
     large, small = layer_shards(store, "large"), layer_shards(store, "small")
 
     async def test(bed: TestBed) -> None:
-        async with bed.node("laptop", NodeOptions(n_threads=1, cache_bytes=1)) as agent:
+        async with bed.node("laptop", NodeOptions(n_threads=1, cache_bytes=1)):
             await bring(bed.dialler, "laptop", store, large)
             channel, begun = await bed.dialler.ask("laptop", Begin(1, large), Begun)
             assert begun.tensors
             await bring(bed.dialler, "laptop", store, small)
             await bring(bed.dialler, "laptop", store, small[:1])  # the other small ones may go
-            assert agent._cache.usage()[1] == len(large) + 1
+            assert ShardCache(NodeFolder(bed.path / "laptop").cache).usage()[1] == len(large) + 1
             channel.close()
 
     run(test)

@@ -8,19 +8,23 @@ import pytest
 
 from lamella.api.served_cluster import models_of
 from lamella.batching.settings import EngineSettings
+from lamella.cluster.describing import PASS_SECONDS
 from lamella.cluster.layers import LayersOf
 from lamella.cluster.messages import Speed
-from lamella.cluster.pace import N_RECENT, Pace, Stopwatch
+from lamella.cluster.pace import LEAST_SECONDS, N_RECENT, Pace, Stopwatch
 from lamella.cluster.placing import (
     BUFFER_BYTES,
     MachineNow,
     ServedModel,
     place_served,
+    problem_of,
     seconds_of,
     what_is_missing,
 )
 from lamella.core.errors import InvalidRequest
-from lamella.planning.placement import Link
+from lamella.core.units import format_bytes
+from lamella.llama.gguf import read_model
+from lamella.planning.placement import Link, Request
 from lamella.store.store import Store
 
 FAST, SLOW = Speed(0.1, 0.05), Speed(0.4, 0.2)
@@ -83,6 +87,52 @@ def test_of_variants_the_first_that_fits_is_taken_and_what_is_missing_is_said(mo
     assert "40.0 MiB missing" in what_is_missing(models, with_memory(exact - missing))
 
 
+def test_a_slow_machine_takes_longer_for_weights_and_passes_and_has_its_memory(models: list[ServedModel]) -> None:
+    model = models[0]
+    machines = {"coordinator": machine(models, SLOW, PLENTY, None), "one": machine(models, FAST, PLENTY)}
+    problem = problem_of(model, {**machines, "one": replace(machines["one"], slowdown=2.0)})
+    here, one = (problem.cluster.node(name) for name in ("coordinator", "one"))
+    ((kind, weights),) = model.kinds.items()
+    n_weights = sum(weights.values())
+    assert one.speeds[kind].prompt_seconds == pytest.approx(2e-9 * n_weights * FAST.prompt)
+    assert one.speeds[kind].token_seconds == pytest.approx(2e-9 * n_weights * FAST.token)
+    assert (one.pass_seconds, here.pass_seconds) == (2 * PASS_SECONDS, 0.0)
+    assert (one.memory_bytes, here.memory_bytes) == (PLENTY, PLENTY - model.outside_bytes)
+
+
+def test_variants_that_are_in_memory_together_take_it_together_and_cells_are_rounded_up(store: Store) -> None:
+    variant, spec = store.variant("large"), read_model(store.first_link("large")).spec
+    once, twice = (ServedModel.of(spec, variant, n_cells=128, n_copies=n) for n in (1, 2))
+    for single, both in zip(once.layers, twice.layers, strict=True):
+        assert [2 * o.n_bytes for o in single.options.values()] == [o.n_bytes for o in both.options.values()]
+        assert single.kv_bytes_per_token == both.kv_bytes_per_token == 342 == 1 + 1024 * 128 // 384
+
+
+def test_each_layer_takes_what_its_own_kind_takes(models: list[ServedModel]) -> None:
+    first, *rest = models[0].layers
+    (option,) = first.options.values()
+    layers = (replace(first, options={"heavy": option}), *(replace(n, options={"light": option}) for n in rest))
+    model = replace(models[0], kinds={"heavy": {"Q8_0": 10**9}, "light": {"Q8_0": 10**8}}, layers=layers)
+    machines = {"coordinator": machine(models, FAST, PLENTY, None), "one": machine(models, FAST, PLENTY)}
+    near, far = (
+        seconds_of(model, machines, [LayersOf("coordinator", 0, n), LayersOf("one", n, 3)], Request(1, 1))
+        for n in (1, 2)
+    )
+    assert near is not None
+    assert far is not None
+    assert near == pytest.approx(far, rel=0.01)  # the same weights wherever they are
+    longer = seconds_of(model, machines, [LayersOf("coordinator", 0, 3)], Request(1000, 1))
+    short = seconds_of(model, machines, [LayersOf("coordinator", 0, 3)], Request(100, 1))
+    assert longer == pytest.approx(10 * (short or 0.0))
+
+
+def test_what_is_missing_counts_what_each_machine_computes_in(models: list[ServedModel]) -> None:
+    small = models[-1]
+    machines = {"coordinator": machine(models, FAST, small.outside_bytes, None), "one": machine(models, FAST, 0)}
+    needed = small.layer_bytes + 2 * BUFFER_BYTES
+    assert what_is_missing(models, machines).endswith(f"{format_bytes(needed)} missing")
+
+
 def test_a_speed_that_is_not_known_is_named(models: list[ServedModel]) -> None:
     with pytest.raises(InvalidRequest, match="'coordinator' does not know its speed at Q8_0"):
         place_served(models, {"coordinator": MachineNow(PLENTY, {})})
@@ -102,6 +152,24 @@ def test_slow_is_said_of_answers_to_requests_of_the_same_size() -> None:
     for _ in range(N_RECENT):
         pace.answered(5100, 0.01)
     assert pace.slowdown == 1.0
+
+
+def test_a_few_quick_answers_are_no_pace_and_very_short_ones_none_at_all() -> None:
+    pace = Pace()
+    for seconds in [0.005] * 5 + [0.01] * (N_RECENT - 6) + [LEAST_SECONDS / 2] * 9:
+        pace.answered(5000, seconds)
+    assert (pace.slowdown, pace.lost_seconds) == (1.0, 0.0)
+    for seconds in [0.01] * N_RECENT:
+        pace.answered(5000, seconds)
+    assert (pace.slowdown, pace.lost_seconds) == (1.0, 0.0)
+    assert pace.n_bytes == 0.75 * 8192  # the middle of the sizes that are taken for one
+
+
+def test_an_answer_that_takes_just_long_enough_counts() -> None:
+    pace = Pace()
+    for seconds in [LEAST_SECONDS] * N_RECENT + [3 * LEAST_SECONDS] * N_RECENT:
+        pace.answered(5000, seconds)
+    assert pace.slowdown == pytest.approx(3.0)
 
 
 def test_the_time_of_an_answer_is_from_the_last_byte_sent_to_the_first_that_comes() -> None:

@@ -12,11 +12,11 @@ import psutil
 import pytest
 
 from lamella.cluster import tls
+from lamella.cluster.addresses import split_address
 from lamella.cluster.channel import MOST_MESSAGE_BYTES, Channel
 from lamella.cluster.dialling import Dialler
 from lamella.cluster.folder import ClusterFolder, Credentials
 from lamella.cluster.forwarding import Forwarder
-from lamella.cluster.invites import split_address
 from lamella.cluster.messages import Describe, Probe, Ready, UseRpc
 from lamella.cluster.node import NodeAgent
 from lamella.core.errors import ClusterRefused, InvalidRequest, RemoteFailed, RemoteInvalid
@@ -234,6 +234,26 @@ def test_who_cannot_be_checked_is_refused(run: Run, monkeypatch: pytest.MonkeyPa
             monkeypatch.setattr(bed.folder, "check_member", broken)
             with pytest.raises(ClusterRefused, match="the disk is gone"):
                 await bed.dialler.dial("laptop", Probe())
+
+    run(test)
+
+
+def test_who_cannot_be_checked_any_more_is_cut_off(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And so is whoever is revoked after that: what watches goes on."""
+
+    async def test(bed: TestBed) -> None:
+        async with bed.node("laptop"), bed.node("server"):
+            first, _ = await bed.dialler.ask("laptop", Probe(), Ready)
+            with monkeypatch.context() as patched:
+
+                def broken(_: object) -> None:
+                    raise OSError("the disk is gone")
+
+                patched.setattr(bed.folder, "check_member", broken)
+                await asyncio.wait_for(first.closed.wait(), 10)
+            second, _ = await bed.dialler.ask("server", Probe(), Ready)
+            bed.folder.revoke("server")
+            await asyncio.wait_for(second.closed.wait(), 10)
 
     run(test)
 

@@ -7,6 +7,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lamella.cluster import passes
+from lamella.cluster import passes, rpc_server
 from lamella.cluster.bringing import bring
 from lamella.cluster.forwarding import Forwarder
 from lamella.cluster.passes import measure_pass
@@ -27,7 +28,7 @@ from lamella.llama.context import ContextOptions
 from lamella.run.engine import Engine, EngineOptions
 from lamella.store.store import Store
 from tests.cluster.conftest import TestBed
-from tests.cluster.test_node import Run, layer_shards
+from tests.cluster.test_node import LIMIT_SECONDS, Run, layer_shards
 
 TOKENS = [1, 300, 301, 302, 303, 304]
 OPTIONS = EngineOptions(ContextOptions(n_ctx=128, n_batch=64, n_threads=1), layout="mapped")
@@ -76,8 +77,10 @@ async def engine_in(endpoint: str, folder: Path) -> AsyncIterator[Any]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.02)
+    """Wait until it is so; an error where it never is."""
+    async with asyncio.timeout(LIMIT_SECONDS):
+        while not condition():
+            await asyncio.sleep(0.02)
 
 
 def test_logits_through_the_tunnel_equal_those_of_the_cpu(run: Run, store_folder: Path) -> None:
@@ -167,6 +170,24 @@ def test_a_server_that_is_closed_while_it_starts_leaves_no_process() -> None:
     asyncio.run(main())
 
 
+def test_an_rpc_server_that_says_much_in_one_line_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its output is read on: with a full pipe it would never come to listen."""
+    talker = (
+        "import socket, sys; sys.stdout.write('x' * (1 << 20) + '\\n' + 'y' * (1 << 20) + '\\n'); sys.stdout.flush(); "
+        "socket.create_server(('127.0.0.1', int(sys.argv[1]))).accept(); sys.stdin.read()"
+    )
+    monkeypatch.setattr(rpc_server, "RPC_COMMAND", (sys.executable, "-c", talker))
+
+    async def main() -> None:
+        server = RpcServer(1)
+        async with asyncio.timeout(30):
+            (await server.connect()).close()
+        await server.close()
+        assert server.n_starts == 1
+
+    asyncio.run(main())
+
+
 def test_an_rpc_server_that_died_is_replaced_and_the_next_engine_works(run: Run, store_folder: Path) -> None:
     async def test(bed: TestBed) -> Any:
         async with bed.node("laptop") as agent, Forwarder(bed.dialler, "laptop") as forwarder:
@@ -184,7 +205,7 @@ def test_an_rpc_server_that_died_is_replaced_and_the_next_engine_works(run: Run,
 
 
 def test_an_engine_waits_for_a_node_that_is_away(run: Run, store_folder: Path) -> None:
-    async def test(bed: TestBed) -> None:
+    async def test(bed: TestBed) -> Any:
         async with bed.node("laptop"):
             pass
         async with Forwarder(bed.dialler, "laptop") as forwarder:
@@ -192,11 +213,13 @@ def test_an_engine_waits_for_a_node_that_is_away(run: Run, store_folder: Path) -
                 await forwarder.ready(1)
             waiting = asyncio.create_task(apart(_logits, forwarder.endpoint, store_folder))
             await asyncio.sleep(1)
+            assert not waiting.done()
             bed.folder.revoke("laptop")
             async with bed.node("laptop"):
-                await waiting
+                return await waiting
 
-    run(test)
+    with Engine.open(Store.open(store_folder), "large", OPTIONS) as local:
+        np.testing.assert_allclose(run(test), local.logits(TOKENS), atol=0.05)
 
 
 def test_revoking_a_node_cuts_its_open_connections(run: Run, store_folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -70,6 +71,19 @@ def test_a_model_that_ends_the_process_leaves_what_was_found_before(look: Look) 
     assert facts.need == ModelNeed("bad.gguf", "reading bad.gguf ends the process: SIGABRT")
 
 
+@pytest.mark.parametrize("more", ['{"library":{"version":"0.3', "{ggml: 2 devices}\n", '{"layers":24}\n'])
+def test_lines_that_are_no_report_are_passed_over(look: Look, more: str) -> None:
+    facts = look(model="bad.gguf", run=answering(-9, line(GOOD) + more))
+    assert facts.library == GOOD.library
+    assert facts.need is not None
+    assert facts.need.error == "reading bad.gguf ends the process: SIGKILL"
+
+
+def test_programs_may_write_in_any_encoding() -> None:
+    program = "import sys; sys.stdout.buffer.write(b'Compilador 12.2, versi\\xf3n')"
+    assert run_command([sys.executable, "-c", program], 30).stdout == "Compilador 12.2, versi\ufffdn"
+
+
 def test_a_child_that_says_nothing_is_quoted(look: Look) -> None:
     facts = look(run=answering(1, "no json", "Traceback\nImportError: no numpy"))
     assert facts.library.error == "loading llama.cpp ends the process: ImportError: no numpy"
@@ -104,6 +118,7 @@ def test_a_folder_that_cannot_be_written_to_is_said(tmp_path: Path) -> None:
     facts = examine(tmp_path / "file" / "cache", run=answering())
     assert facts.disk.error == f"{tmp_path / 'file'} is no folder"
     assert examine(tmp_path / "not" / "there", run=answering()).disk.error == ""
+    assert examine(tmp_path / ("x" * 300) / "cache", run=answering()).disk.error == "File name too long"
 
 
 def test_stores_are_looked_into(look: Look, tmp_path: Path) -> None:
@@ -140,8 +155,10 @@ def test_what_a_model_needs_is_what_its_smallest_plan_takes(tmp_path: Path) -> N
     assert "does not exist" in need_of(str(tmp_path / "gone.gguf")).error
 
 
-def test_this_machine_in_a_child_process(tmp_path: Path) -> None:
+def test_this_machine_in_a_child_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = write_tiny_model(tmp_path / "tiny.gguf")
+    (tmp_path / "msgspec.py").write_text("raise SystemExit('a file of the folder that the doctor was called in')")
+    monkeypatch.chdir(tmp_path)
     facts = examine(tmp_path, str(model), run=run_command)
     assert facts.library.error == ""
     assert facts.need is not None

@@ -135,6 +135,9 @@ class Putting(Static):
 
     def do_MKCOL(self) -> None:
         self.server.asked.append(("MKCOL", self.path, dict(self.headers)))
+        self.make_folder()
+
+    def make_folder(self) -> None:
         folder = self.server.folder / self.path.strip("/")
         there = folder.is_dir()
         folder.mkdir(exist_ok=True)

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from lamella.batching.frames import BrokenFrame, FrameSplitter, front_decoder
-from lamella.client.answers import chunks, document_of
+from lamella.client.answers import answer_of, chunks
+from lamella.client.server import SwitchDone
 from lamella.cluster import certificates
+from lamella.cluster.addresses import split_address
 from lamella.cluster.channel import Channel
-from lamella.cluster.invites import split_address
 from lamella.cluster.messages import Pong
 from lamella.core.artifacts import Plan, from_json
 from lamella.core.errors import (
@@ -58,7 +59,7 @@ NOT_UTF8 = b'"\xff"'
         (lambda: read_document(NOT_UTF8, "lamella.store", "x"), StoreFormatError),
         (lambda: parse_identity(NOT_UTF8, "x"), StoreFormatError),
         (lambda: FrameSplitter(front_decoder()).feed(b"\x02\x00\x00\x00\xa1\xff"), BrokenFrame),
-        (lambda: document_of(httpx.Response(200, content=NOT_UTF8, request=httpx.Request("GET", "http://h/"))),
+        (lambda: answer_of(httpx.Response(200, content=NOT_UTF8, request=httpx.Request("GET", "http://h")), SwitchDone),
          RemoteInvalid),
     ],
 )  # fmt: skip

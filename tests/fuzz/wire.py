@@ -15,8 +15,9 @@ from lamella.batching import messages as engine
 from lamella.batching.frames import FrameSplitter, engine_decoder, front_decoder, settings_decoder
 from lamella.batching.messages import Chat, Generate, Switch
 from lamella.batching.settings import EngineSettings
-from lamella.client.answers import StreamedAnswer, document_of
+from lamella.client.answers import StreamedAnswer, answer_of
 from lamella.client.refusals import refusal
+from lamella.client.server import SwitchDone
 from lamella.cluster import messages as cluster
 from lamella.cluster.certificates import Authority, new_authority, new_request
 from lamella.cluster.channel import Channel
@@ -152,10 +153,11 @@ def _hear(data: bytes, _: Path) -> None:
         400 + len(data) % 120, content=data, headers={"Retry-After": str(len(data))}, request=request
     )
     str(refusal(refused, has_key=False))
-    for read in (
+    readers: tuple[Callable[[], object], ...] = (
         lambda: "".join(StreamedAnswer(_Answered(httpx.Response(200, content=data, request=request)))),
-        lambda: document_of(httpx.Response(200, content=data, request=request)),
-    ):
+        lambda: answer_of(httpx.Response(200, content=data, request=request), SwitchDone),
+    )
+    for read in readers:
         try:
             read()
         except LamellaError as error:
@@ -316,7 +318,8 @@ HARNESSES = (
     Harness("remote-answers", ("remote.remote_store", "remote.web"), _answers, _visit),
     Harness("cluster-messages", ("cluster.channel",), _cluster_messages, _receive, SENT),
     Harness(
-        "invite", ("cluster.invites",), lambda: [Invite("10.0.0.1:7400", b"0" * 32, b"1" * 16).token.encode()],
+        "invite", ("cluster.invites", "cluster.addresses"),
+        lambda: [Invite("10.0.0.1:7400", b"0" * 32, b"1" * 16).token.encode()],
         lambda data, _: Invite.parse(data.decode("utf-8", "replace")),
     ),
     Harness(

@@ -31,6 +31,7 @@ def test_a_profile_survives_its_document() -> None:
         (b'"lamella.profile"', b'"lamella.plan"', "not a lamella.profile"),
         (b'"format_version": 1', b'"format_version": 9', "reads 1 to"),
         (b'"n_batch": 512', b'"n_batch": "many"', "n_batch"),
+        (b'"n_batch": 512', b'"n_batch": 0', "no engine of .*n_batch=0"),
         (b'"n_tokens": 16', b'"n_tokens": 0', "v0.*without tokens"),
         (b"{", b"[", "not JSON"),
     ],
@@ -46,6 +47,17 @@ def test_a_variant_without_points_is_refused() -> None:
     profile = ladder(1)
     broken = replace(profile, variants=(replace(profile.variants[0], steps=()),))
     with pytest.raises(ArtifactError, match="no measured step"):
+        from_json(to_json(broken), "p.json")
+
+
+@pytest.mark.parametrize("field", ["n_sequences", "n_prompt", "n_steps"])
+def test_a_mixed_point_of_nothing_is_refused(field: str) -> None:
+    """The model divides by them."""
+    profile = ladder(1)
+    first = profile.variants[0]
+    mixed = replace(first.mixed[0], **{field: 0})
+    broken = replace(profile, variants=(replace(first, mixed=(mixed,)),))
+    with pytest.raises(ArtifactError, match="without tokens"):
         from_json(to_json(broken), "p.json")
 
 

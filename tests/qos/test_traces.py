@@ -67,7 +67,7 @@ def test_lengths_stay_within_their_bounds(median: int, spread: float, seed: int)
 
 
 def test_a_trace_survives_its_file(tmp_path: Path) -> None:
-    trace = poisson(Load(rate=2.0, seconds=30.0, classes={"a": 1, "b": 1}))
+    trace = poisson(Load(rate=2.0, seconds=30.0, classes={"a": 1, "b\u2028\x85\n": 1}))
     path = tmp_path / "t.jsonl"
     path.write_bytes(write_trace(trace))
     assert read_trace(path).arrivals == trace.arrivals
@@ -128,6 +128,9 @@ def test_names_make_traces() -> None:
     [
         ("poisson:rate", "NAME=NUMBER"),
         ("poisson:rate=0", "above 0"),
+        ("poisson:seed=nan", "'seed=nan' is not NAME=NUMBER"),
+        ("poisson:prompt=inf", "'prompt=inf' is not NAME=NUMBER"),
+        ("poisson:spread=nan", "'spread=nan' is not NAME=NUMBER"),
         ("bursts:rate=1", "peak=5"),
         ("bursts:rate=1,peak=0.5", "peak"),
         ("day:swing=2", "swing"),

@@ -101,6 +101,22 @@ def test_a_server_that_takes_nothing(origin: Store, site_folder: Path) -> None:
         push(origin, "eight", site.url)
 
 
+def test_a_server_that_is_busy_when_folders_are_made_is_asked_again(origin: Store, site_folder: Path) -> None:
+    busy = set[str]()
+
+    class Busy(Putting):
+        def make_folder(self) -> None:
+            if self.path in busy:
+                super().make_folder()
+            else:
+                busy.add(self.path)
+                self.say(503)
+
+    with serving(site_folder, Busy) as site:
+        assert push(origin, "eight", site.url).n_sent == 6
+    assert Store.open(site_folder).verify().damaged == ()
+
+
 def test_a_redirected_put_is_refused(origin: Store, site_folder: Path) -> None:
     class Moved(Putting):
         def put(self, data: bytes) -> None:

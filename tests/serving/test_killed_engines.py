@@ -192,6 +192,7 @@ def test_a_request_that_holds_a_variant_does_not_change_what_others_get_after_a_
             check_whole(await read(engine.generate(held)), "p", 3, "small")
             kill(engine)
             check_whole(await read(engine.generate(Generate(id=0, prompt="p", max_tokens=3))), "p", 3, "large")
+            assert engine.n_restarts == 1
 
     run(talk())
 
@@ -223,6 +224,7 @@ def test_a_cancelled_request_is_not_given_to_the_next_engine() -> None:
             await until(lambda: engine.is_ready)
             check_whole(await read(engine.generate(Generate(id=0, prompt="p", max_tokens=2))), "p", 2)
             await until(lambda: engine.status is not None and engine.status.n_running == 0)
+            assert engine.n_restarts == 1  # a step without end would have cost another one
 
     run(talk())
 

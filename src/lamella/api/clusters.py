@@ -16,6 +16,7 @@ from lamella.core.errors import InvalidRequest, LamellaError, RemoteFailed
 if TYPE_CHECKING:  # cryptography is an extra, and TLS takes a while to import
     from lamella.cluster.dialling import Dialler
     from lamella.cluster.folder import ClusterFolder
+    from lamella.cluster.identity import Identity
     from lamella.cluster.links import MeasuredLink
     from lamella.cluster.messages import Described
 
@@ -81,13 +82,10 @@ async def invite(
     from lamella.cluster.joining import JoinServer
 
     joined: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    others: list[str] = []  # of other invites that are open: they may come here too
 
-    def note(identity: object, at: str) -> None:
-        if getattr(identity, "name", None) == name and not joined.done():
+    def note(identity: Identity, at: str) -> None:
+        if identity.name == name and not joined.done():  # who has another invite that is open may come here too
             joined.set_result(at)
-        else:
-            others.append(at)
 
     async with JoinServer(cluster, host, port, note) as server:
         made = cluster.invite(name, address or server.address, seconds)
@@ -121,7 +119,8 @@ async def run_node(
         RemoteFailed: nobody answers where it leads.
     """
     check_cluster_extra()
-    from lamella.cluster.invites import Invite, split_address
+    from lamella.cluster.addresses import split_address
+    from lamella.cluster.invites import Invite
     from lamella.cluster.joining import join_cluster
     from lamella.cluster.node import NodeAgent, NodeOptions
     from lamella.cluster.node_folder import NodeFolder

@@ -130,7 +130,7 @@ def nodes(
             f"{1e3 * link.round_trip_seconds:.2f} ms",
             f"{format_bytes(int(link.bytes_per_second))}/s",
             format_bytes(status.described.cached_bytes),
-            ", ".join(f"{name} {1e3 * s.token:.0f} ps" for name, s in report.speeds.items()),
+            ", ".join(f"{name} {1e3 * s.token:.0f} ps" for name, s in report.speeds.items() if name in wanted),
         )
     stdout.print(shown)
 

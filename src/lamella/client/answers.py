@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import httpx
 import msgspec
@@ -15,6 +15,7 @@ from lamella.client.refusals import error_of
 from lamella.core.errors import RemoteFailed, RemoteInvalid
 from lamella.core.foreign import UNREADABLE
 
+T = TypeVar("T")
 _DONE = "[DONE]"
 
 
@@ -137,16 +138,14 @@ def _chunk(data: str) -> _Chunk:
         raise RemoteInvalid(f"the server sent an event that is none of OpenAI's: {error}") from None
 
 
-def document_of(response: httpx.Response) -> dict[str, Any]:
-    """The JSON object of an answer that was read.
+def answer_of(response: httpx.Response, kind: type[T]) -> T:
+    """What an answer that was read says, of a JSON object's fields as many as ``kind`` has.
 
     Raises:
-        RemoteInvalid: it is none; something else answers at that address.
+        RemoteInvalid: something else; another kind of server answers at that address.
     """
     try:
-        document = msgspec.json.decode(response.content)
-    except UNREADABLE:
-        document = None
-    if not isinstance(document, dict):
-        raise RemoteInvalid(f"{response.request.url} answers, but not as an OpenAI-compatible server does")
-    return document
+        return msgspec.json.decode(response.content, type=kind)
+    except UNREADABLE as error:
+        said = f"{response.request.url} answers, but not as an OpenAI-compatible server does: {error}"
+        raise RemoteInvalid(said) from None

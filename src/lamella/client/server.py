@@ -6,11 +6,12 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
+import msgspec
 
-from lamella.client.answers import StreamedAnswer, document_of
+from lamella.client.answers import StreamedAnswer, answer_of
 from lamella.client.refusals import refusal
 from lamella.core.closing import Closing
 from lamella.core.errors import InvalidRequest, LamellaError, QueueFull, RemoteFailed, RemoteInvalid
@@ -19,6 +20,7 @@ from lamella.version import __version__
 CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 300.0
 """Lamella's servers are never silent for so long within an answer; others may be."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,23 @@ class ServedVariant:
 
     name: str
     is_running: bool | None
+
+
+class _Model(msgspec.Struct):
+    id: str = ""
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model] = []
+
+
+class _Variant(msgspec.Struct):
+    name: str
+    running: bool
+
+
+class _Variants(msgspec.Struct):
+    variants: list[_Variant]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,21 +105,25 @@ class ServerClient(Closing):
         Raises:
             LamellaError: not reached, refused, or no such server.
         """
-        data = self._ask("GET", "/v1/models").get("data")
-        names = [str(model["id"]) for model in data if "id" in model] if isinstance(data, list) else []
+        listed = self._ask_for(_Models, "GET", "/v1/models")
+        names = [model.id for model in listed.data if model.id]
         if not names:
             raise RemoteInvalid(f"{self.url} lists no model")
         return names
 
     def variants(self) -> list[ServedVariant]:
-        """What can be switched to.  A user's key sees names only."""
+        """What can be switched to.  A user's key sees names only.
+
+        Raises:
+            LamellaError: as ``models``.
+        """
         try:
-            found = self._ask("GET", "/admin/variants")["variants"]
-        except (InvalidRequest, RemoteFailed, KeyError):
+            found = self._ask_for(_Variants, "GET", "/admin/variants").variants
+        except (InvalidRequest, RemoteFailed):  # not for this key, or no server of ours
             names = self.models()
             prefix = f"{names[0]}@"
             return [ServedVariant(name.removeprefix(prefix), None) for name in names if name.startswith(prefix)]
-        return [ServedVariant(str(variant["name"]), bool(variant["running"])) for variant in found]
+        return [ServedVariant(variant.name, variant.running) for variant in found]
 
     def switch(self, variant: str) -> SwitchDone:
         """Run at another variant, for all clients; returns when it runs.  Needs an admin's key.
@@ -108,12 +131,9 @@ class ServerClient(Closing):
         Raises:
             InvalidRequest: there is no such variant; the others are named.
             RemoteFailed: not allowed, or it failed.
+            RemoteInvalid: the answer does not say how it went.
         """
-        told = self._ask("POST", "/admin/switch", {"variant": variant})
-        try:
-            return SwitchDone(**{name: told[name] for name in SwitchDone.__dataclass_fields__})
-        except KeyError as missing:
-            raise RemoteInvalid(f"{self.url} answers a switch without {missing}") from None
+        return self._ask_for(SwitchDone, "POST", "/admin/switch", {"variant": variant})
 
     def chat(self, messages: Sequence[Mapping[str, str]], model: str = "", **fields: Any) -> StreamedAnswer:
         """An answer that streams; sent when its first piece is asked for.
@@ -146,10 +166,10 @@ class ServerClient(Closing):
             self._patience.sleep(seconds)
             waited += seconds
 
-    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def _ask_for(self, kind: type[T], method: str, path: str, body: Mapping[str, Any] | None = None) -> T:
         with self._request(method, path, body) as response:
             response.read()
-            return document_of(response)
+            return answer_of(response, kind)
 
     @contextlib.contextmanager
     def _request(self, method: str, path: str, body: Mapping[str, Any] | None) -> Iterator[httpx.Response]:

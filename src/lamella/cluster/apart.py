@@ -1,11 +1,16 @@
-"""Work in a process of its own, because ggml ends a process where it cannot go on."""
+"""Work in a process of its own, because ggml ends a process where it cannot go on.
+
+out = await output_of(command, 60.0, failed="no pass over node 'laptop'", late="...")      # who asks
+sys.exit(write_output(lambda: repr(seconds).encode()))                                    # what is run
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 
-from lamella.core.errors import RemoteFailed
+from lamella.core.errors import LamellaError, RemoteFailed
 
 
 async def output_of(command: Sequence[str], seconds: float, *, failed: str, late: str) -> bytes:
@@ -37,3 +42,13 @@ async def output_of(command: Sequence[str], seconds: float, *, failed: str, late
         words = said.decode(errors="replace").strip().splitlines()
         raise RemoteFailed(f"{failed}: {words[-1] if words else process.returncode}")
     return out
+
+
+def write_output(work: Callable[[], bytes]) -> int:
+    """Write what some work gives to the standard output, or its error to the error stream; returns the exit code."""
+    try:
+        sys.stdout.buffer.write(work())
+    except LamellaError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    return 0

@@ -58,8 +58,10 @@ class Blame:
         """
         if pace is not None:
             self._judge(now, link, pace)
-        elif self._verdict and self._explains(link, self._verdict.lost_seconds, self._verdict.n_bytes):
-            self._verdict = None
+        else:
+            self.wants_link, self._suspected = False, None  # nobody waits for the link's measurement any more
+            if self._verdict and self._explains(link, self._verdict.lost_seconds, self._verdict.n_bytes):
+                self._verdict = None
         return self._verdict.slowdown if self._verdict and now < self._verdict.until else 1.0
 
     def _judge(self, now: float, link: MeasuredLink, pace: Pace) -> None:
@@ -79,7 +81,7 @@ class Blame:
     def _explains(self, link: MeasuredLink, lost_seconds: float, n_bytes: float) -> bool:
         """Whether a link is so much slower than at first that answers take longer by it."""
         longer = _there_and_back(link, n_bytes) - _there_and_back(self._at_first, n_bytes)
-        return lost_seconds > 0 and longer >= EXPLAINED * lost_seconds
+        return longer >= EXPLAINED * lost_seconds
 
 
 def _there_and_back(link: MeasuredLink, n_bytes: float) -> float:

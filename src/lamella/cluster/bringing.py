@@ -15,17 +15,17 @@ import secrets
 import threading
 from collections.abc import Iterator, Sequence
 
+from lamella.cluster.addresses import LOOPBACK
 from lamella.cluster.channel import Channel, join
 from lamella.cluster.dialling import Dialler, answer
 from lamella.cluster.messages import Back, Bring, Brought, Dial
 from lamella.core.artifacts import ShardRef
-from lamella.core.errors import RemoteFailed
+from lamella.core.errors import LamellaError, RemoteFailed
 from lamella.remote.serving import StoreServer
 from lamella.store.store import Store
 
 LONGEST_PAUSE_SECONDS = 3600.0
 """Within which the node must have fetched all, or ask for another connection."""
-_LOOPBACK = "127.0.0.1"
 
 
 async def bring(dialler: Dialler, node: str, store: Store, shards: Sequence[ShardRef]) -> Brought:
@@ -56,20 +56,21 @@ async def bring(dialler: Dialler, node: str, store: Store, shards: Sequence[Shar
 
 
 async def _carry(dialler: Dialler, node: str, number: int, port: int) -> None:
-    """Join a connection that the node wants with one to the store's server."""
-    tunnel = await dialler.dial(node, Back(number))
-    try:
-        _, plain = await asyncio.get_running_loop().create_connection(Channel, _LOOPBACK, port)
-    except OSError:
-        tunnel.abort()
-        raise
-    await join(tunnel, plain)
+    """Join a connection that the node wants with one to the store's server; where that fails the node tries again."""
+    with contextlib.suppress(LamellaError, OSError):
+        tunnel = await dialler.dial(node, Back(number))
+        try:
+            _, plain = await asyncio.get_running_loop().create_connection(Channel, LOOPBACK, port)
+        except BaseException:
+            tunnel.abort()
+            raise
+        await join(tunnel, plain)
 
 
 @contextlib.contextmanager
 def _served(store: Store, token: str) -> Iterator[int]:
     """The store on a loopback port, for who knows the token."""
-    with StoreServer(store, _LOOPBACK, 0, token) as server:
+    with StoreServer(store, LOOPBACK, 0, token) as server:
         running = threading.Thread(target=server.run, name="store-server")
         running.start()
         try:

@@ -7,21 +7,22 @@ async with Dialler(folder) as dialler:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ssl
 from typing import Any, Self, TypeVar
 
+from lamella.cluster.addresses import split_address
 from lamella.cluster.channel import Channel
 from lamella.cluster.folder import ClusterFolder
 from lamella.cluster.identity import Peer
-from lamella.cluster.invites import split_address
 from lamella.cluster.messages import Purpose, Refused
 from lamella.cluster.tls import HANDSHAKE_SECONDS, client_context, peer_on
-from lamella.core.errors import ClusterRefused, LamellaError, RemoteFailed
+from lamella.core.errors import ClusterRefused, RemoteFailed
 
 WATCH_SECONDS = 0.1
 """How long after a revocation an open connection may live."""
 ANSWER_SECONDS = 30.0
+MOST_SHOWN_CHARACTERS = 1000
+"""Of what a node says in words."""
 
 T = TypeVar("T")
 
@@ -108,7 +109,7 @@ class Dialler:
                 assert peer is not None  # it was checked
                 try:
                     self._folder.check_member(peer)
-                except LamellaError:
+                except Exception:  # who cannot be checked is shut out, for whatever reason
                     self._cut(peer)
 
     def _cut(self, peer: Peer) -> None:
@@ -125,7 +126,11 @@ async def answer(channel: Channel, kind: type[T] | Any, seconds: float = ANSWER_
     """
     found: T | Refused = await channel.receive(kind | Refused, seconds)
     if isinstance(found, Refused):
-        with contextlib.suppress(RemoteFailed):
-            channel.close()
-        raise RemoteFailed(found.message)
+        channel.close()
+        raise RemoteFailed(_shown(found.message))
     return found
+
+
+def _shown(message: str) -> str:
+    """A node's words, as a terminal may have them."""
+    return "".join(c if c.isprintable() else " " for c in message[:MOST_SHOWN_CHARACTERS])

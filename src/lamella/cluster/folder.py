@@ -18,9 +18,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lamella.cluster.addresses import split_address
 from lamella.cluster.certificates import Authority, fingerprint, new_authority, new_request
 from lamella.cluster.identity import Identity, Peer, check_node_name
-from lamella.cluster.invites import Invite, new_secret, secret_id, split_address
+from lamella.cluster.invites import Invite, new_secret, secret_id
 from lamella.cluster.layers import COORDINATOR
 from lamella.cluster.private_files import make_private_folder, write_private
 from lamella.core.errors import ClusterRefused, InvalidRequest
@@ -140,7 +141,7 @@ class ClusterFolder:
     # --- joining -----------------------------------------------------------------------------------------------------
 
     def invite(self, name: str, address: str, seconds: float) -> Invite:
-        """Let a machine join, once, as node ``name``.
+        """Let a machine join, once, as node ``name``; an invite for that name that is open still is so no more.
 
         Args:
             address: HOST:PORT at which ``joining.JoinServer`` will answer it.
@@ -148,6 +149,7 @@ class ClusterFolder:
 
         Raises:
             InvalidRequest: no name for a node, one that a node has, no address, or no time.
+            StorageFailed: the file system refused.
         """
         check_node_name(name)
         split_address(address)
@@ -155,6 +157,7 @@ class ClusterFolder:
             raise InvalidRequest(f"an invite must be good for some time, not {seconds:g} s")
         if self.node(name) is not None:
             raise InvalidRequest(f"there is a node '{name}' already; revoke it first: lamella cluster revoke {name}")
+        self._withdraw_invites(name)
         secret = new_secret()
         open_invite = OpenInvite(name, self._clock() + seconds)
         write_private(self._invite(secret), write_document(INVITE_FORMAT, asdict(open_invite)))
@@ -172,8 +175,8 @@ class ClusterFolder:
             Who the node is now, and its certificate (PEM).
 
         Raises:
-            ClusterRefused: no such invite is open, whether it never was, was used, or its time is over; or the request
-                is none.  An invite is used up by the attempt.
+            ClusterRefused: no such invite is open, whether it never was, was used, or its time is over; there is a node
+                of its name; or the request is none.  An invite is used up by the attempt.
         """
         path = self._invite(secret)
         claimed = path.with_suffix(f".{uuid.uuid4().hex[:8]}")
@@ -187,6 +190,8 @@ class ClusterFolder:
             claimed.unlink(missing_ok=True)
         if found is None or self._clock() >= found.until:
             raise ClusterRefused("this invite is not open: it was used, its time is over, or it never was")
+        if self.node(found.name) is not None:  # whom it would shut out
+            raise ClusterRefused(f"there is a node '{found.name}' already")
         identity = Identity(self.id, "node", found.name)
         authority = Authority((self.path / "authority.crt").read_bytes(), (self.path / "authority.key").read_bytes())
         signed = authority.sign(request, identity)
@@ -244,6 +249,14 @@ class ClusterFolder:
             raise ClusterRefused(
                 f"{peer.identity.role} '{peer.identity.name}' is no member: it was revoked, or replaced"
             )
+
+    def _withdraw_invites(self, name: str) -> None:
+        """Those for a name, and those whose time is over."""
+        with storage_errors(self.path, "read"):
+            for path in (self.path / "invites").glob("*.json"):
+                found = read_note(path, INVITE_FORMAT, OpenInvite, REMOVE)
+                if found is not None and (found.name == name or self._clock() >= found.until):
+                    path.unlink(missing_ok=True)
 
     def _invite(self, secret: bytes) -> Path:
         return self.path / "invites" / f"{secret_id(secret)}.json"

@@ -17,6 +17,9 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import msgspec
+
+from lamella.cluster.addresses import LOOPBACK
 from lamella.cluster.channel import Channel, join
 from lamella.cluster.dialling import Dialler
 from lamella.cluster.messages import Begin, Begun, Ping, Pong, Ready, UseRpc
@@ -31,7 +34,6 @@ SILENCE_SECONDS = 5.0
 RETRY_SECONDS = 0.5
 START_SECONDS = 60.0
 """For a node's RPC server to start."""
-_LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ class Forwarder:
         self.node, self.is_up, self.trouble = node, False, ""
         self.round_trip_seconds, self.down_at, self.pace = 0.0, -math.inf, Pace()
         self._ended, self._carried = Traffic(), list[tuple[Shorten, Gather]]()
-        self._dialler, self._begin, self._on_change = dialler, Begin(n_threads, list(shards)), on_change
+        self._dialler, self._wanted, self._on_change = dialler, Begin(n_threads, list(shards)), on_change
         self._up = asyncio.Event()
         self._session = ""
         self._channel: Channel | None = None
@@ -89,7 +91,7 @@ class Forwarder:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.get_running_loop().create_server(lambda: Channel(self._take), _LOOPBACK, 0)
+        self._server = await asyncio.get_running_loop().create_server(lambda: Channel(self._take), LOOPBACK, 0)
         self._run(self._keep_session())
         return self
 
@@ -104,7 +106,7 @@ class Forwarder:
     def endpoint(self) -> str:
         """Where llama.cpp is to connect."""
         assert self._server is not None  # it was entered
-        return f"{_LOOPBACK}:{self._server.sockets[0].getsockname()[1]}"
+        return f"{LOOPBACK}:{self._server.sockets[0].getsockname()[1]}"
 
     @property
     def traffic(self) -> Traffic:
@@ -134,13 +136,14 @@ class Forwarder:
 
     def renew(self, shards: Sequence[ShardRef]) -> None:
         """Begin another session, to compute with other shards; one that has them already goes on."""
-        if {shard.id for shard in shards} <= {shard.id for shard in self._begin.shards}:
+        if {shard.id for shard in shards} <= {shard.id for shard in self._wanted.shards}:
             return
-        self._begin = Begin(self._begin.n_threads, list(shards))
+        self._wanted = Begin(self._wanted.n_threads, list(shards))
         self.begin_again()
 
     def begin_again(self) -> None:
         """End the session, if there is one; another one begins at once, and knows what the cache has by then."""
+        self._wanted = msgspec.structs.replace(self._wanted)  # one that begins just now is the wrong one too
         if self._channel is not None and self.is_up:
             self._channel.abort()
             self._drop("its session begins anew")
@@ -154,17 +157,20 @@ class Forwarder:
 
     async def _keep_session(self) -> None:
         while True:
+            wanted = self._wanted
             try:
-                channel, begun = await self._dialler.ask(self.node, self._begin, Begun)
-                self._came_up(begun)
-                self._channel = channel
+                channel, begun = await self._dialler.ask(self.node, wanted, Begun)
                 with contextlib.closing(channel):
-                    await self._ping(channel)
+                    if wanted is self._wanted:
+                        self._came_up(begun)
+                        self._channel = channel
+                        await self._ping(channel)
             except LamellaError as error:  # it may be no member any more
                 self._went_down(str(error))
             except Exception as error:  # a fault of ours: the node is not up because nobody looks
                 self._went_down(f"a fault in Lamella: {type(error).__name__}: {error}")
-            await asyncio.sleep(RETRY_SECONDS)
+            if wanted is self._wanted:  # else another one is asked for
+                await asyncio.sleep(RETRY_SECONDS)
 
     async def _ping(self, channel: Channel) -> None:
         number = 0
@@ -174,7 +180,9 @@ class Forwarder:
             channel.send(Ping(number))
             await channel.receive(Pong, SILENCE_SECONDS)
             self.round_trip_seconds = time.perf_counter() - start
-            await asyncio.sleep(PING_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PING_SECONDS):
+                    await channel.closed.wait()  # a connection that ends is noticed at once
 
     def _came_up(self, begun: Begun) -> None:
         self._session, self._known = begun.session, frozenset(begun.tensors)

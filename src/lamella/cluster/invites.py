@@ -12,16 +12,15 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import re
 import secrets
 from dataclasses import dataclass
 
+from lamella.cluster.addresses import split_address
 from lamella.core.errors import InvalidRequest
 
 PREFIX = "lamella-"
 VERSION = 1
 SECRET_BYTES, FINGERPRINT_BYTES = 16, 32
-_PORT = re.compile(r"[0-9]{1,5}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,23 +72,3 @@ def new_secret() -> bytes:
 def secret_id(secret: bytes) -> str:
     """What the coordinator knows a secret by."""
     return hashlib.sha256(b"lamella invite" + secret).hexdigest()
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Host and port of ``HOST:PORT`` or ``[IPv6]:PORT``.
-
-    Raises:
-        InvalidRequest: something else.
-    """
-    host, colon, port = address.rpartition(":")
-    bare = host.removeprefix("[").removesuffix("]")
-    if not colon or not bare or not _PORT.fullmatch(port) or int(port) >= 1 << 16:
-        raise InvalidRequest(f"'{address}' is no HOST:PORT")
-    if ":" in bare and not host.startswith("["):
-        raise InvalidRequest(f"'{address}': write an IPv6 address in brackets, as in [::1]:7400")
-    return bare, int(port)
-
-
-def join_address(host: str, port: int) -> str:
-    """``HOST:PORT``, with brackets where they are due."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

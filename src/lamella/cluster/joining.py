@@ -15,11 +15,12 @@ from typing import Self
 
 import msgspec
 
+from lamella.cluster.addresses import join_address, split_address
 from lamella.cluster.certificates import new_request
 from lamella.cluster.channel import Channel
 from lamella.cluster.folder import ClusterFolder, Credentials
 from lamella.cluster.identity import Identity
-from lamella.cluster.invites import Invite, join_address, split_address
+from lamella.cluster.invites import Invite
 from lamella.cluster.node_folder import NodeFolder
 from lamella.cluster.tls import HANDSHAKE_SECONDS, check_fingerprint, joining_client_context, joining_server_context
 from lamella.core.errors import ClusterRefused, InvalidRequest, LamellaError, RemoteFailed, RemoteInvalid
@@ -140,10 +141,13 @@ async def join_cluster(invite: Invite, folder: NodeFolder, listen: str) -> Crede
             address by which this machine reaches it.
 
     Raises:
+        InvalidRequest: port 0, at which nobody could reach the node.
         ClusterRefused: the invite is not open, or something else answers there.
         RemoteFailed: nobody answers.
         StorageFailed: the file system refused.
     """
+    if not split_address(listen)[1]:
+        raise InvalidRequest(f"'{listen}': a node needs a port that the coordinator can know, not 0")
     key, request = new_request()
     channel = Channel()
     host, port = split_address(invite.address)

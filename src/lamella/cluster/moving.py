@@ -36,6 +36,8 @@ from lamella.core.errors import LamellaError, RemoteFailed
 from lamella.core.units import format_bytes
 
 TICK_SECONDS = 0.25
+LONGEST_PAUSE_SECONDS = 8.0
+"""Between two looks where one after the other fails."""
 READY_SECONDS = 30.0
 """For a node to begin another session."""
 SAVE_SECONDS = 30.0
@@ -127,15 +129,24 @@ class Mover:
         self._plan: Placed | None = None
 
     async def run(self) -> None:
-        """Look and act, again and again.  A fault costs one look, and is told."""
+        """Look and act, again and again.  A fault costs one look, and is told once for as long as it is the same."""
+        told, n_failures = "", 0
         while True:
-            try:
-                await self.look()
-            except LamellaError as error:
-                self._options.on_line(f"layers cannot move now: {error}")
-            except Exception as error:
-                self._options.on_line(f"a fault in Lamella: {type(error).__name__}: {error}")
-            await asyncio.sleep(TICK_SECONDS)
+            fault = await self._look_in_words()
+            if fault and fault != told:
+                self._options.on_line(fault)
+            told, n_failures = fault, n_failures + 1 if fault else 0
+            await asyncio.sleep(pause_seconds(n_failures))
+
+    async def _look_in_words(self) -> str:
+        """Look; returns what went wrong, or "" where nothing did."""
+        try:
+            await self.look()
+        except LamellaError as error:
+            return f"layers cannot move now: {error}"
+        except Exception as error:
+            return f"a fault in Lamella: {type(error).__name__}: {error}"
+        return ""
 
     async def look(self) -> None:
         """Look once, and act."""
@@ -143,7 +154,8 @@ class Mover:
         machines = self._site.machines()
         other, is_asked_for = await self._other(machines)
         current = None if self._has_stopped else self._seconds(self.layers, machines)
-        seconds = other.seconds if other else None
+        is_there = other is not None and (other.variant, other.layers) == (self._variant, self.layers)
+        seconds = None if other is None or (is_there and current is not None) else other.seconds
         view = View(self._clock(), current, seconds, is_asked_for, self._has_stopped)
         decision = decide(self._record, view, self._options.limits)
         self._record, self.why = decision.record, decision.why
@@ -160,9 +172,9 @@ class Mover:
             self._let_go()
 
     def _note_switches(self) -> None:
-        """Somebody who has switched wants that variant."""
+        """Somebody who has switched wants that variant.  One that the store got since is placed like the one before."""
         running = self._running()
-        if running is not None and running != self._variant:
+        if running is not None and running != self._variant and running in {model.name for model in self._models}:
             self._variant = self._wanted = running
 
     # --- where to --------------------------------------------------------------------------------------------------
@@ -252,6 +264,11 @@ class Mover:
             await work
         finally:
             work.cancel()
+
+
+def pause_seconds(n_failures: int) -> float:
+    """Until the next look, after so many in a row that failed."""
+    return float(min(LONGEST_PAUSE_SECONDS, TICK_SECONDS * 2**n_failures))
 
 
 def layers_at(layers: Sequence[LayersOf], nodes: Mapping[str, Forwarder]) -> list[LayersAt]:

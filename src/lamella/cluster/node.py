@@ -15,9 +15,9 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lamella.cluster.addresses import LOOPBACK, join_address
 from lamella.cluster.channel import MOST_WAITING_BYTES, Channel, join
 from lamella.cluster.identity import Peer
-from lamella.cluster.invites import join_address
 from lamella.cluster.messages import (
     Back,
     Begin,
@@ -49,7 +49,6 @@ PURPOSE_SECONDS = 10.0
 """How long who has connected may take to say what for."""
 SILENCE_SECONDS = 15.0
 """A session from which nothing came for so long is over: the coordinator, or the way to it, is gone."""
-LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,10 +262,9 @@ class NodeAgent:
             control.send(Dial(number))
             async with asyncio.timeout(PURPOSE_SECONDS):
                 tunnel = await back
-        except TimeoutError:
-            plain.abort()
-        else:
             await join(plain, tunnel)
+        except TimeoutError:
+            pass  # who asked sees its connection end, and tries again
         finally:
             self._backs.pop(number, None)
             plain.abort()

@@ -15,6 +15,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from lamella.cluster.channel import Filter
+
 N_RECENT = 32
 """Answers to requests of one size that are looked at together."""
 LEAST_SECONDS = 0.002
@@ -48,13 +50,13 @@ class Pace:
     def slowdown(self) -> float:
         """How many times as long the last answers took as the best ones of the same size; 1 where nothing is known."""
         best, now = self._best_and_now
-        return max(1.0, now / best)
+        return now / best
 
     @property
     def lost_seconds(self) -> float:
         """By how much the last answers took longer than the best ones of the same size."""
         best, now = self._best_and_now
-        return max(0.0, now - best)
+        return now - best
 
     @property
     def n_bytes(self) -> float:
@@ -63,11 +65,9 @@ class Pace:
 
     @property
     def _best_and_now(self) -> tuple[float, float]:
-        best, recent = self._best.get(self._last), self._recent.get(self._last, ())
-        return (1.0, 1.0) if best is None or len(recent) < N_RECENT else (best, statistics.median(recent))
-
-
-Filter = Callable[[bytes], Iterable[bytes | memoryview]]
+        """The second is never below the first, of which it was one."""
+        best = self._best.get(self._last)
+        return (1.0, 1.0) if best is None else (best, statistics.median(self._recent[self._last]))
 
 
 class Stopwatch:

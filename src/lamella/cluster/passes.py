@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import sys
 
-from lamella.cluster.apart import output_of
+from lamella.cluster.apart import output_of, write_output
 from lamella.cluster.dialling import Dialler
 from lamella.cluster.forwarding import Forwarder
-from lamella.core.errors import LamellaError
 
 PASS_COMMAND = (sys.executable, "-P", "-m", "lamella.cluster.passes")
 PASS_SECONDS = 60.0
@@ -40,18 +39,18 @@ async def measure_pass(dialler: Dialler, node: str, width: int) -> float:
     return float(out)
 
 
-def main(endpoint: str, width: str) -> int:
-    """Print the seconds."""
+def pass_seconds(endpoint: str, width: int) -> float:
+    """Over the only device that answers at an endpoint, in this process.
+
+    Raises:
+        LibraryError: llama.cpp was built without the RPC backend.
+        EngineFailed: no server answers there, or it cannot compute.
+    """
     from lamella.llama import rpc
 
-    try:
-        (device,) = rpc.connect(endpoint)
-        sys.stdout.write(repr(rpc.pass_seconds(device, int(width))))
-    except LamellaError as error:
-        sys.stderr.write(f"{error}\n")
-        return error.exit_code
-    return 0
+    (device,) = rpc.connect(endpoint)
+    return rpc.pass_seconds(device, width)
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(write_output(lambda: repr(pass_seconds(sys.argv[1], int(sys.argv[2]))).encode()))

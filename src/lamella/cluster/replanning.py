@@ -52,7 +52,7 @@ class View:
     Attributes:
         now: seconds of a clock that does not go back.
         current_seconds: of a request where layers are; None where that is impossible, or nothing runs.
-        other_seconds: of a request where they would go; None where they fit nowhere.
+        other_seconds: of a request where they would go; None where they fit nowhere, or are there already.
         is_asked_for: that other place is where somebody wants them, who need not have a reason.
         has_stopped: no engine runs, because nothing has fitted.
     """

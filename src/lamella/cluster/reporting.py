@@ -11,9 +11,9 @@ from pathlib import Path
 
 import msgspec
 
-from lamella.cluster.apart import output_of
+from lamella.cluster.apart import output_of, write_output
 from lamella.cluster.messages import DeviceReport, NodeReport, Speed
-from lamella.core.errors import InvalidRequest, LamellaError
+from lamella.core.errors import InvalidRequest
 from lamella.core.precision import GGML_TYPES
 from lamella.version import __version__
 
@@ -75,15 +75,5 @@ async def report_apart(kernel_file: Path, n_threads: int, types: Sequence[str]) 
     return msgspec.json.decode(out, type=NodeReport)
 
 
-def main(kernel_file: str, n_threads: str, *types: str) -> int:
-    """Print a report as JSON."""
-    try:
-        sys.stdout.buffer.write(msgspec.json.encode(report(Path(kernel_file), int(n_threads), types)))
-    except LamellaError as error:
-        sys.stderr.write(f"{error}\n")
-        return error.exit_code
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(write_output(lambda: msgspec.json.encode(report(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]))))

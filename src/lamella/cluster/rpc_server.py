@@ -9,6 +9,7 @@ import sys
 import time
 from collections import deque
 
+from lamella.cluster.addresses import LOOPBACK
 from lamella.cluster.channel import Channel
 from lamella.core.errors import RemoteFailed
 from lamella.serving.restarts import GiveUp, RestartHistory, RestartLimits, decide
@@ -19,7 +20,6 @@ STOP_SECONDS = 5.0
 FRUITFUL_SECONDS = 5.0
 """A server that lived for so long, with a client, was not ended by its start."""
 _POLL_SECONDS = 0.02
-_LOOPBACK = "127.0.0.1"
 
 
 class RpcServer:
@@ -54,7 +54,7 @@ class RpcServer:
                 if self._process is None or self._process.returncode is not None:
                     await self._start()
             with contextlib.suppress(OSError):  # it does not listen yet
-                _, channel = await asyncio.get_running_loop().create_connection(Channel, _LOOPBACK, self._port)
+                _, channel = await asyncio.get_running_loop().create_connection(Channel, LOOPBACK, self._port)
                 return channel
             if time.monotonic() >= end:
                 raise RemoteFailed(f"the RPC server does not listen after {START_SECONDS:g} s")
@@ -90,10 +90,16 @@ class RpcServer:
         self._reader = asyncio.create_task(self._read(self._process))
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
+        """To the end of its output: a process whose pipe is full stands still."""
         assert process.stdout is not None  # it is a pipe
-        with contextlib.suppress(ValueError):  # a line longer than anybody wants to read
-            async for line in process.stdout:
-                self._lines.append(line.decode(errors="replace").rstrip())
+        while True:
+            try:
+                line = await process.stdout.readline()
+            except ValueError:  # a line longer than anybody wants to read; the stream has let go of it
+                continue
+            if not line:
+                break
+            self._lines.append(line.decode(errors="replace").rstrip())
         await process.wait()
 
     @property
@@ -120,5 +126,5 @@ class RpcServer:
 def _free_port() -> int:
     """A port of loopback that nobody listens on."""
     with socket.socket() as probe:
-        probe.bind((_LOOPBACK, 0))
+        probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])

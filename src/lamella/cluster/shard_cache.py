@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -18,7 +18,7 @@ import msgspec
 from lamella.cluster.rpc_stream import LEAST_KNOWN_BYTES, Slice
 from lamella.core.artifacts import ShardRef
 from lamella.core.closing import Closing
-from lamella.core.errors import InvalidRequest
+from lamella.core.errors import InvalidRequest, RemoteInvalid
 from lamella.core.foreign import UNREADABLE
 from lamella.core.model import ModelIdentity
 from lamella.llama.gguf import padding
@@ -27,7 +27,6 @@ from lamella.remote.headers import read_header
 from lamella.remote.remote_store import RemoteStore
 from lamella.store.files import storage_errors
 from lamella.store.layout import Layout, check_sha256
-from lamella.store.leases import Lease
 from lamella.store.store import Store
 
 
@@ -40,15 +39,14 @@ class HeldShards(Closing):
     """
 
     tensors: dict[bytes, Slice]
-    _leases: list[Lease] = field(default_factory=list)
+    _leases: contextlib.ExitStack
 
     def find(self, digest: bytes) -> Slice | None:
         """Where these bytes are; None if no shard has them."""
         return self.tensors.get(digest)
 
     def close(self) -> None:
-        for lease in self._leases:
-            lease.close()
+        self._leases.close()
 
 
 class ShardCache:
@@ -82,24 +80,29 @@ class ShardCache:
         return len(missing), remote.moved_bytes - before
 
     def hold(self, shards: Sequence[ShardRef]) -> HeldShards:
-        """Keep those of some shards that are here.
+        """Keep those of some shards that are here; one whose header is damaged has no tensor that anybody could find.
 
         Raises:
-            StorageFailed: the file system refused.
+            StorageFailed: the file system refused; nothing is kept then.
         """
-        held = HeldShards({})
-        for store in self._stores():
-            lease = store.lease()
-            held._leases.append(lease)
-            lease.protect(shard.id for shard in shards)
-            for shard in shards:
-                if store.has_shard(shard):
-                    held.tensors.update(_tensors(store, shard))
-        return held
+        with contextlib.ExitStack() as leases:
+            tensors: dict[bytes, Slice] = {}
+            for store in self._stores():
+                lease = leases.enter_context(store.lease())
+                lease.protect(shard.id for shard in shards)
+                for shard in shards:
+                    if store.has_shard(shard):
+                        with contextlib.suppress(RemoteInvalid):
+                            tensors.update(_tensors(store, shard))
+            return HeldShards(tensors, leases.pop_all())
 
     def usage(self) -> tuple[int, int]:
-        """Bytes and number of the shards that are here."""
-        sizes = [path.stat().st_size for store in self._stores() for _, path in Layout(store.path).shard_files()]
+        """Bytes and number of the shards that are here; one may go meanwhile, to keep the limit."""
+        sizes = []
+        for store in self._stores():
+            for _, path in Layout(store.path).shard_files():
+                with contextlib.suppress(FileNotFoundError):
+                    sizes.append(path.stat().st_size)
         return sum(sizes), len(sizes)
 
     def _store(self, model: ModelIdentity) -> Store:

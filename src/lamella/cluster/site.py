@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Self
 
 from lamella.cluster.blame import Blame
@@ -76,8 +76,11 @@ class Site:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._stack.aclose()
 
-    async def known(self, names: Iterable[str], seconds: float) -> None:
+    async def known(self, names: Collection[str], seconds: float) -> None:
         """Wait until some nodes are there and described.
+
+        Args:
+            seconds: for each to come; to describe itself each has at least ``REPORT_SECONDS``.
 
         Raises:
             RemoteFailed: one is not in time; says why.

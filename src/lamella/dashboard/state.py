@@ -1,6 +1,6 @@
 """What the page shows, as plain data, and the pure function that puts it together.
 
-    state = panel_state(facts, status, points=recorder.points, changes=recorder.changes, ...)
+    state = panel_state(now, "smollm2", seen, recorder.measured(), recorder.points(since), recorder.changes)
 
 What is not known is None: the page says so, and shows no zero in its place.
 """

@@ -6,21 +6,24 @@ that loads it, and the doctor has to live to tell.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
 from lamella.core.cores import usable_cores
 from lamella.core.errors import LamellaError
+from lamella.core.foreign import UNREADABLE
 from lamella.doctor.facts import Compiler, Disk, Facts, LibraryFacts, ModelNeed, Processor, StoreFacts
 from lamella.doctor.selfcheck import Report
+from lamella.llama.context import usable_cores
 from lamella.resources.devices import DeviceMemory, detect
 from lamella.resources.machine import cpu_memory
 from lamella.store.files import free_bytes
@@ -37,8 +40,10 @@ Run = Callable[[Sequence[str], float], "subprocess.CompletedProcess[str]"]
 
 
 def run_command(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
-    """Run a command and keep what it says."""
-    return subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    """Run a command and keep what it says, in whatever encoding that is."""
+    return subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", timeout=seconds, check=False
+    )
 
 
 def examine(
@@ -79,12 +84,12 @@ def examine(
 
 def _selfcheck(model: str | None, run: Run) -> Report:
     """What the child says, and how it died where it says nothing."""
-    command = [sys.executable, "-m", "lamella.doctor.selfcheck", *([model] if model else [])]
+    command = [sys.executable, "-P", "-m", "lamella.doctor.selfcheck", *([model] if model else [])]
     try:
         done = run(command, SELFCHECK_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
         return Report(LibraryFacts(error=f"llama.cpp could not be tried: {error}"))
-    reports = [msgspec.json.decode(line, type=Report) for line in done.stdout.splitlines() if line.startswith("{")]
+    reports = list(_reports(done.stdout))
     if done.returncode == 0 and reports:
         return reports[-1]
     reason = _death(done.returncode, done.stderr)
@@ -92,6 +97,13 @@ def _selfcheck(model: str | None, run: Run) -> Report:
         return Report(LibraryFacts(error=f"loading llama.cpp ends the process: {reason}"))
     need = ModelNeed(model or "", error=f"reading {model} ends the process: {reason}")
     return Report(reports[-1].library, reports[-1].devices, need)
+
+
+def _reports(said: str) -> Iterator[Report]:
+    """Those that were written whole; llama.cpp may write lines of its own, and a process can die within one of ours."""
+    for line in said.splitlines():
+        with contextlib.suppress(*UNREADABLE):
+            yield msgspec.json.decode(line, type=Report)
 
 
 def _death(code: int, said: str) -> str:
@@ -148,12 +160,10 @@ def _address_space() -> int | None:
 
 def _disk(folder: Path) -> Disk:
     """The folder, or the nearest one above it that exists."""
-    there = folder
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    if not there.is_dir():
-        return Disk(str(folder), 0, f"{there} is no folder")
     try:
+        there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+        if not there.is_dir():
+            return Disk(str(folder), 0, f"{there} is no folder")
         free = free_bytes(there)
     except OSError as error:
         return Disk(str(folder), 0, error.strerror or str(error))

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from lamella.core.artifacts import ShardRef, Variant, to_json
@@ -254,5 +255,9 @@ def _put(web: Web, path: str, content: Content, headers: dict[str, str] | None =
 
 def _make_folders(web: Web, path: str) -> None:
     for folder in reversed(PurePosixPath(path).parents):
-        with web.request("MKCOL", "" if str(folder) == "." else f"{folder}/") as response:
-            web.expect(response, 200, 201, 405)  # 405: it is there already
+        web.patiently(partial(_make_folder, web, "" if str(folder) == "." else f"{folder}/"))
+
+
+def _make_folder(web: Web, path: str) -> None:
+    with web.request("MKCOL", path) as response:
+        web.expect(response, 200, 201, 405)  # 405: it is there already

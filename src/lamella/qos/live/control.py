@@ -41,8 +41,12 @@ class RequestClass:
 
 
 @dataclass(frozen=True, slots=True)
-class Steering:
-    """What a policy steers by."""
+class SteeringBasis:
+    """What a policy steers by.
+
+    Attributes:
+        policy: its name (``policies.named``).
+    """
 
     profile: Profile
     objectives: Objectives
@@ -80,7 +84,7 @@ class VariantControl:
         self.controller = Controller(
             None, running, self._sample, switch, hold_seconds=hold_seconds, on_change=on_change
         )
-        self.steering: Steering | None = None
+        self.steering: SteeringBasis | None = None
         self._slowdowns: list[float] = []
         self._learned_at = -LEARN_SECONDS
 
@@ -94,7 +98,7 @@ class VariantControl:
         setting = Setting.of(profile, objectives)
         check_feasible(setting)
         self.controller.policy = named_policy(policy, setting)
-        self.steering = Steering(profile, objectives, policy)
+        self.steering = SteeringBasis(profile, objectives, policy)
         self._hearing.objectives = objectives
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -178,7 +182,7 @@ class VariantControl:
         if profile is not self.steering.profile:
             setting = Setting.of(profile, self.steering.objectives)
             self.controller.policy = named_policy(self.steering.policy, setting)
-            self.steering = Steering(profile, self.steering.objectives, self.steering.policy)
+            self.steering = SteeringBasis(profile, self.steering.objectives, self.steering.policy)
 
 
 def _change_fields(change: LoggedChange) -> dict[str, Any]:

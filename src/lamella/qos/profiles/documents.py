@@ -192,9 +192,12 @@ def from_json(data: bytes, source: str) -> Profile:
         source: named in errors.
 
     Raises:
-        ArtifactError: no profile, one of a newer format, or one with times that cannot be.
+        ArtifactError: no profile, one of a newer format, or one with times or counts that cannot be.
     """
     profile = read_document(Profile, FORMAT, data, source)
+    shape = profile.engine
+    if min(shape.n_sequences, shape.n_batch, shape.n_ctx) < 1:
+        raise ArtifactError(f"{source}: there is no engine of {shape}")
     for variant in profile.variants:
         if fault := _fault(variant):
             raise ArtifactError(f"{source}: variant '{variant.name}' {fault}")
@@ -209,7 +212,11 @@ def _fault(variant: VariantProfile) -> str | None:
         *(p.seconds for p in variant.steps),
         *(p.seconds for p in variant.mixed),
     ]
-    counts = [*(p.n_tokens for p in variant.prompt), *(s.n_sequences for s in variant.steps)]
+    counts = [
+        *(p.n_tokens for p in variant.prompt),
+        *(p.n_sequences for p in variant.steps),
+        *(n for p in variant.mixed for n in (p.n_sequences, p.n_prompt, p.n_steps)),
+    ]
     if min(seconds) <= 0 or min(counts) < 1:
         return "has a point without time or without tokens"
     return None

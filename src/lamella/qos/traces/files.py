@@ -44,8 +44,8 @@ def read_trace(path: Path, class_name: str = DEFAULT_CLASS) -> Trace:
         InvalidRequest: it cannot be read, holds no request, or a line is wrong; names the line.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            lines = file.read().splitlines()
+        with path.open(encoding="utf-8") as file:
+            lines = [line.rstrip("\n") for line in file]  # and no other ends of lines, which names may have in them
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise InvalidRequest(f"{path} cannot be read: {reason}") from None

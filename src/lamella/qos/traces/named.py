@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,5 +67,7 @@ def _read_settings(name: str, text: str) -> dict[str, float]:
         try:
             found[key] = float(value)
         except ValueError:
-            raise InvalidRequest(f"{name}: '{setting}' is not NAME=NUMBER") from None
+            found[key] = math.nan
+        if not math.isfinite(found[key]):
+            raise InvalidRequest(f"{name}: '{setting}' is not NAME=NUMBER")
     return found

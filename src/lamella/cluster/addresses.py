@@ -1,0 +1,33 @@
+"""Where machines listen, as people and files write it: ``10.0.0.1:7400``, ``node.example:7410``, ``[::1]:7400``."""
+
+from __future__ import annotations
+
+import re
+
+from lamella.core.errors import InvalidRequest
+
+LOOPBACK = "127.0.0.1"
+_PORT = re.compile(r"[0-9]{1,5}")
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of ``HOST:PORT`` or ``[IPv6]:PORT``.
+
+    Raises:
+        InvalidRequest: something else, or a host that a terminal would not show as it is: addresses come from machines
+            that nobody knows yet.
+    """
+    host, colon, port = address.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    if not colon or not bare or not _PORT.fullmatch(port) or int(port) >= 1 << 16:
+        raise InvalidRequest(f"{address[:100]!r} is no HOST:PORT")
+    if not bare.isprintable() or " " in bare:
+        raise InvalidRequest(f"{address[:100]!r} names no host")
+    if ":" in bare and not host.startswith("["):
+        raise InvalidRequest(f"'{address}': write an IPv6 address in brackets, as in [::1]:7400")
+    return bare, int(port)
+
+
+def join_address(host: str, port: int) -> str:
+    """``HOST:PORT``, with brackets where they are due."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
