@@ -11,7 +11,7 @@ import typer
 from lamella import api
 from lamella.cli.constraints import AtLeastOption, AvoidOption, FusedFlag, read_constraints
 from lamella.cli.deliver import deliver
-from lamella.cli.options import KvTypeOption, PlotOption, SchemeOption
+from lamella.cli.options import KvTypeOption, PlotOption, SchemeOption, output_option
 from lamella.cli.output import JsonFlag, bar, note, print_json, progress, say, stdout, table
 from lamella.config import Config
 from lamella.core.artifacts import Plan, to_plain
@@ -83,7 +83,7 @@ def plan(
         typer.Option(help="What 'lamella measure --out' wrote. Default: measured once a model."),
     ] = None,
     scheme: SchemeOption = "block",
-    out: Annotated[Path | None, typer.Option(help="Write the plan to this file.")] = None,
+    out: Annotated[Path | None, output_option(help="Write the plan to this file.")] = None,
     plot: PlotOption = None,
     device: Annotated[str | None, typer.Option(help="Device whose memory counts.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until memory is free, instead of failing.")] = False,
