@@ -78,7 +78,7 @@ def examine(
 
 def _selfcheck(model: str | None, run: Run) -> Report:
     """What the child says, and how it died where it says nothing."""
-    command = [sys.executable, "-m", "lamella.doctor.selfcheck", *([model] if model else [])]
+    command = [sys.executable, "-P", "-m", "lamella.doctor.selfcheck", *([model] if model else [])]
     try:
         done = run(command, SELFCHECK_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -152,14 +152,14 @@ def _address_space() -> int | None:
 def _disk(folder: Path) -> Disk:
     """The folder, or the nearest one above it that exists."""
     there = folder
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    if not there.is_dir():
-        return Disk(str(folder), 0, f"{there} is no folder")
     try:
+        while not there.exists() and there != there.parent:
+            there = there.parent
+        if not there.is_dir():
+            return Disk(str(folder), 0, f"{there} is no folder")
         free = free_bytes(there)
-    except OSError as error:
-        return Disk(str(folder), 0, error.strerror or str(error))
+    except OSError as error:  # also of a folder that this user may not look into
+        return Disk(str(folder), 0, f"{there}: {error.strerror or error}")
     is_writable = os.access(there, os.W_OK | os.X_OK)
     return Disk(str(folder), free, "" if is_writable else f"{there} may not be written to by this user")
 
