@@ -34,6 +34,12 @@ class Limits:
     n_choices: int = 128
     n_inputs: int = 2048
 
+    def __post_init__(self) -> None:
+        said = {"prompt": self.prompt_tokens, "answer": self.output_tokens}
+        if less := {what: n for what, n in said.items() if n is not None and n < 1}:
+            what, n = min(less.items())
+            raise InvalidRequest(f"the most tokens of one {what} must be at least 1, not {n}")
+
 
 @dataclass(frozen=True, slots=True)
 class FrontSettings:
