@@ -298,7 +298,7 @@ HARNESSES = (
     _harness("tasks", "evaluating.tasks", lambda: _TASKS, _in_file("t.jsonl", read_tasks)),
     _harness("kernel-table", "run.kernel_table", lambda: [b'{"m": {"Q8_0": {"plain": [1, 2], "repacked": null}}}'],
              _in_file("k.json", lambda path: KernelTable(path, 1)._read())),
-    _harness("keys", "serving.auth", lambda: [b"admin:0123456789\nuser:abcdefghi, # no key\n"],
+    _harness("keys", "serving.keys", lambda: [b"admin:0123456789\nuser:abcdefghi, # no key\n"],
              _in_file("keys", KeyRing.read), is_json=False),
     _harness("units", "core.units", lambda: [b"6GiB", b"500ms"], _read_units, is_json=False),
     _harness("store-document", "store.documents store.founding",

@@ -30,9 +30,9 @@ _TEMPLATES = (
     "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}{{ tools }}",
     "{%- if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}{% else %}"
     "{% set rest = messages %}{% endif -%}"
-    "{% for m in rest if m.content is string and not loop.last %}{{ loop.index0 }}"
-    "{{ m['content'].split('x')[-1] | upper }}"
-    "{% elif true %}{{ raise_exception('no') }}{% endfor %}{{ strftime_now('%Y') }}{{ '%05d' | format(7) }}",
+    "{% for m in rest %}{% if m.content is string and not loop.last %}{{ loop.index0 }}"
+    "{{ m['content'].split('x')[-1] | upper }}{% elif m.role == 'tool' %}{{ raise_exception('no') }}{% endif %}"
+    "{% endfor %}{{ strftime_now('%Y') }}{{ '%05d' | format(7) }}",
     "{% macro f(x) %}{{ x['role'] ~ '%s' % x.content }}{% endmacro %}{{ f(messages[0]) * 2 }}{{ messages | tojson }}",
 )
 _GRAMMARS = (
@@ -108,7 +108,8 @@ _CHAT_TEMPLATES = (
     _TEMPLATES[0],
     "{% if tools %}{% for t in tools %}{{ t | tojson }}{% endfor %}{% endif %}{% for m in messages %}{{ m.role }}"
     "{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}"
-    "{% for k, v in c.function.arguments.items() %}{{ k }}={{ v }}{% endfor %}{% endfor %}{% endfor %}{% if enable_thinking %}<think>{% endif %}",
+    "{% for k, v in c.function.arguments.items() %}{{ k }}={{ v }}{% endfor %}{% endfor %}"
+    "{% endfor %}{% if enable_thinking %}<think>{% endif %}",
 )
 _CHATS = (
     {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]},
