@@ -151,11 +151,12 @@ def test_memory_that_nothing_fits_is_refused_before_anything_is_measured(
     with pytest.raises(DoesNotFit) as with_losses:
         api.plan(model, memory="1MiB", measurement=found)
     monkeypatch.setattr(preparing, "measure_once", measured)
-    monkeypatch.setattr(measuring, "measure_once", measured)
+    monkeypatch.setattr(api, "measure_once", measured)
     monkeypatch.setattr("lamella.api.plans.measure", measured)
     with pytest.raises(DoesNotFit) as refused:
         api.plan(model, memory="1MiB")
     assert refused.value.needed_bytes == with_losses.value.needed_bytes
+    assert refused.value.smallest_plan.predicted_loss is None
     for command in (
         ["prepare", model, "--memory", "1MiB"],
         ["plan", model, "--memory", "1MiB"],

@@ -14,7 +14,7 @@ from lamella.core.artifacts import (
     Plan,
     check_same_weights,
 )
-from lamella.core.errors import InvalidRequest
+from lamella.core.errors import DoesNotFit, InvalidRequest
 from lamella.core.model import ModelSpec
 from lamella.core.precision import Scheme
 from lamella.core.units import as_bytes, format_bytes
@@ -221,7 +221,14 @@ def check_memory(
         DoesNotFit: not even the smallest plan does; says what it needs.
     """
     unmeasured = nothing_lost(load_spec(model))
-    plan(model, "knapsack", memory=memory, context=context, parallel=parallel, kv_type=kv_type, measurement=unmeasured)
+    try:
+        plan(
+            model, "knapsack", memory=memory, context=context, parallel=parallel, kv_type=kv_type,
+            measurement=unmeasured,
+        )  # fmt: skip
+    except DoesNotFit as refused:
+        refused.smallest_plan = replace(refused.smallest_plan, predicted_loss=None)  # nobody measured it
+        raise
 
 
 def check_plan_arguments(

@@ -102,18 +102,20 @@ def plan(
         policy, given, memory=memory, average_bits=average_bits, bits_per_weight=bits_per_weight,
         seed=seed, mix=mix, importance=importance,
     )  # fmt: skip
-    if given is None and api.needs_measuring(model, policy):
-        metric, settings = METRICS[policy], MeasureSettings(n_threads=config.n_threads)
-        with progress(f"measuring {metric}", quiet=json) as update:
-            given = api.measure_once(model, metric, config.cache_folder, settings=settings, on_progress=update)
-    prices = None
-    if given is not None and (ms_per_token is not None or prompt_tokens_per_second is not None):
-        with progress("timing kernels", quiet=json):
-            prices = api.measured_prices(given.tensors, config.n_threads, cache_folder=config.cache_folder)
     limits = (memory, average_bits, bits_per_weight, file_size, kl, ms_per_token, prompt_tokens_per_second)
     if all(limit is None for limit in limits):
         _say_device(device or config.device)
     try:
+        if given is None and api.needs_measuring(model, policy):
+            if memory is not None and policy == "knapsack":
+                api.check_memory(model, memory, context=context, parallel=parallel, kv_type=kv_type)
+            metric, settings = METRICS[policy], MeasureSettings(n_threads=config.n_threads)
+            with progress(f"measuring {metric}", quiet=json) as update:
+                given = api.measure_once(model, metric, config.cache_folder, settings=settings, on_progress=update)
+        prices = None
+        if given is not None and (ms_per_token is not None or prompt_tokens_per_second is not None):
+            with progress("timing kernels", quiet=json):
+                prices = api.measured_prices(given.tensors, config.n_threads, cache_folder=config.cache_folder)
         made = api.plan(
             model, policy, memory=memory, alpha=alpha, precision=precision, outside=outside, scheme=scheme,
             average_bits=average_bits, bits_per_weight=bits_per_weight, file_size=file_size, kl=kl,
