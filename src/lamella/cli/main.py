@@ -115,8 +115,9 @@ def _report_usage(error: TyperException, as_json: bool) -> int:
     if context is not None and message == context.get_help():  # a command that was given nothing explains itself
         sys.stderr.write(f"{message}\n")
         return InvalidRequest.exit_code
-    hint = f" See: {context.command_path} --help" if context is not None else ""
-    return _report("UsageError", message + hint, InvalidRequest.exit_code, as_json)
+    if context is not None:
+        message += f"{'' if message.endswith(('.', '?')) else '.'} See: {context.command_path} --help"
+    return _report("UsageError", message, InvalidRequest.exit_code, as_json)
 
 
 def _report(kind: str, message: str, exit_code: int, as_json: bool) -> int:

@@ -24,6 +24,7 @@ from lamella.cli.served import find_served
 from lamella.config import Config
 from lamella.core.errors import InvalidRequest
 from lamella.core.listening import listen
+from lamella.core.precision import CACHE_TYPES
 from lamella.core.units import parse_bytes
 from lamella.qos.controller import HOLD_SECONDS
 from lamella.qos.objectives.stated import Objectives
@@ -176,6 +177,8 @@ def serve(
         is_reproducible=reproducible,
         check=check,
     )
+    if queue < 0:
+        raise InvalidRequest(f"--queue must be at least 0, not {queue}")
     promised = [*(class_ or ()), *usual_class(ttft_p95, token_p95, quality_floor)]
     wanted = objectives_of_options(objectives, promised, power=power) if objectives or promised or power else None
     ring = key_ring(keys)
@@ -193,6 +196,7 @@ def serve(
         dashboard=dashboard,
         access_log=access_log,
     )
+    front.check_certificate()
     listen(host, port).close()  # a taken address is said now, and not after minutes of building
     served = find_served(target, memory, None if rpc else device)  # an RPC server's is not known to others
     front = replace(front, name=name or served.name or api.model_name(Store.open(Path(served.store))))
@@ -271,6 +275,10 @@ def engine_settings(
     config = Config.from_environment(os.environ)
     if sequences < 1 or warm < 1:
         raise InvalidRequest(f"--sequences and --warm must be at least 1, not {sequences} and {warm}")
+    if context < 1 or (cells and cells < context):
+        raise InvalidRequest(f"--context must be at least 1 and --cells 0 or at least that, not {context} and {cells}")
+    if kv_type.upper() not in CACHE_TYPES:
+        raise InvalidRequest(f"'{kv_type}' is no KV cache type; known: {', '.join(CACHE_TYPES)}")
     if not longest_step > 0:
         raise InvalidRequest(f"--longest-step must be positive seconds, not {longest_step:g}")
     if pooling not in POOLINGS:
