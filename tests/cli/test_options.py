@@ -37,6 +37,7 @@ def test_half_a_target_is_refused(target: str) -> None:
         ("--cells", "100", "--cells 0 or at least that, not 4096 and 100"),
         ("--cells", "-1", "--cells 0 or at least that"),
         ("--max-prompt-tokens", "0", "most tokens of one prompt must be at least 1"),
+        ("--policy", "x", "no policy 'x'; there are: static, static:VARIANT, threshold"),
         ("--queue", "-1", "--queue must be at least 0"),
     ],
 )

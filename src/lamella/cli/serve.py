@@ -28,7 +28,7 @@ from lamella.core.precision import CACHE_TYPES
 from lamella.core.units import parse_bytes
 from lamella.qos.controller import HOLD_SECONDS
 from lamella.qos.objectives.stated import Objectives
-from lamella.qos.policies.named import DEFAULT_POLICY, KNOWN
+from lamella.qos.policies.named import DEFAULT_POLICY, KNOWN, check_policy_name
 from lamella.run.layouts import check_policy
 from lamella.serving.keys import KeyRing
 from lamella.serving.settings import DEFAULT_PORT, FrontSettings, Limits
@@ -177,6 +177,7 @@ def serve(
         is_reproducible=reproducible,
         check=check,
     )
+    check_policy_name(policy)  # also where no objectives ask for one
     if queue < 0:
         raise InvalidRequest(f"--queue must be at least 0, not {queue}")
     promised = [*(class_ or ()), *usual_class(ttft_p95, token_p95, quality_floor)]
