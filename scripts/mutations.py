@@ -1,14 +1,16 @@
 """Break random lines of the core, one at a time, and see whether the tests notice.
 
     .venv/bin/pip install cosmic-ray
-    .venv/bin/python -m scripts.mutations [--count 30] [--seed 1] [--report FILE] [--only MODULE:LINE] [--far]
+    .venv/bin/python -m scripts.mutations [--count 30] [--first 1] [--seed 1] [--commit HEAD] [--report FILE]
+                                          [--only MODULE:LINE] [--far]
 
 ``scripts/mutants.py`` breaks a line that is drawn at random, in a copy of what is committed.  Then the tests near it
 run, until one fails: those of the module's own folder.  ``--far`` tries what they let pass on all others that name the
 module, or one that imports it.  A failure counts where the test passes on the whole line.  What no test
 notices is printed as a diff: a test is missing, or the line makes no difference.
 
-Interrupted, it goes on where it was, given the same ``--report``.
+Interrupted, it goes on where it was, given the same ``--report``; without it, ``--first 25`` begins with the 25th line.
+A seed draws the same lines from the same commit only.
 """
 
 from __future__ import annotations
@@ -78,8 +80,8 @@ class Verdict:
 def main() -> None:
     """Judge what is drawn, and write the report after each."""
     options = _options()
-    with _copy() as copy:
-        drawn = draw(copy, options.count, options.seed)
+    with _copy(options.commit) as copy:
+        drawn = draw(copy, options.count, options.seed)[options.first - 1 :]
         if options.only:
             drawn = [mutation for mutation in drawn if f"{mutation.module}:{mutation.line}" in options.only]
         if options.list:
@@ -99,7 +101,11 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=30)
+    parser.add_argument(
+        "--first", type=int, default=1, help="of the drawn lines, counted from 1: those before it were judged"
+    )
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--commit", default="HEAD", help="that is drawn from and tested")
     parser.add_argument("--report", type=Path, default=ROOT / "build" / "mutations.json")
     parser.add_argument("--only", action="append", metavar="MODULE:LINE", help="as a report names it; several times")
     parser.add_argument("--far", action="store_true", help="ask all tests that might notice, not only those near")
@@ -108,10 +114,10 @@ def _options() -> argparse.Namespace:
 
 
 @contextmanager
-def _copy() -> Iterator[Path]:
+def _copy(commit: str) -> Iterator[Path]:
     """A folder with what is committed, so that who edits files meanwhile disturbs nothing."""
     with tempfile.TemporaryDirectory(prefix="lamella-mutations-") as folder:
-        archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, check=True, capture_output=True).stdout
+        archive = subprocess.run(["git", "archive", commit], cwd=ROOT, check=True, capture_output=True).stdout
         subprocess.run(["tar", "-x"], cwd=folder, input=archive, check=True)
         yield Path(folder)
 

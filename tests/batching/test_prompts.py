@@ -134,7 +134,7 @@ def test_prompts_are_refused_with_the_reason(plain: Maker, without_template: Mak
         ([], "the prompt is empty"),
         ([5, -1], "there is no token -1"),
         ([5, n_tokens], f"there is no token {n_tokens}; the vocabulary has tokens 0 to {n_tokens - 1}"),
-        ("\ud800", "surrogates"),
+        ("\ud800", "not UTF-8 from character 0 on"),
         (Chat(messages=[]), "no message"),
         (Chat(messages=[{"content": "x"}]), "message 0 of the chat has no role"),
         (Chat(messages=[USER, {"role": "user", "content": [1]}]), "content of message 1 of the chat is no text"),

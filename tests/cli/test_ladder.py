@@ -45,6 +45,14 @@ def test_names_have_as_many_digits_as_tell_them_apart() -> None:
         step_names("x", [8.5, 8.5])
 
 
+def test_what_it_says_last_is_a_command_that_runs(run: Run, model: Path, losses: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    out = run("ladder", model, store, "--measurement", losses, "--steps", "2")[1]
+    said = out.strip().splitlines()[-1].rpartition("run it with: lamella ")[2].split()
+    code, _, err = run(*said, "once", "--raw", "--max-tokens", "1", "--context", "64", "--layout", "mapped")
+    assert (said[0], code) == ("run", 0), err
+
+
 def test_a_dry_run_writes_nothing(run: Run, model: Path, losses: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     code, out, err = run("ladder", model, store, "--measurement", losses, "--steps", "2", "--dry-run")

@@ -27,12 +27,37 @@ def test_half_a_target_is_refused(target: str) -> None:
         split_target(target)
 
 
-@pytest.mark.parametrize(("option", "says"), [("--certificate", "private key"), ("--max-body", "no memory size")])
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--certificate", "x", "private key"),
+        ("--max-body", "x", "no memory size"),
+        ("--kv-type", "x", "'x' is no KV cache type; known: F32, F16"),
+        ("--context", "0", "--context must be at least 1"),
+        ("--cells", "100", "--cells 0 or at least that, not 4096 and 100"),
+        ("--cells", "-1", "--cells 0 or at least that"),
+        ("--max-prompt-tokens", "0", "most tokens of one prompt must be at least 1"),
+        ("--policy", "x", "no policy 'x'; there are: static, static:VARIANT, threshold"),
+        ("--queue", "-1", "--queue must be at least 0"),
+    ],
+)
 def test_what_a_server_cannot_do_is_refused_before_its_model_is_made_ready(
-    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, says: str
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, value: str, says: str
 ) -> None:
     monkeypatch.setenv("LAMELLA_CACHE", str(tmp_path))
-    code, out, err = run("serve", model, option, "x")
+    code, out, err = run("serve", model, option, value)
     assert (code, out) == (2, "")
     assert says in err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_certificate_that_cannot_be_used_is_said_before_a_model_is_made_ready(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").touch()
+    monkeypatch.setenv("LAMELLA_CACHE", str(tmp_path / "cache"))
+    for name, says in (("nowhere.pem", "No such file"), ("empty", "cannot use")):
+        path = tmp_path / name
+        code, _, err = run("serve", model, "--certificate", path, "--private-key", path)
+        assert (code, says in err) == (2, True), err
+    assert not (tmp_path / "cache").exists()

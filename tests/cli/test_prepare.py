@@ -20,6 +20,7 @@ from lamella import api
 from lamella.api import measuring, preparing, variants
 from lamella.core.artifacts import Plan
 from lamella.core.errors import DoesNotFit
+from lamella.measuring import MeasureSettings
 from lamella.resources.homes import find_ready
 from lamella.store.store import Store
 from tests.cli.conftest import Run
@@ -134,6 +135,35 @@ def test_memory_bounds_the_largest_variant_and_its_variants_have_their_own_names
     assert largest.bytes.weights <= memory
     assert all(name.startswith(f"{memory}-") for name in ready.variants)
     assert ready_in(cache, model, str(memory)) == ready
+
+
+def test_memory_that_nothing_fits_is_refused_before_anything_is_measured(
+    run: Run, prepared: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes minutes; and what the refusal says is needed is what the smallest plan needs after it."""
+    model, _ = prepared
+
+    def measured(*_: object, **__: object) -> None:
+        raise AssertionError("it was measured")
+
+    short = MeasureSettings(samples=2, window_tokens=16, n_threads=1)
+    found = api.measure(model, "sensitivity", settings=short)
+    with pytest.raises(DoesNotFit) as with_losses:
+        api.plan(model, memory="1MiB", measurement=found)
+    monkeypatch.setattr(preparing, "measure_once", measured)
+    monkeypatch.setattr(api, "measure_once", measured)
+    monkeypatch.setattr("lamella.api.plans.measure", measured)
+    with pytest.raises(DoesNotFit) as refused:
+        api.plan(model, memory="1MiB")
+    assert refused.value.needed_bytes == with_losses.value.needed_bytes
+    assert refused.value.smallest_plan.predicted_loss is None
+    for command in (
+        ["prepare", model, "--memory", "1MiB"],
+        ["plan", model, "--memory", "1MiB"],
+        ["ladder", model, tmp_path / "store", "--memory", "64MiB,1MiB"],
+    ):
+        code, _, err = run(*command)
+        assert code == 4, err
 
 
 def test_a_note_that_cannot_be_read_is_made_anew(mine: tuple[Path, Path]) -> None:

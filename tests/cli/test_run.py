@@ -41,3 +41,18 @@ def test_a_chat_obeys_its_commands(run: Run, store: Path, monkeypatch: pytest.Mo
     assert "no variant" in err
     assert "uniform-int8 -> uniform-int4" in err
     assert "/clear" in err
+
+
+def test_bytes_that_are_no_text_end_a_chat_and_are_said(run: Run, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = io.TextIOWrapper(io.BytesIO(b"/variants\n" + b"x" * 9000 + b"\n\xff\n"), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", typed)
+    code, _, err = run("run", f"{store}@uniform-int8", "--context", "64", "--max-tokens", "1")
+    assert code == 0
+    assert "the input is not UTF-8" in err
+
+
+def test_a_prompt_of_bytes_that_are_no_text_is_refused(run: Run, store: Path) -> None:
+    """As Python hands them on from a command line."""
+    code, _, err = run("run", store, "once \udcff", "--raw", "--context", "64")
+    assert code == 2
+    assert "the text is not UTF-8 from character 5 on" in err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -119,6 +120,23 @@ def test_a_folder_that_cannot_be_written_to_is_said(tmp_path: Path) -> None:
     assert facts.disk.error == f"{tmp_path / 'file'} is no folder"
     assert examine(tmp_path / "not" / "there", run=answering()).disk.error == ""
     assert examine(tmp_path / ("x" * 300) / "cache", run=answering()).disk.error == "File name too long"
+
+
+def test_a_folder_that_may_not_be_looked_into_is_said(
+    look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user's home, for example; root, who runs these tests in a container, may look into all."""
+    exists = Path.exists
+
+    def refuses(path: Path) -> bool:
+        if path == tmp_path / "cache":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", refuses)
+    facts = look()
+    assert facts.disk.error == f"{tmp_path / 'cache'}: Permission denied"
+    assert diagnose(facts).exit_code == 7
 
 
 def test_stores_are_looked_into(look: Look, tmp_path: Path) -> None:

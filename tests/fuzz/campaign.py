@@ -19,6 +19,7 @@ with atheris.instrument_imports(include=["lamella"]):
     from tests.fuzz.harness import Escaped, Harness, Hung, try_one
     from tests.fuzz.mutating import mutated
     from tests.fuzz.registry import HARNESSES
+    from tests.fuzz.words import dictionary
 
 MOST_INPUT_BYTES = 1 << 15
 MOST_MEMORY_MIB = 2048
@@ -40,17 +41,24 @@ def main(name: str, folder: Path, seconds: int) -> None:
         (corpus / f"seed-{number}").write_bytes(seed)
     options = [
         f"-max_total_time={seconds}", f"-max_len={MOST_INPUT_BYTES}", f"-rss_limit_mb={MOST_MEMORY_MIB}",
-        f"-artifact_prefix={findings}/", f"-timeout={ATHERIS_SECONDS}", "-print_final_stats=1", str(corpus),
+        f"-artifact_prefix={findings}/", f"-timeout={ATHERIS_SECONDS}", "-print_final_stats=1",
+        f"-dict={_write_words(harness, folder)}", str(corpus),
     ]  # fmt: skip
 
     def change(data: bytes, most_bytes: int, seed: int) -> bytes:
         chance = Random(seed)
         if chance.random() < 0.5:
             return bytes(atheris.Mutate(data, most_bytes))
-        return mutated(data, harness.form, chance)[:most_bytes]
+        return mutated(data, harness.form, chance, harness.words)[:most_bytes]
 
     atheris.Setup([sys.argv[0], *options], lambda data: _one(harness, data, findings), custom_mutator=change)
     atheris.Fuzz()
+
+
+def _write_words(harness: Harness, folder: Path) -> Path:
+    path = folder / "words.dict"
+    path.write_text(dictionary(harness.words))
+    return path
 
 
 def _one(harness: Harness, data: bytes, findings: Path) -> None:

@@ -12,7 +12,9 @@ from typing import Any
 
 import msgspec
 
-from lamella.api.placed import read_placed_layers
+from lamella.api.placed import parse_layers, read_placed_layers
+from lamella.batching.saved import SLOTS, read_slots, write_slots
+from lamella.batching.slots import Extent, Slot
 from lamella.core import artifacts
 from lamella.core.artifacts import LayerScore, Measurement, Plan, ShardRef, TensorLoss, Variant
 from lamella.core.errors import LamellaError
@@ -45,7 +47,7 @@ from lamella.store.verify import Sample
 from tests.fakes.plans import make_plan
 from tests.fakes.tiny_model import write_tiny_model
 from tests.fuzz.harness import Harness
-from tests.fuzz.mutating import JSON
+from tests.fuzz.mutating import JSON, MSGPACK
 
 NAME = "v"
 HASH = "ab" * 32
@@ -126,11 +128,23 @@ def _read_journal(path: Path) -> None:
         open_journal({"model": "tiny"})
 
 
+def _saved_slots() -> list[bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        write_slots(Path(folder), [Slot(1, [5, 6, 7], variants={NAME}, extents=[Extent(0, 3)])])
+        return [(Path(folder) / SLOTS).read_bytes()]
+
+
 def _clusters() -> list[bytes]:
     speeds = {"int8": {"prompt_seconds": 0.001, "token_seconds": 0.01}}
     nodes = [{"name": name, "memory_bytes": 1 << 30, "speeds": speeds} for name in ("here", "there")]
     links = [{"between": ["here", "there"], "bytes_per_second": 1e8, "round_trip_seconds": 0.001}]
-    return [_document(CLUSTER_FORMAT, coordinator="here", nodes=nodes, links=links)]
+    more = {"pass_seconds": 0.001, "buffer_bytes": 1000, "tier": "cloud", "watts": 5.0, "price_per_hour": 0.1,
+            "seconds_limit": 2.0, "cell_seconds": 1e-9, "prompt_cell_seconds": 1e-9}  # fmt: skip
+    full = [{**node, **more} for node in nodes]
+    return [
+        _document(CLUSTER_FORMAT, coordinator="here", nodes=nodes, links=links),
+        _document(CLUSTER_FORMAT, coordinator="here", nodes=full, links=links, transfer="mesh"),
+    ]
 
 
 def _tenants() -> list[bytes]:
@@ -244,9 +258,15 @@ def _read_lease(data: bytes, folder: Path) -> None:
 
 
 def _harness(
-    name: str, modules: str, seeds: Callable[[], Any], read: Callable[[bytes, Path], object], *, is_json: bool = True
+    name: str,
+    modules: str,
+    seeds: Callable[[], Any],
+    read: Callable[[bytes, Path], object],
+    *,
+    is_json: bool = True,
+    spoken: str = "",
 ) -> Harness:
-    return Harness(name, tuple(modules.split()), seeds, read, JSON if is_json else None)
+    return Harness(name, tuple(modules.split()), seeds, read, JSON if is_json else None, tuple(spoken.split()))
 
 
 HARNESSES = (
@@ -260,6 +280,10 @@ HARNESSES = (
              lambda data, _: read_cluster(data, "fuzz")),
     _harness("tenants", "planning.placement.several.document", _tenants, lambda data, _: read_tenants(data, "fuzz")),
     _harness("placement", "api.placed", _placements, _in_file("p.json", read_placed_layers)),
+    _harness("layers-flag", "api.placed", lambda: [b"laptop=0-11,server=12-23", b"a=5"],
+             lambda data, _: parse_layers(_text_of(data)), is_json=False),
+    Harness("saved-slots", ("batching.saved",), _saved_slots,
+            _in_file(SLOTS, lambda path: read_slots(path.parent, 4)), MSGPACK),
     _harness("objectives-file", "qos.objectives.files", lambda: [_TOML],
              _in_file("o.toml", read_objectives), is_json=False),
     _harness("objectives-json", "qos.objectives.files",
@@ -274,12 +298,13 @@ HARNESSES = (
     _harness("tasks", "evaluating.tasks", lambda: _TASKS, _in_file("t.jsonl", read_tasks)),
     _harness("kernel-table", "run.kernel_table", lambda: [b'{"m": {"Q8_0": {"plain": [1, 2], "repacked": null}}}'],
              _in_file("k.json", lambda path: KernelTable(path, 1)._read())),
-    _harness("keys", "serving.auth", lambda: [b"admin:0123456789\nuser:abcdefghi, # no key\n"],
+    _harness("keys", "serving.keys", lambda: [b"admin:0123456789\nuser:abcdefghi, # no key\n"],
              _in_file("keys", KeyRing.read), is_json=False),
     _harness("units", "core.units", lambda: [b"6GiB", b"500ms"], _read_units, is_json=False),
     _harness("store-document", "store.documents store.founding",
              lambda: [store_document(tiny()[1].spec.identity)], _read_store_document),
-    _harness("store-variant", "store.variants store.documents", lambda: [artifacts.to_json(variant())], _read_variant),
+    _harness("store-variant", "store.variants store.documents", lambda: [artifacts.to_json(variant())], _read_variant,
+             spoken="core.artifacts core.model"),
     _harness("store-notes", "store.state store.sources store.origins store.recipes", _notes, _read_notes),
     _harness("lease", "store.leases", lambda: [f"{leases.HEADER}\n{HASH}\n".encode()], _read_lease, is_json=False),
 )  # fmt: skip

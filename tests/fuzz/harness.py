@@ -14,6 +14,7 @@ from typing import Any
 
 from lamella.core.errors import LamellaError
 from tests.fuzz.mutating import Form
+from tests.fuzz.words import words_of
 
 MOST_SECONDS = 5.0
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -39,6 +40,7 @@ class Harness:
         seeds: inputs that it reads without complaint, to start from; made anew at each call, always the same.
         read: gives it some bytes; may use the folder, which is empty.
         form: how its inputs are taken apart and put together, for mutations that keep their shape; None for bytes.
+        spoken: further modules whose words occur in its inputs.
     """
 
     name: str
@@ -46,6 +48,12 @@ class Harness:
     seeds: Callable[[], Sequence[bytes]]
     read: Callable[[bytes, Path], object]
     form: Form | None = None
+    spoken: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """That mutations put in."""
+        return words_of((*self.modules, *self.spoken))
 
 
 def try_one(harness: Harness, data: bytes, folder: Path) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -34,19 +34,19 @@ JSON = Form(msgspec.json.decode, lambda tree: json.dumps(tree, ensure_ascii=Fals
 MSGPACK = Form(msgspec.msgpack.decode, msgspec.msgpack.encode)
 
 
-def mutated(data: bytes, form: Form | None, chance: Random) -> bytes:
-    """Another input, near to this one."""
+def mutated(data: bytes, form: Form | None, chance: Random, words: Sequence[str] = ()) -> bytes:
+    """Another input, near to this one; ``words`` are some that its parser knows."""
     for _ in range(chance.choice((1, 1, 2, 5))):
-        changed = _in_form(data, form, chance) if form and chance.random() < 0.6 else None
-        data = changed if changed is not None else _in_bytes(data, chance)
+        changed = _in_form(data, form, chance, words) if form and chance.random() < 0.6 else None
+        data = changed if changed is not None else _in_bytes(data, chance, words)
     return data[:LONGEST]
 
 
-def _in_form(data: bytes, form: Form, chance: Random) -> bytes | None:
+def _in_form(data: bytes, form: Form, chance: Random, words: Sequence[str]) -> bytes | None:
     """With one node of the tree changed; None where there is no tree."""
     try:
         tree = form.take_apart(data)
-        return form.put_together(_changed(tree, chance))
+        return form.put_together(_changed(tree, chance, words))
     except (
         msgspec.MsgspecError,
         UnicodeDecodeError,
@@ -59,8 +59,8 @@ def _in_form(data: bytes, form: Form, chance: Random) -> bytes | None:
         return None
 
 
-def _changed(tree: Any, chance: Random) -> Any:
-    """One node, chosen on a walk from the root, is replaced, left out, doubled or buried."""
+def _changed(tree: Any, chance: Random, words: Sequence[str]) -> Any:
+    """One node, chosen on a walk from the root, is replaced, left out, added, doubled or buried."""
     if isinstance(tree, dict) and tree and chance.random() < 0.9:
         key = chance.choice(list(tree))
         what = chance.randrange(8)
@@ -68,7 +68,9 @@ def _changed(tree: Any, chance: Random) -> Any:
             return {k: v for k, v in tree.items() if k != key}
         if what == 1:
             return {(chance.choice(_TEXTS) if k == key else k): v for k, v in tree.items()}
-        return {**tree, key: _changed(tree[key], chance)}
+        if what == 2 and words:
+            return {**tree, chance.choice(words): _value(chance, words)}
+        return {**tree, key: _changed(tree[key], chance, words)}
     if isinstance(tree, list) and tree and chance.random() < 0.9:
         at = chance.randrange(len(tree))
         what = chance.randrange(8)
@@ -76,10 +78,14 @@ def _changed(tree: Any, chance: Random) -> Any:
             return tree[:at] + tree[at + 1 :]
         if what == 1:
             return tree[: at + 1] * chance.choice((2, 50)) + tree[at + 1 :]
-        return [*tree[:at], _changed(tree[at], chance), *tree[at + 1 :]]
+        return [*tree[:at], _changed(tree[at], chance, words), *tree[at + 1 :]]
     if chance.random() < 0.1:
         return _buried(tree, chance.choice((2, 30, 300)))
-    return chance.choice(_VALUES)
+    return _value(chance, words)
+
+
+def _value(chance: Random, words: Sequence[str]) -> Any:
+    return chance.choice(words) if words and chance.random() < 0.3 else chance.choice(_VALUES)
 
 
 def _buried(tree: Any, depth: int) -> Any:
@@ -88,7 +94,7 @@ def _buried(tree: Any, depth: int) -> Any:
     return tree
 
 
-def _in_bytes(data: bytes, chance: Random) -> bytes:
+def _in_bytes(data: bytes, chance: Random, words: Sequence[str]) -> bytes:
     at = chance.randrange(len(data) + 1)
     some = chance.choice((1, 1, 2, 4, 8, 64))
     what = chance.randrange(7)
@@ -99,7 +105,7 @@ def _in_bytes(data: bytes, chance: Random) -> bytes:
     if what == 2:
         return data[:at] + data[at : at + some] * chance.choice((2, 3, 200)) + data[at + some :]
     if what == 3:
-        return data[:at] + chance.choice(_TEXTS).encode() + data[at:]
+        return data[:at] + chance.choice((*_TEXTS, *words)).encode() + data[at:]
     if what == 4:
         width = chance.choice((1, 2, 4, 8))
         number = chance.choice(_NUMBERS) & ((1 << 8 * width) - 1)

@@ -14,6 +14,7 @@ import httpx
 import numpy as np
 import pytest
 
+from lamella.api.placed import parse_layers
 from lamella.batching.frames import BrokenFrame, FrameSplitter, front_decoder
 from lamella.client.answers import answer_of, chunks
 from lamella.client.server import SwitchDone
@@ -101,6 +102,13 @@ def test_a_port_that_is_none(port: str) -> None:
 def test_a_size_that_is_none(text: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse_bytes(text)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("text", ["a=" + "1" * 5000, "a=0-" + "9" * 5000, "a=-1", "=1-2", "a=1-", "a=١"])
+def test_layers_of_nodes_that_are_none(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="is not NODE=FIRST-LAST") as caught:
+        parse_layers(text)
     assert len(str(caught.value)) < 200
 
 

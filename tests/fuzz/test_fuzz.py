@@ -7,13 +7,15 @@ import tempfile
 from pathlib import Path
 from random import Random
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.harness import Escaped, Harness, Hung, try_one
-from tests.fuzz.mutating import mutated
+from tests.fuzz.mutating import JSON, mutated
 from tests.fuzz.registry import HARNESSES
+from tests.fuzz.words import dictionary
 
 MOST_GROWTH_BYTES = 512 << 20
 
@@ -36,7 +38,7 @@ def test_mutations_are_read_or_refused(name: str) -> None:
     )  # fmt: skip
     def tries(seed: bytes, chance: Random) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            try_one(harness, mutated(seed, harness.form, chance), Path(folder))
+            try_one(harness, mutated(seed, harness.form, chance, harness.words), Path(folder))
 
     tries()
     assert _peak_bytes() - before < MOST_GROWTH_BYTES
@@ -80,3 +82,24 @@ def test_an_input_without_end_is_seen(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_an_error_that_is_none_of_ours_is_seen(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not ours"):
         try_one(_harness(lambda *_: (_ for _ in ()).throw(ValueError("not ours"))), b"", tmp_path)
+
+
+def test_the_words_of_a_parser_are_its_fields_and_its_strings() -> None:
+    words = HARNESSES["cluster-document"].words
+    assert {"memory_bytes", "seconds_limit", "lamella.cluster"} <= set(words)
+    assert not any(" " in word for word in words)
+    assert all(dictionary((word,)).startswith('"') for word in words)
+    assert dictionary(('a"b\\',)) == '"a\\"b\\\\"\n'
+
+
+def test_a_field_that_no_seed_has_is_put_in_by_its_name() -> None:
+    words = ("wanted",)
+    made = {mutated(b'{"a": 1}', JSON, Random(seed), words) for seed in range(300)}
+    assert any(isinstance(tree, dict) and "wanted" in tree for tree in map(_tree_or_none, made))
+
+
+def _tree_or_none(data: bytes) -> object:
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None

@@ -290,11 +290,13 @@ def _rpc_requests() -> list[bytes]:
 
 
 HARNESSES = (
-    Harness("front-frames", ("batching.frames",), _front_messages, _read_frames(front_decoder), FRAMES),
-    Harness("engine-frames", ("batching.frames",), _engine_messages, _read_frames(engine_decoder), FRAMES),
+    Harness("front-frames", ("batching.frames",), _front_messages, _read_frames(front_decoder), FRAMES,
+            ("batching.messages",)),
+    Harness("engine-frames", ("batching.frames",), _engine_messages, _read_frames(engine_decoder), FRAMES,
+            ("batching.messages",)),
     Harness(
         "settings-frame", ("batching.frames",), lambda: [_framed(EngineSettings(store="s"))],
-        _read_frames(settings_decoder), FRAMES,
+        _read_frames(settings_decoder), FRAMES, ("batching.settings",),
     ),
     Harness(
         "http-bodies", ("serving.openai.bodies", "serving.openai.parameters", "serving.openai.chat",
@@ -309,14 +311,18 @@ HARNESSES = (
     ),
     Harness(
         "remote-identity", ("remote.manifest",), lambda: [store_document(tiny()[1].spec.identity)],
-        lambda data, _: parse_identity(data, "fuzz"), JSON,
+        lambda data, _: parse_identity(data, "fuzz"), JSON, ("store.founding", "core.model"),
     ),
     Harness(
         "remote-variant", ("remote.manifest",), lambda: [artifacts.to_json(variant())],
         lambda data, _: parse_variant(data, NAME, tiny()[1].spec.identity, "fuzz"), JSON,
+        ("core.artifacts", "core.model"),
     ),
     Harness("remote-answers", ("remote.remote_store", "remote.web"), _answers, _visit),
-    Harness("cluster-messages", ("cluster.channel",), _cluster_messages, _receive, SENT),
+    Harness(
+        "cluster-messages", ("cluster.channel",), _cluster_messages, _receive, SENT,
+        ("cluster.messages", "cluster.joining"),
+    ),
     Harness(
         "invite", ("cluster.invites", "cluster.addresses"),
         lambda: [Invite("10.0.0.1:7400", b"0" * 32, b"1" * 16).token.encode()],

@@ -242,6 +242,10 @@ def test_settings_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     with pytest.raises(InvalidRequest, match="both"):
         FrontSettings(certificate=tmp_path / "empty")
+    with pytest.raises(InvalidRequest, match="most tokens of one prompt must be at least 1, not -1"):
+        Limits(prompt_tokens=-1)
+    with pytest.raises(InvalidRequest, match="most tokens of one answer must be at least 1, not 0"):
+        Limits(output_tokens=0)
     with pytest.raises(InvalidRequest, match="cannot use"):
         asyncio.run(start(FrontSettings(certificate=tmp_path / "empty", private_key=tmp_path / "empty", port=0)))
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(InvalidRequest, match="cannot listen"):

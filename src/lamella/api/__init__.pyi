@@ -30,6 +30,7 @@ from .placements import (
 from .plans import (
     DEFAULT_CONTEXT,
     Budget,
+    check_memory,
     check_plan_arguments,
     default_name,
     default_policy,
@@ -59,6 +60,7 @@ __all__ = [
     "ServedCluster",
     "Steering",
     "build",
+    "check_memory",
     "check_plan_arguments",
     "connect",
     "default_name",

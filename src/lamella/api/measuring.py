@@ -83,7 +83,7 @@ def measure_once(
     path = cache_folder / "measurements" / f"{metric}-{hashlib.sha256(asked.encode()).hexdigest()[:32]}.json"
     with contextlib.suppress(ArtifactError):
         return read_measurement(path)
-    with storage_errors(path, "writing"):
+    with storage_errors(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
     found = measure(model, metric, settings=settings, journal=path.with_suffix(".probes"), on_progress=on_progress)
     write_artifact(found, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from lamella.planning.request import Overhead, PlanRequest
 from lamella.planning.uniform import OUTSIDE
 from lamella.store.files import storage_errors
 from lamella.store.store import Store
+
+_LAYERS = re.compile(r"([^=]+)=([0-9]{1,9})(?:-([0-9]{1,9}))?")
 
 
 class _Segment(msgspec.Struct):
@@ -38,10 +41,10 @@ def parse_layers(text: str) -> list[LayersOf]:
     """
     found = []
     for part in text.split(","):
-        node, _, span = part.strip().partition("=")
-        first, _, last = span.partition("-")
-        if not node or not first.isdecimal() or not (last or first).isdecimal():
-            raise InvalidRequest(f"'{part}' is not NODE=FIRST-LAST, as in laptop=0-11,server=12-23")
+        match = _LAYERS.fullmatch(part.strip())
+        if match is None:
+            raise InvalidRequest(f"'{part[:40]}' is not NODE=FIRST-LAST, as in laptop=0-11,server=12-23")
+        node, first, last = match.groups()
         found.append(LayersOf(node, int(first), int(last or first) + 1))
     return found
 

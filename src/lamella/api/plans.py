@@ -14,13 +14,14 @@ from lamella.core.artifacts import (
     Plan,
     check_same_weights,
 )
-from lamella.core.errors import InvalidRequest
+from lamella.core.errors import DoesNotFit, InvalidRequest
 from lamella.core.model import ModelSpec
 from lamella.core.precision import Scheme
 from lamella.core.units import as_bytes, format_bytes
 from lamella.llama.context import ContextOptions
 from lamella.llama.imatrix import ImportanceMatrix
 from lamella.llama.stock_mix import MIXES, canonical_mix, stock_types
+from lamella.measuring import nothing_lost
 from lamella.planning.constraints import Constraints, Prices
 from lamella.planning.policies import LADDER, METRICS, check_policy, make_plan
 from lamella.planning.request import PlanRequest, StockTypes, check_limits
@@ -190,6 +191,8 @@ def plan(
     )  # fmt: skip
     goal = _Goal(file_size, kl, ms_per_token, prompt_tokens_per_second, constraints, prices, exact)
     goal.check(policy)
+    if measurement is None and memory is not None and policy == "knapsack" and needs_measuring(model, policy):
+        check_memory(model, memory, context=context, parallel=parallel, kv_type=kv_type)
     measurement = measurement or _measured_now(model, policy, on_progress)
     base = goal.added_to(_with_measurement(base, policy, measurement), model, policy, measurement)
     needs = needs_of(model, base.spec, policy, context, parallel, kv_type)
@@ -207,6 +210,25 @@ def plan(
     if limit is not None:
         try_plan(limit)  # what does not fit the limit itself is not worth waiting for
     return wait_until_fits(try_plan, budget.now, timeout_seconds=timeout_seconds, on_wait=on_wait)
+
+
+def check_memory(
+    model: str | Path, memory: str | int, *, context: int | None = None, parallel: int = 1, kv_type: str = "F16"
+) -> None:
+    """Refuse memory that no plan of a model fits, before minutes are spent on measuring it.
+
+    Raises:
+        DoesNotFit: not even the smallest plan does; says what it needs.
+    """
+    unmeasured = nothing_lost(load_spec(model))
+    try:
+        plan(
+            model, "knapsack", memory=memory, context=context, parallel=parallel, kv_type=kv_type,
+            measurement=unmeasured,
+        )  # fmt: skip
+    except DoesNotFit as refused:
+        refused.smallest_plan = replace(refused.smallest_plan, predicted_loss=None)  # nobody measured it
+        raise
 
 
 def check_plan_arguments(

@@ -17,7 +17,7 @@ from pathlib import Path
 from lamella.api.frontiers import frontier, ladder
 from lamella.api.measuring import measure_once
 from lamella.api.models import load
-from lamella.api.plans import Budget, plan
+from lamella.api.plans import Budget, check_memory, plan
 from lamella.api.remotes import pull_from_hub
 from lamella.api.variants import build
 from lamella.batching.settings import EngineSettings
@@ -82,13 +82,14 @@ def prepare(
     with stage(f"looking for {target}") as update:
         source = load(_fetched(target, cache_folder, llama_cpp), cache_folder)
         update(1, 1, "")
-    model = str(source.paths[0])
+    model, budget = str(source.paths[0]), Budget(as_bytes(memory), device)
+    check_memory(model, budget.now(), context=_context(source))
     with stage(f"measuring {source.spec.identity.name}") as update:
         samples, tokens = calibration_size(source.spec.n_weights)
         settings = MeasureSettings(samples=samples, window_tokens=tokens, n_threads=n_threads)
         measured = measure_once(model, "sensitivity", cache_folder, settings=settings, on_progress=update)
     with stage("planning"):
-        plans = _plans(source, measured, Budget(as_bytes(memory), device).now())
+        plans = _plans(source, measured, budget.now())
     names = names_of([p.bits_per_weight for p in plans], str(memory) if memory else None)
     files = tuple(SourceFile.of(path) for path in source.paths)
     home = store_name(source.spec.identity, source.paths[0])
@@ -116,8 +117,7 @@ def _fetched(target: str, cache_folder: Path, llama_cpp: Path | None) -> str:
 def _plans(source: ModelFile, measured: Measurement, budget_bytes: int) -> list[Plan]:
     model = str(source.paths[0])
     spec = source.spec
-    context = min(SERVED_CONTEXT, spec.context_length or SERVED_CONTEXT)
-    largest = plan(model, "knapsack", memory=budget_bytes, context=context, measurement=measured)
+    largest = plan(model, "knapsack", memory=budget_bytes, context=_context(source), measurement=measured)
     least = frontier(model, measured, points=2).points[0].bits_per_weight
     steps = first_steps(spec.bits_per_weight, largest.bits_per_weight, least)
     if steps.n_steps == 1 and steps.first_bits >= largest.bits_per_weight:
@@ -126,6 +126,11 @@ def _plans(source: ModelFile, measured: Measurement, budget_bytes: int) -> list[
         return [plan(model, "knapsack", bits_per_weight=steps.first_bits, measurement=measured)]
     found = ladder(model, measured, steps=steps.n_steps, first_bits=steps.first_bits, last_bits=steps.last_bits)
     return [step.plan for step in found.steps]
+
+
+def _context(source: ModelFile) -> int:
+    """Tokens of KV cache that memory is kept for."""
+    return min(SERVED_CONTEXT, source.spec.context_length or SERVED_CONTEXT)
 
 
 def _build(

@@ -59,7 +59,7 @@ class PromptMaker:
             made = self._made(prompt)
         except RequestRefused:
             raise
-        except (InvalidRequest, EngineFailed, UnicodeEncodeError, RecursionError) as error:
+        except (InvalidRequest, EngineFailed, RecursionError) as error:
             raise RequestRefused(str(error), why="invalid") from error
         if not made.tokens:
             raise RequestRefused("the prompt is empty", why="invalid")

@@ -78,9 +78,14 @@ class ChatLoop:
                 self._answer(text)
 
     def _read_lines(self) -> None:
-        for line in sys.stdin:
-            self._lines.put(line)
-        self._lines.put(None)
+        """In a thread.  However it ends, the chat does: nobody waits for lines that cannot come any more."""
+        try:
+            for line in sys.stdin:
+                self._lines.put(line)
+        except UnicodeDecodeError as error:
+            note(f"[the input is not UTF-8: {error.reason}]")
+        finally:
+            self._lines.put(None)
 
     def _next_line(self) -> str | None:
         if self._held:

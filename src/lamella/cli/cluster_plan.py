@@ -14,7 +14,6 @@ from lamella.core.units import format_bytes, format_seconds
 from lamella.planning.placement import PlacementProblem, Solution
 from lamella.planning.placement.document import placement_document
 from lamella.planning.placement.explaining import Explanation, explain
-from lamella.report.figures import check_suffix
 from lamella.report.placement import plot_placement
 
 PRECISIONS = "int8,int6,int5,int4,int3"
@@ -43,8 +42,6 @@ def cluster_plan(
 
     Exit code 4 if nothing fits.
     """
-    if plot:
-        check_suffix(plot)
     problem = api.placement_problem(
         model, api.read_cluster(cluster), api.read_measurement(measurement),
         precisions=[name.strip() for name in precisions.split(",")], prompt_tokens=prompt, new_tokens=generate,

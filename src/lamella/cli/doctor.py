@@ -48,4 +48,12 @@ def _show(diagnosis: Diagnosis) -> None:
     for finding in (*diagnosis.problems, *diagnosis.warnings):
         say(f"\n{finding.check}: {finding.cure}")
     n_problems, n_warnings = len(diagnosis.problems), len(diagnosis.warnings)
-    say(f"\n{n_problems} problems, {n_warnings} warnings" if n_problems or n_warnings else "\nmodels can run here")
+    say(
+        f"\n{_counted(n_problems, 'problem')}, {_counted(n_warnings, 'warning')}"
+        if n_problems or n_warnings
+        else "\nmodels can run here"
+    )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lamella import api
-from lamella.cli.options import ModelArgument
+from lamella.cli.options import ModelArgument, output_option
 from lamella.cli.output import JsonFlag, print_json, progress, say
 from lamella.config import Config
 from lamella.measuring import ImportanceSettings
@@ -20,7 +20,7 @@ def imatrix(
     calibration: Annotated[
         list[str], typer.Option(metavar="[TASK=]FILE", help="Text to gather on; may be given several times.")
     ],
-    out: Annotated[Path, typer.Option(help="Write the matrix to this file (GGUF, as llama-imatrix writes it).")],
+    out: Annotated[Path, output_option(help="Write the matrix to this file (GGUF, as llama-imatrix writes it).")],
     windows: Annotated[
         int | None, typer.Option(help="Windows of each text, from its start. Default: the whole text.")
     ] = None,

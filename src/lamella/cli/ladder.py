@@ -21,7 +21,6 @@ from lamella.core.errors import InvalidRequest
 from lamella.core.units import format_bytes
 from lamella.measuring import MeasureSettings
 from lamella.planning.ladder import DEFAULT_RATIO, Ladder
-from lamella.report.figures import check_suffix
 from lamella.report.plots import plot_ladder
 from lamella.store.store import Store
 
@@ -71,11 +70,11 @@ def ladder(
     """
     if memory is None and (context is not None or parallel != 1):
         raise InvalidRequest("--context and --parallel belong to --memory: they say what to keep memory for")
-    if plot:
-        check_suffix(plot)
     config = Config.from_environment(os.environ)
     importance = api.read_importance(imatrix) if imatrix else None
     sizes = [part.strip() for part in memory.split(",") if part.strip()] if memory else []
+    for size in sizes if measurement is None else ():
+        api.check_memory(model, size, context=context, parallel=parallel)
     given = _measured(model, measurement, config, quiet=json)
     with progress("planning", quiet=json):
         found = api.ladder(
@@ -96,7 +95,7 @@ def ladder(
     _show(found, names)
     if not dry_run:
         usage = Store.open(store).usage()
-        say(f"{store} holds {format_bytes(usage.joint_bytes)}; run it with: lamella run {store} --variant {names[0]}")
+        say(f"{store} holds {format_bytes(usage.joint_bytes)}; run it with: lamella run {store}@{names[0]}")
 
 
 def step_names(prefix: str, bits: Sequence[float]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from typer.exceptions import TyperException
 
 from lamella.cli.commands import COMMANDS, Commands
 from lamella.cli.output import print_json, stderr
-from lamella.core.errors import INTERRUPTED_EXIT_CODE, InvalidRequest, LamellaError
+from lamella.core.errors import INTERRUPTED_EXIT_CODE, InvalidRequest, LamellaError, StorageFailed
 from lamella.version import __version__
 
 STORY = """Large language models at the precision that memory, load and power allow, changed while they run.
@@ -82,18 +83,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result = app(args=arguments, standalone_mode=False)
     except TyperException as error:
-        return _report("UsageError", error.format_message(), InvalidRequest.exit_code, as_json)
+        return _report_usage(error, as_json)
     except LamellaError as error:
         return _report(type(error).__name__, str(error), error.exit_code, as_json)
     except Exception as error:  # a fault of ours: one sentence for people, the traceback for whoever mends it
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():  # as head goes; nobody is left to be told
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes when it ends
+            return LamellaError.exit_code
         if os.environ.get("LAMELLA_DEBUG"):
             raise
+        if isinstance(error, OSError) and error.filename is not None:  # of a path that somebody named
+            return _report("StorageFailed", f"{error.filename}: {error.strerror}", StorageFailed.exit_code, as_json)
         message = f"{type(error).__name__}: {error} (a fault in Lamella; LAMELLA_DEBUG=1 shows where)"
         return _report("InternalError", message, LamellaError.exit_code, as_json)
     code = result if isinstance(result, int) else 0
     if code == INTERRUPTED_EXIT_CODE:  # typer's answer to Ctrl-C
         return _report("Interrupted", "interrupted; what was finished stays", code, as_json)
     return code
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody can read standard output any more."""
+    asked = select.poll()
+    asked.register(sys.stdout, 0)
+    return any(event & select.POLLERR for _, event in asked.poll(0))
+
+
+def _report_usage(error: TyperException, as_json: bool) -> int:
+    """What is wrong with the words of a command, and where it says what it takes."""
+    context, message = getattr(error, "ctx", None), error.format_message()
+    if context is not None and message == context.get_help():  # a command that was given nothing explains itself
+        sys.stderr.write(f"{message}\n")
+        return InvalidRequest.exit_code
+    if context is not None:
+        message += f"{'' if message.endswith(('.', '?')) else '.'} See: {context.command_path} --help"
+    return _report("UsageError", message, InvalidRequest.exit_code, as_json)
 
 
 def _report(kind: str, message: str, exit_code: int, as_json: bool) -> int:

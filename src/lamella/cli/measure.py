@@ -10,7 +10,7 @@ import typer
 
 from lamella import api
 from lamella.cli.deliver import deliver
-from lamella.cli.options import ModelArgument, PlotOption
+from lamella.cli.options import ModelArgument, PlotOption, output_option
 from lamella.cli.output import JsonFlag, bar, progress, say, stdout, table
 from lamella.config import Config
 from lamella.core.artifacts import Measurement
@@ -41,7 +41,7 @@ def measure(
     imatrix: Annotated[
         Path | None, typer.Option(help="Importance matrix that sensitivity rounds with, as the build will.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the measurement to this file.")] = None,
+    out: Annotated[Path | None, output_option(help="Write the measurement to this file.")] = None,
     plot: PlotOption = None,
     json: JsonFlag = False,
 ) -> None:

@@ -14,6 +14,34 @@ import typer
 
 from lamella.core.errors import InvalidRequest
 from lamella.core.precision import Scheme
+from lamella.report.figures import check_suffix
+from lamella.store.files import check_new_file
+
+
+def _new_file(context: typer.Context, path: Path | None) -> Path | None:
+    """What cannot be written is refused now, and not after minutes of computing."""
+    if path is not None and not context.resilient_parsing:  # a shell that completes words
+        check_new_file(path)
+    return path
+
+
+def _new_plot(context: typer.Context, path: Path | None) -> Path | None:
+    if path is not None and not context.resilient_parsing:
+        check_suffix(path)
+    return _new_file(context, path)
+
+
+def _text(text: str | None) -> str | None:
+    """Bytes of a command line that are no UTF-8 come as halves of characters, which no model and no server takes."""
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"the text is not UTF-8 from character {error.start} on") from None
+    return text
+
+
+output_option = partial(typer.Option, callback=_new_file)
+"""``typer.Option`` for a file that the command will write."""
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Path of a GGUF file, or smollm2.")]
 ModelOrSpecArgument = Annotated[
@@ -32,13 +60,16 @@ SequencesToPlanFor = Annotated[int, typer.Option(help="With --memory: sequences 
 SchemeOption = Annotated[
     Scheme, typer.Option(help="How weights are rounded: ggml's blocks, one scale a row, or its top bits.")
 ]
-PlotOption = Annotated[Path | None, typer.Option(help="Draw it to this file (png, svg or pdf).")]
+plot_option = partial(typer.Option, callback=_new_plot)
+PlotOption = Annotated[Path | None, plot_option(help="Draw it to this file (png, svg or pdf).")]
 KvTypeOption = Annotated[str, typer.Option(help="ggml type of the KV cache.")]
 CheckFlag = Annotated[bool, typer.Option("--check", help="Verify every shard's hash before it is used.")]
 ChunksOption = Annotated[int | None, typer.Option(help="Windows from the start of the text. Default: all.")]
 
-PromptArgument = Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="One question. Default: a chat.")]
-SystemOption = Annotated[str | None, typer.Option(help="System message of the chat.")]
+PromptArgument = Annotated[
+    str | None, typer.Argument(metavar="[PROMPT]", callback=_text, help="One question. Default: a chat.")
+]
+SystemOption = Annotated[str | None, typer.Option(callback=_text, help="System message of the chat.")]
 TemperatureOption = Annotated[float, typer.Option(help="0 takes the most likely token.")]
 StopOption = Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")]
 

@@ -13,7 +13,7 @@ from lamella import api
 from lamella.cli.constraints import AtLeastOption, AvoidOption, FusedFlag, read_constraints
 from lamella.cli.deliver import deliver
 from lamella.cli.groups import takes_groups
-from lamella.cli.options import KvTypeOption, PlotOption, SchemeOption
+from lamella.cli.options import KvTypeOption, PlotOption, SchemeOption, output_option
 from lamella.cli.output import JsonFlag, bar, note, print_json, progress, say, stdout, table
 from lamella.config import Config
 from lamella.core.artifacts import Measurement, Plan, to_plain
@@ -123,7 +123,7 @@ def plan(
         typer.Option(help="What 'lamella measure --out' wrote. Default: measured once a model."),
     ] = None,
     scheme: SchemeOption = "block",
-    out: Annotated[Path | None, typer.Option(help="Write the plan to this file.")] = None,
+    out: Annotated[Path | None, output_option(help="Write the plan to this file.")] = None,
     plot: PlotOption = None,
     device: Annotated[str | None, typer.Option(help="Device whose memory counts.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until memory is free, instead of failing.")] = False,
@@ -142,15 +142,19 @@ def plan(
         policy, given, memory=size.memory, average_bits=size.average_bits, bits_per_weight=size.bits_per_weight,
         seed=of_policy.seed, mix=of_policy.mix, importance=importance,
     )  # fmt: skip
-    if given is None:
-        given = _measured(model, policy, config, quiet=json)
-    prices = None
-    if given is not None and of_knapsack.wants_speed:
-        with progress("timing kernels", quiet=json):
-            prices = api.measured_prices(given.tensors, config.n_threads, cache_folder=config.cache_folder)
     if not of_knapsack.has_limit and all(limit is None for limit in astuple(size)):
         _say_device(device or config.device)
     try:
+        if given is None:
+            if size.memory is not None and policy == "knapsack":
+                api.check_memory(
+                    model, size.memory, context=running.context, parallel=running.parallel, kv_type=running.kv_type
+                )
+            given = _measured(model, policy, config, quiet=json)
+        prices = None
+        if given is not None and of_knapsack.wants_speed:
+            with progress("timing kernels", quiet=json):
+                prices = api.measured_prices(given.tensors, config.n_threads, cache_folder=config.cache_folder)
         made = api.plan(
             model, policy, memory=size.memory, average_bits=size.average_bits, bits_per_weight=size.bits_per_weight,
             alpha=of_policy.alpha, precision=of_policy.precision, outside=of_policy.outside, seed=of_policy.seed,

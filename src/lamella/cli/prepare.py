@@ -82,7 +82,7 @@ def ready_for(model: str, memory: str | None, device: str | None, config: Config
 
 def _prepare_in_child(arguments: list[str]) -> int:
     """Its exit code.  What it says for people goes to the error stream: standard output is the server's."""
-    command = [sys.executable, "-m", "lamella", "prepare", *arguments]
+    command = [sys.executable, "-P", "-m", "lamella", "prepare", *arguments]
     with subprocess.Popen(command, stdout=sys.stderr) as child:
         try:
             return child.wait()

@@ -11,7 +11,7 @@ import typer
 
 from lamella import api
 from lamella.batching.settings import EngineSettings
-from lamella.cli.options import ChunksOption, option_under
+from lamella.cli.options import ChunksOption, option_under, output_option
 from lamella.cli.output import JsonFlag, note, print_json, progress, say, stdout, table
 from lamella.config import Config
 from lamella.core.errors import InvalidRequest
@@ -42,7 +42,7 @@ def profile(
     layout: Annotated[str, _engine_option(help="How weights are read: auto, mapped, repacked.")] = "auto",
     repeats: Annotated[int, typer.Option(help="Measurements of each point; the median counts.")] = 3,
     again: Annotated[bool, typer.Option("--again", help="Measure also what was measured before.")] = False,
-    out: Annotated[Path | None, typer.Option(help="File of the profile. Default: one that is found again.")] = None,
+    out: Annotated[Path | None, output_option(help="File of the profile. Default: one that is found again.")] = None,
     json: JsonFlag = False,
 ) -> None:
     """Measure speed, memory, energy and the cost of changes of each variant, on this machine with the real engine.

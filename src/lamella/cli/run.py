@@ -59,6 +59,11 @@ def run(
     json: JsonFlag = False,
 ) -> None:
     """Talk to a variant; change to another with /switch NAME, also while it is answering."""
+    if api.is_model(target):
+        raise InvalidRequest(
+            f"{target} is a model, and run takes a store: lamella ladder {target} STORE makes one; or talk to "
+            f"'lamella serve {target}' by 'lamella chat'"
+        )
     folder, variant = split_target(target)
     config = Config.from_environment(os.environ)
     options = EngineOptions(

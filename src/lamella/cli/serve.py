@@ -49,6 +49,7 @@ def serve(
     changes it: the best variant that keeps them under the load of the moment.
     """
     engine, wanted, front = flags.settings(), promises.wanted, server.front(limits.limits)
+    front.check_certificate()
     listen(front.host, front.port).close()  # a taken address is said now, and not after minutes of building
     known_device = None if flags.rpc else flags.device  # one of an RPC server is not known to others
     served = find_served(target, flags.memory, known_device)

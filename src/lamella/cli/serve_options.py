@@ -13,10 +13,11 @@ from lamella.cli.objectives import objectives_of_options, usual_class
 from lamella.cli.options import option_under
 from lamella.config import Config
 from lamella.core.errors import InvalidRequest
+from lamella.core.precision import CACHE_TYPES
 from lamella.core.units import parse_bytes
 from lamella.qos.controller import HOLD_SECONDS
 from lamella.qos.objectives.stated import Objectives
-from lamella.qos.policies.named import DEFAULT_POLICY, KNOWN
+from lamella.qos.policies.named import DEFAULT_POLICY, KNOWN, check_policy_name
 from lamella.run.layouts import check_policy
 from lamella.serving.keys import KeyRing
 from lamella.serving.settings import DEFAULT_PORT, FrontSettings, Limits
@@ -44,8 +45,10 @@ class LimitFlags:
         """Of one request.
 
         Raises:
-            InvalidRequest: a size that is none.
+            InvalidRequest: a size that is none, a queue shorter than none.
         """
+        if self.queue < 0:
+            raise InvalidRequest(f"--queue must be at least 0, not {self.queue}")
         return Limits(parse_bytes(self.max_body), self.max_prompt_tokens, self.max_output_tokens)
 
 
@@ -167,6 +170,12 @@ class EngineFlags:
         config = Config.from_environment(os.environ)
         if self.sequences < 1 or self.warm < 1:
             raise InvalidRequest(f"--sequences and --warm must be at least 1, not {self.sequences} and {self.warm}")
+        if self.context < 1 or (self.cells and self.cells < self.context):
+            raise InvalidRequest(
+                f"--context must be at least 1 and --cells 0 or at least that, not {self.context} and {self.cells}"
+            )
+        if self.kv_type.upper() not in CACHE_TYPES:
+            raise InvalidRequest(f"'{self.kv_type}' is no KV cache type; known: {', '.join(CACHE_TYPES)}")
         if not self.longest_step > 0:
             raise InvalidRequest(f"--longest-step must be positive seconds, not {self.longest_step:g}")
         if self.pooling not in POOLINGS:
@@ -224,6 +233,7 @@ class ObjectiveFlags:
         Raises:
             InvalidRequest: what has no meaning.
         """
+        check_policy_name(self.policy)  # also where no objectives ask for one
         promised = [*(self.class_ or ()), *usual_class(self.ttft_p95, self.token_p95, self.quality_floor)]
         if not (self.objectives or promised or self.power):
             return None

@@ -11,7 +11,7 @@ import typer
 
 from lamella import api
 from lamella.cli.objectives import objectives_of_options
-from lamella.cli.options import option_under
+from lamella.cli.options import option_under, plot_option
 from lamella.cli.output import JsonFlag, print_json, progress, say, stdout, table
 from lamella.cli.profile import engine_settings
 from lamella.config import Config
@@ -66,7 +66,7 @@ def simulate(
     queue: Annotated[int, _engine_option(help="Requests that may wait; more fail.")] = 64,
     slowdown: Annotated[float, _engine_option(help="How many times slower than the profile the machine is.")] = 1.0,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw load, latency and variants of the last policy: .png, .svg, .pdf.")
+        Path | None, plot_option(help="Draw load, latency and variants of the last policy: .png, .svg, .pdf.")
     ] = None,
     changes: Annotated[bool, typer.Option("--changes", help="Show every change with its reason.")] = False,
     json: JsonFlag = False,

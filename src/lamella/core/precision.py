@@ -95,6 +95,8 @@ _TYPES = (
 )
 GGML_TYPES: dict[str, GgmlType] = {t.name: t for t in _TYPES}
 GGML_TYPES_BY_CODE: dict[int, GgmlType] = {t.code: t for t in _TYPES}
+CACHE_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL")
+"""That llama.cpp writes a KV cache in."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,6 @@ from lamella.core.errors import LamellaError
 from lamella.core.foreign import UNREADABLE
 from lamella.doctor.facts import Compiler, Disk, Facts, LibraryFacts, ModelNeed, Processor, StoreFacts
 from lamella.doctor.selfcheck import Report
-from lamella.llama.context import usable_cores
 from lamella.resources.devices import DeviceMemory, detect
 from lamella.resources.machine import cpu_memory
 from lamella.store.files import free_bytes
@@ -160,13 +159,15 @@ def _address_space() -> int | None:
 
 def _disk(folder: Path) -> Disk:
     """The folder, or the nearest one above it that exists."""
+    there = folder
     try:
-        there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+        while not there.exists() and there != there.parent:
+            there = there.parent
         if not there.is_dir():
             return Disk(str(folder), 0, f"{there} is no folder")
         free = free_bytes(there)
-    except OSError as error:
-        return Disk(str(folder), 0, error.strerror or str(error))
+    except OSError as error:  # also of a folder that this user may not look into
+        return Disk(str(folder), 0, f"{there}: {error.strerror or error}")
     is_writable = os.access(there, os.W_OK | os.X_OK)
     return Disk(str(folder), free, "" if is_writable else f"{there} may not be written to by this user")
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lamella.core.cores import usable_cores
 from lamella.core.errors import CacheFull, EngineFailed, InvalidRequest
-from lamella.core.precision import GGML_TYPES
+from lamella.core.precision import CACHE_TYPES, GGML_TYPES
 from lamella.llama import library, log, observing, pages
 from lamella.llama.batch import Batch, BatchPart
 from lamella.llama.handle import Handle
@@ -21,7 +21,6 @@ from lamella.llama.model import Model
 from lamella.llama.observing import Observer, ProductObserver
 
 NO_ROOM = 1  # what llama_decode returns when it finds no cells
-CACHE_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL")
 
 
 @dataclass(frozen=True, slots=True)

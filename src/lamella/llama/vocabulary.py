@@ -6,6 +6,7 @@ import ctypes as ct
 from collections.abc import Sequence
 from typing import Any
 
+from lamella.core.errors import InvalidRequest
 from lamella.llama import library
 from lamella.llama.handle import Handle
 
@@ -42,9 +43,12 @@ class Vocabulary:
         Args:
             add_special: add what the model wants at the start (and end), such as BOS.
             parse_special: recognise control tokens written in the text.
+
+        Raises:
+            InvalidRequest: the text cannot be written in UTF-8.
         """
         self._model.check_open()
-        data = text.encode()
+        data = _utf8(text)
         n = len(data) + 8
         while True:
             tokens = (self._llama.llama_token * n)()
@@ -80,3 +84,11 @@ class Vocabulary:
             self._model.check_open()
             found = self._ends[token] = bool(self._llama.llama_vocab_is_eog(self._address, token))
         return found
+
+
+def _utf8(text: str) -> bytes:
+    """Python's texts may hold halves of characters: bytes of a command line that are no UTF-8 become such."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"the text is not UTF-8 from character {error.start} on") from None

@@ -29,6 +29,7 @@ from lamella.measuring.calibration import CalibrationFile, parse_calibration
 from lamella.measuring.columns import ImportanceSettings, gather_importance
 from lamella.measuring.covariance import DEFAULT_WINDOWS, CovarianceText, covariance_text, gather_covariances
 from lamella.measuring.measurement import METRICS, measure_model
+from lamella.measuring.sensitivity import nothing_lost
 from lamella.measuring.settings import MeasureSettings
 
 __all__ = [
@@ -42,5 +43,6 @@ __all__ = [
     "gather_covariances",
     "gather_importance",
     "measure_model",
+    "nothing_lost",
     "parse_calibration",
 ]

@@ -40,7 +40,8 @@ def journal_file(path: Path) -> Iterator[OpenJournal]:
             head = msgspec.json.encode(depends_on, order="sorted")
             done, n_bytes = _read(path, head)
             try:
-                file = files.enter_context(path.open("r+b" if n_bytes else "wb"))
+                file = path.open("r+b" if n_bytes else "wb")
+                files.callback(_close, file)
                 file.seek(n_bytes)
                 file.truncate()
                 if not n_bytes:
@@ -80,6 +81,12 @@ def _add(path: Path, file: IO[bytes], probe: str, losses: Losses) -> None:
         _append(file, msgspec.json.encode(_Line(probe, dict(losses))))
     except OSError as error:
         raise StorageFailed(f"cannot keep finished probes in {path}: {error.strerror}") from error
+
+
+def _close(file: IO[bytes]) -> None:
+    """Whole lines were flushed when they were added; what a full disk refused is tried again here, and was told."""
+    with contextlib.suppress(OSError):
+        file.close()
 
 
 def _append(file: IO[bytes], line: bytes) -> None:

@@ -36,7 +36,7 @@ from lamella.measuring.progress import Progress, named
 from lamella.measuring.rounding_errors import column_weights, errors_by_type, offered_types
 from lamella.measuring.samples import Sampling, TaskWindows, task_windows
 from lamella.measuring.scores import joint_scores
-from lamella.measuring.settings import MeasureSettings
+from lamella.measuring.settings import PROBE, MeasureSettings
 
 FILE_SAMPLES, FILE_WINDOW_TOKENS = 2, 224
 SELF_SAMPLES, SELF_WINDOW_TOKENS = 8, 64
@@ -119,6 +119,20 @@ def measure_sensitivity(
         inputs = gather_inputs(model, tasks[0].windows[0], settings.n_threads)
     errors = _all_errors(model_file, todo, inputs, importance, settings.n_threads, on_progress)
     return _tensor_measurement(spec, tasks, described, todo, losses, errors)
+
+
+def nothing_lost(spec: ModelSpec) -> Measurement:
+    """What a measurement without an importance matrix would hold, with every loss 0.
+
+    Plans by it are of the right sizes, and of no quality.
+    For what must be known before minutes are spent on measuring: whether anything fits at all.
+    """
+    tensors = tuple(
+        TensorLoss(t.name, PROBE, 0.0, 0.0, {offered.name: 0.0 for offered in offered_types(t, has_importance=False)})
+        for t in spec.tensors
+        if t.is_matrix
+    )
+    return Measurement("sensitivity", spec.identity, {}, (), (), tensors=tensors)
 
 
 def probes_of(spec: ModelSpec, settings: MeasureSettings, names: frozenset[str]) -> dict[str, dict[str, GgmlType]]:

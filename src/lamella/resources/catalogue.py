@@ -21,7 +21,7 @@ def model_path(name: str) -> Path:
         return _embedded_model()
     path = Path(name)
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
+        what = "is a folder" if path.is_dir() else "is no file" if path.exists() else "does not exist"
         raise ModelError(f"{name} {what}; MODEL is the path of a GGUF file, or '{DEFAULT_MODEL}'")
     return path
 

@@ -49,8 +49,10 @@ class KeyRing:
         """
         try:
             text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidRequest(f"cannot read keys from {path}: {type(error).__name__}") from None
+        except OSError as error:
+            raise InvalidRequest(f"cannot read keys from {path}: {error.strerror}") from None
+        except UnicodeDecodeError:  # whose message would quote some of it
+            raise InvalidRequest(f"cannot read keys from {path}: it is not UTF-8") from None
         return cls.needed(text, str(path))
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,12 @@ class Limits:
     output_tokens: int | None = None
     n_choices: int = 128
     n_inputs: int = 2048
+
+    def __post_init__(self) -> None:
+        said = {"prompt": self.prompt_tokens, "answer": self.output_tokens}
+        if less := {what: n for what, n in said.items() if n is not None and n < 1}:
+            what, n = min(less.items())
+            raise InvalidRequest(f"the most tokens of one {what} must be at least 1, not {n}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +89,19 @@ class FrontSettings:
             raise InvalidRequest("names of the model are made of printable characters")
         if self.drain_seconds < 0:
             raise InvalidRequest(f"running requests may take 0 seconds or more at shutdown, not {self.drain_seconds:g}")
+
+    def check_certificate(self) -> None:
+        """Try to load certificate and key: what is wrong with them is said before anything is made ready.
+
+        Raises:
+            InvalidRequest: they cannot be read, or do not belong together.
+        """
+        if self.certificate is None:
+            return
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.private_key)
+        except OSError as error:  # ssl.SSLError is one
+            raise InvalidRequest(f"cannot use {self.certificate} with {self.private_key}: {error}") from None
 
     @property
     def scheme(self) -> str:

@@ -200,9 +200,9 @@ def new_file(target: Path, needed_bytes: int, *, replace: bool) -> Iterator[Bina
         InvalidRequest: ``target`` is a folder, or is there and may not be replaced.
         StorageFailed: no room, or the file system refused.
     """
-    _refuse_existing(target, replace)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+    temporary = _temporary(target)
     with storage_errors(target, "write", needed_bytes):
+        _refuse_existing(target, replace)
         if free_bytes(target.parent) < needed_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         try:
@@ -215,6 +215,24 @@ def new_file(target: Path, needed_bytes: int, *, replace: bool) -> Iterator[Bina
         finally:
             temporary.unlink(missing_ok=True)
     sync_folder(target.parent)
+
+
+def check_new_file(target: Path) -> None:
+    """Refuse a file that cannot be written, before anything is computed for it; one that is there may be replaced.
+
+    Raises:
+        InvalidRequest: ``target`` is a folder.
+        StorageFailed: the file system refuses a new file beside it.
+    """
+    temporary = _temporary(target)
+    with storage_errors(target, "write"):
+        _refuse_existing(target, replace=True)
+        temporary.touch(exist_ok=False)
+        temporary.unlink()
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
 
 
 def _refuse_existing(target: Path, replace: bool) -> None:

@@ -20,11 +20,20 @@ def named_policy(name: str, setting: Setting) -> Policy:
         InvalidRequest: there is none; lists those there are.
         UnknownVariant: ``static`` of a variant that the profile has not.
     """
+    check_policy_name(name)
     kind, _, variant = name.partition(":")
     if kind == "static":
         return Static(setting.rung(variant or setting.rungs[0].name).name)
     if name == "threshold":
         return Threshold(setting)
-    if name == "predictive":
-        return Predictive(setting)
-    raise InvalidRequest(f"no policy '{name}'; there are: {', '.join(KNOWN)}, and oracle in simulations")
+    return Predictive(setting)
+
+
+def check_policy_name(name: str) -> None:
+    """Refuse a name that no policy has; whether a ``static`` one's variant is there, only its profile says.
+
+    Raises:
+        InvalidRequest: lists the policies there are.
+    """
+    if name not in ("threshold", "predictive") and name.partition(":")[0] != "static":
+        raise InvalidRequest(f"no policy '{name}'; there are: {', '.join(KNOWN)}, and oracle in simulations")
