@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lamella import api
 from lamella.batching.settings import EngineSettings
 from lamella.qos.profiles.documents import to_json
 from lamella.qos.profiling.measure import shape_of
@@ -123,6 +124,34 @@ def test_what_cannot_be_is_refused_before_a_server_starts(
 def test_a_profile_of_another_engine_steers_nobody(run: Run, profiled_store: Path, profile: Path) -> None:
     code, _, err = run("serve", profiled_store, "--profile", profile, "--token-p95", "80", *SMALL)
     assert (code, "is of an engine with" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "n_warm"),
+    [
+        (("--token-p95", "5000"), 4),
+        (("--token-p95", "5000", "--warm", "3"), 3),
+        (("--token-p95", "5000", "--memory", "2500MiB"), 2),  # half of it holds two
+        ((), 2),  # nobody changes the variant by himself
+    ],
+)
+def test_a_policy_finds_its_variants_in_memory(
+    run: Run, profiled_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...], n_warm: int,
+) -> None:  # fmt: skip
+    started: list[EngineSettings] = []
+
+    async def serve(engine: EngineSettings, *_: object, **__: object) -> None:
+        started.append(engine)
+
+    monkeypatch.setattr(api, "serve", serve)
+    path = tmp_path / "p.json"
+    shape = shape_of(EngineSettings(store="", n_ctx=128, n_sequences=2, layout="mapped"))
+    path.write_bytes(to_json(replace(ladder(4), engine=shape)))
+    profile = ("--profile", path) if "--token-p95" in arguments else ()
+    code, _, err = run("serve", profiled_store, *profile, *arguments, *SMALL)
+    assert code == 0, err
+    assert [engine.n_warm for engine in started] == [n_warm]
 
 
 def test_a_replay_is_drawn(run: Run, profile: Path, tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from lamella.cli.served import find_served
 from lamella.config import Config
 from lamella.core.listening import listen
 from lamella.qos.objectives.stated import Objectives
+from lamella.qos.warmth import warm_variants
+from lamella.resources.machine import cpu_memory
 from lamella.store.store import Store
 
 
@@ -58,6 +60,8 @@ def serve(
     steering = None
     if wanted is not None:
         engine, steering = _steered(engine, wanted, promises)
+        if flags.warm is None:
+            engine = msgspec.structs.replace(engine, n_warm=_warm_beside(engine, steering))
     run_in_loop(
         api.serve(
             engine,
@@ -87,6 +91,14 @@ def _steered(
         cache_folder=Config.from_environment(os.environ).cache_folder,
     )
     return engine, steering
+
+
+def _warm_beside(engine: EngineSettings, steering: api.Steering) -> int:
+    """How many variants the policy finds in memory, where nobody says; a device's memory is not known here."""
+    if engine.device is not None or engine.rpc:
+        return engine.n_warm
+    available = cpu_memory().available_bytes
+    return warm_variants(steering.profile, min(available, engine.memory_bytes or available))
 
 
 def run_in_loop(work: Coroutine[Any, Any, None]) -> None:

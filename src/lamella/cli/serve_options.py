@@ -18,6 +18,7 @@ from lamella.core.units import parse_bytes
 from lamella.qos.controller import HOLD_SECONDS
 from lamella.qos.objectives.stated import Objectives
 from lamella.qos.policies.named import DEFAULT_POLICY, KNOWN, check_policy_name
+from lamella.qos.warmth import LEAST_WARM
 from lamella.run.layouts import check_policy
 from lamella.serving.keys import KeyRing
 from lamella.serving.settings import DEFAULT_PORT, FrontSettings, Limits
@@ -143,7 +144,13 @@ class EngineFlags:
         _engine_option(help="Device to run on, as 'lamella devices' names it; default: the CPU. Not with --memory."),
     ] = None
     layout: Annotated[str, _engine_option(help="How weights are read: auto, mapped, repacked.")] = "auto"
-    warm: Annotated[int, _engine_option(help="Variants that stay in memory, the running one included.")] = 2
+    warm: Annotated[
+        int | None,
+        _engine_option(
+            help="Variants that stay in memory, the running one included.  "
+            "Default: 2; with objectives, all that half of the free memory holds."
+        ),
+    ] = None
     pooling: Annotated[str, _engine_option(help="Embeddings: auto, mean, cls, last, off.")] = "auto"
     prompt_cache: Annotated[
         str | None,
@@ -168,8 +175,9 @@ class EngineFlags:
             InvalidRequest: an option that has no meaning.
         """
         config = Config.from_environment(os.environ)
-        if self.sequences < 1 or self.warm < 1:
-            raise InvalidRequest(f"--sequences and --warm must be at least 1, not {self.sequences} and {self.warm}")
+        n_warm = LEAST_WARM if self.warm is None else self.warm
+        if self.sequences < 1 or n_warm < 1:
+            raise InvalidRequest(f"--sequences and --warm must be at least 1, not {self.sequences} and {n_warm}")
         if self.context < 1 or (self.cells and self.cells < self.context):
             raise InvalidRequest(
                 f"--context must be at least 1 and --cells 0 or at least that, not {self.context} and {self.cells}"
@@ -189,7 +197,7 @@ class EngineFlags:
             kv_type=self.kv_type,
             n_threads=config.n_threads,
             layout=check_policy(self.layout),
-            n_warm=self.warm,
+            n_warm=n_warm,
             rpc=list(self.rpc or ()),
             device=self.device,
             memory_bytes=parse_bytes(self.memory) if self.memory else 0,

@@ -9,6 +9,7 @@ watching     what requests did lately
 policies     which variant should run: pure functions
 simulator    a trace replayed in virtual time
 sampling     what a policy is shown, of all these
+warmth       how many variants a policy finds in memory
 controller   samples to a policy, its decisions to the engine, every one logged
 live         the loop in a running server: what it hears, learns, and may be asked
 

@@ -28,6 +28,8 @@ USUAL_SHARE, USUAL_LOSS = 0.97, 0.03
 """Where so many were kept lately, so large a share of the streams may be expected to break its promise; where more or
 fewer were, as much more or less."""
 LEAST_LOSS = 0.002
+ALIKE = 0.1
+"""Misses that differ by less are the same: shares of the streams, or of what is promised."""
 SWITCH_SHARE = 0.04
 """Share of the time that may go into changes of variant."""
 
@@ -127,9 +129,17 @@ class Predictive:
 
 
 def _best(rungs: Sequence[Rung], judged: Mapping[str, Excess]) -> Rung:
-    """The best of those that meet everything; else the one that misses least, by priority."""
+    """The best of those that meet everything; else the one that misses least, by priority.
+
+    Where none meets everything, of those that miss about as much the worst in quality, which is the quickest: streams
+    that all break their promise leave sooner, and those that come find fewer.
+    """
     good = next((rung for rung in rungs if not judged[rung.name].worst), None)
-    return good or min(rungs, key=lambda rung: (judged[rung.name].by_priority, rung.rank))
+    if good:
+        return good
+    least = min(judged[rung.name].by_priority for rung in rungs)
+    alike = (r for r in rungs if all(a - b <= ALIKE for a, b in zip(judged[r.name].by_priority, least, strict=True)))
+    return max(alike, key=lambda rung: rung.rank)
 
 
 def caution_of(sample: Sample) -> float:

@@ -9,7 +9,8 @@ last requests say how likely each end is:
                                     - P(ends over its promise | the fastest, alone)
 
 What nothing can keep any more is no reason to be fast.  That there are too many streams is one: those that come after
-them find fewer.
+them find fewer.  So those that are expected to come meanwhile count as if they were there: a rung that streams bear as
+many as they are, but not as many as they become, fills the slots, and then the fastest is too slow for them.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def losses(rungs: Sequence[Rung], setting: Setting, sample: Sample, times: float
         rungs: that may run.
         times: the horizon is so many times longer: for what needs more certainty.
     """
-    steps = {rung.name: step_seconds(rung, setting, sample) for rung in rungs}
+    coming = HORIZON_SECONDS * sample.arrivals_per_second
+    steps = {rung.name: step_seconds(rung, setting, sample, coming) for rung in rungs}
     quickest = min(rungs, key=lambda rung: steps[rung.name])
     fastest = steps[quickest.name]
     alone = step_seconds(quickest, setting, replace(sample, n_running=1, n_waiting=0))
@@ -62,9 +64,13 @@ def losses(rungs: Sequence[Rung], setting: Setting, sample: Sample, times: float
     }
 
 
-def step_seconds(rung: Rung, setting: Setting, sample: Sample) -> float:
-    """From one token of a stream to its next: as many write as are there, and prompts are read in between."""
-    n = max(1, min(setting.engine.n_sequences, sample.n_running + sample.n_waiting))
+def step_seconds(rung: Rung, setting: Setting, sample: Sample, coming: float = 0.0) -> float:
+    """From one token of a stream to its next: prompts are read in between.
+
+    Args:
+        coming: streams that write beside those that are there.
+    """
+    n = max(1, min(setting.engine.n_sequences, sample.n_running + sample.n_waiting + round(coming)))
     classes = sample.classes.values()
     rates = [c.arrivals_per_second for c in classes]
     depth = _mean((c.mean_prompt + c.mean_generated / 2 for c in classes), rates)

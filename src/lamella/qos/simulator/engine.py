@@ -74,7 +74,7 @@ class VirtualEngine:
         *,
         on_first_token: OnRequest,
         on_end: OnRequest,
-        n_warm: int = 2,
+        n_warm: int,
         slowdown: float = 1.0,
     ) -> None:
         """An idle engine at time 0.

@@ -29,14 +29,14 @@ class ReplayOptions:
         start: variant that runs first; None for the best.
         sample_seconds: time between two samples.
         max_queue: requests that may wait beside those that run; more are refused (``lamella serve --queue``).
-        n_warm: variants that stay in memory, the running one included.
+        n_warm: variants that stay in memory, the running one included; None for all, as where memory is plenty.
         slowdown: how much longer steps take than in the profile, because of others.
     """
 
     start: str | None = None
     sample_seconds: float = 0.25
     max_queue: int = 64
-    n_warm: int = 2
+    n_warm: int | None = None
     slowdown: float = 1.0
 
 
@@ -63,7 +63,7 @@ class _Replay:
             start,
             on_first_token=self._began,
             on_end=self._ended,
-            n_warm=options.n_warm,
+            n_warm=options.n_warm or len(setting.rungs),
             slowdown=options.slowdown,
         )
         self._watch = LoadWatch()
