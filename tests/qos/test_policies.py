@@ -232,6 +232,19 @@ def test_what_the_fastest_cannot_keep_either_is_no_reason_to_be_fast() -> None:
         assert (Predictive(setting).decide(PolicyState("v0"), sample).variant == "v0") == expected
 
 
+def test_where_no_variant_keeps_the_promise_of_most_streams_the_quickest_makes_room() -> None:
+    rungs = setting_for(Objectives({"interactive": ClassObjectives(None, 1.0)})).rungs
+    sample = Sample(10.0, {"interactive": load(0.2)}, n_running=8, streams=writing(8, 20, n_written=11))
+    full, alone = (step_seconds(rungs[-1], setting_for(Objectives({})), replace(sample, n_running=n)) for n in (8, 1))
+    assert alone < 0.85 * full
+    setting = setting_for(Objectives({"interactive": ClassObjectives(None, 0.85 * full)}))
+    lost = losses(setting.rungs, setting, sample)
+    assert all(0.8 < lost[rung.name]["interactive"] for rung in setting.rungs)
+    assert lost["v3"]["interactive"] == pytest.approx(lost["v0"]["interactive"], abs=0.1)
+    for running in ("v0", "v2", "v3"):
+        assert Predictive(setting).decide(PolicyState(running), sample).variant == "v3"
+
+
 def test_first_tokens_in_time_need_a_variant_that_bears_more_than_the_load_for_a_while() -> None:
     setting = setting_for(Objectives({"interactive": ClassObjectives(1.0)}))
     policy = Predictive(setting)

@@ -17,10 +17,11 @@ from tests.qos.profiles import ladder
 PROMISED = 0.03
 SETTING = Setting.of(ladder(3), Objectives({"interactive": ClassObjectives(tpot_seconds=PROMISED)}))
 CHANCE = random.Random(1)
+RATE = 0.5
 LENGTHS = sorted(CHANCE.randrange(2, 300) for _ in range(2000))
 
 
-def sample_of(*streams: Stream, n: int, rate: float = 0.5) -> Sample:
+def sample_of(*streams: Stream, n: int, rate: float = RATE) -> Sample:
     seen = ClassSample(rate, 60, 120, 100, lengths=LENGTHS)
     return Sample(1.0, {"interactive": seen}, n_running=n, streams=streams)
 
@@ -42,7 +43,7 @@ def counted(stream: Stream, step: float, fastest: float, alone: float, seconds: 
 def test_losses_are_what_counting_says(n_written: int, share: float, n: int, times: float) -> None:
     stream = Stream("interactive", n_written, share * PROMISED * n_written)
     sample = sample_of(stream, n=n)
-    steps = [step_seconds(rung, SETTING, sample) for rung in SETTING.rungs]
+    steps = [step_seconds(rung, SETTING, sample, HORIZON_SECONDS * RATE) for rung in SETTING.rungs]
     alone = step_seconds(SETTING.rungs[-1], SETTING, sample_of(n=1))
     seconds = times * (HORIZON_SECONDS + SETTING.rungs[-1].profile.prepare_seconds)
     found = losses(SETTING.rungs, SETTING, sample, times)
@@ -58,6 +59,18 @@ def test_streams_share_one_loss_and_others_none() -> None:
     assert 0 < found < alone
     assert found == pytest.approx(alone / 2, abs=0.01)
     assert losses(SETTING.rungs, SETTING, sample_of(Stream("batch", 9, 9.0), n=1))["v0"] == {}
+
+
+def test_streams_that_are_expected_count_as_if_they_were_there() -> None:
+    sample = sample_of(Stream("interactive", 1, 0.02), n=2, rate=2.0)
+    as_if = sample_of(Stream("interactive", 1, 0.02), n=2 + round(2.0 * HORIZON_SECONDS), rate=2.0)
+    rung = SETTING.rungs[0]
+    assert step_seconds(rung, SETTING, sample, 2.0 * HORIZON_SECONDS) == step_seconds(rung, SETTING, as_if)
+    few, many = (
+        losses(SETTING.rungs, SETTING, sample_of(Stream("interactive", 1, 0.02), n=1, rate=rate))["v0"]["interactive"]
+        for rate in (0.1, 3.0)
+    )
+    assert few < 0.01 < 0.5 < many  # alone it is fast enough; beside six that come it is not
 
 
 def test_a_token_takes_the_longer_the_more_write_and_the_more_prompts_come() -> None:

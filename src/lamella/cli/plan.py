@@ -146,11 +146,7 @@ def plan(
         _say_device(device or config.device)
     try:
         if given is None:
-            if size.memory is not None and policy == "knapsack":
-                api.check_memory(
-                    model, size.memory, context=running.context, parallel=running.parallel, kv_type=running.kv_type
-                )
-            given = _measured(model, policy, config, quiet=json)
+            given = _measured(model, policy, size.memory, running, config, quiet=json)
         prices = None
         if given is not None and of_knapsack.wants_speed:
             with progress("timing kernels", quiet=json):
@@ -174,10 +170,18 @@ def plan(
     deliver(made, out=out, plot=plot, draw=plot_plan, show=show_plan, json=json)
 
 
-def _measured(model: str, policy: str, config: Config, *, quiet: bool) -> Measurement | None:
-    """What the policy wants measured, by its metric, once a model; None where it looks at no measurement."""
+def _measured(
+    model: str, policy: str, memory: str | None, running: RunningFlags, config: Config, *, quiet: bool
+) -> Measurement | None:
+    """What the policy wants measured, by its metric, once a model; None where it looks at no measurement.
+
+    Raises:
+        DoesNotFit: nothing fits the memory, whatever would be measured.
+    """
     if not api.needs_measuring(model, policy):
         return None
+    if memory is not None and policy == "knapsack":
+        api.check_memory(model, memory, context=running.context, parallel=running.parallel, kv_type=running.kv_type)
     metric, settings = METRICS[policy], MeasureSettings(n_threads=config.n_threads)
     with progress(f"measuring {metric}", quiet=quiet) as update:
         return api.measure_once(model, metric, config.cache_folder, settings=settings, on_progress=update)
