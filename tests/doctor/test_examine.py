@@ -119,7 +119,7 @@ def test_a_folder_that_cannot_be_written_to_is_said(tmp_path: Path) -> None:
     facts = examine(tmp_path / "file" / "cache", run=answering())
     assert facts.disk.error == f"{tmp_path / 'file'} is no folder"
     assert examine(tmp_path / "not" / "there", run=answering()).disk.error == ""
-    assert examine(tmp_path / ("x" * 300) / "cache", run=answering()).disk.error == "File name too long"
+    assert examine(tmp_path / ("x" * 300) / "cache", run=answering()).disk.error.endswith("File name too long")
 
 
 def test_a_folder_that_may_not_be_looked_into_is_said(
