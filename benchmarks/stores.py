@@ -2,7 +2,7 @@
 
     stock_store("smollm2", ["Q8_0", "planned-6.5", "Q4_0"], path)
 
-A *mix* is one of llama-quantize's, or ``planned-BITS``: what ``lamella plan`` makes of ``PLANNED_TYPES`` alone in so
+A *mix* is one of llama-quantize's, or ``planned-BITS``: what ``lamella plan --only`` makes of ``PLANNED_TYPES`` in so
 many bits per weight, from what each tensor is measured to lose.
 """
 
@@ -19,10 +19,9 @@ from lamella import api
 from lamella.api.documents import read_measurement, write_artifact
 from lamella.core.artifacts import Measurement, Plan
 from lamella.core.cores import usable_cores
-from lamella.core.precision import GGML_TYPES
 from lamella.llama.gguf import ModelFile
 from lamella.measuring.settings import MeasureSettings
-from lamella.planning.constraints import Constraints
+from lamella.planning.constraints import Constraints, all_but
 from lamella.quantize.build import build_variant
 from lamella.store.store import Store
 
@@ -70,10 +69,8 @@ def _stock_plan(source: Path, reference: ModelFile, mix: str, path: Path) -> Pla
 def _planned(source: Path, bits_per_weight: float, path: Path) -> Plan:
     """With those of ``PLANNED_TYPES`` that lose least."""
     found = _measured(source, path.parent / f"sensitivity-{source.stem}.json")
-    avoid = tuple(name for name in GGML_TYPES if name not in PLANNED_TYPES)
-    return api.plan(
-        source, "knapsack", bits_per_weight=bits_per_weight, constraints=Constraints(avoid), measurement=found
-    )
+    types = Constraints(all_but(PLANNED_TYPES))
+    return api.plan(source, "knapsack", bits_per_weight=bits_per_weight, constraints=types, measurement=found)
 
 
 def _measured(source: Path, kept: Path) -> Measurement:

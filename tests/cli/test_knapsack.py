@@ -40,6 +40,15 @@ def test_a_knapsack_plan_is_built_and_runs(run: Run, model: Path, losses: Path, 
     assert answer["generated_tokens"] == 4
 
 
+def test_tensors_have_the_types_that_are_named_and_no_other(run: Run, model: Path, losses: Path) -> None:
+    ask = ("plan", model, "--policy", "knapsack", "--measurement", losses, "--bits-per-weight", "6")
+    free, bound = (json_of(run(*ask, *only, "--json")) for only in ((), ("--only", "q8_0", "--only", "Q4_0")))
+    matrices = {name: kind for name, kind in bound["tensors"].items() if kind not in ("F32", "F16")}
+    assert set(matrices.values()) == {"Q8_0", "Q4_0"}
+    assert not set(free["tensors"].values()) <= set(bound["tensors"].values())
+    assert bound["bits_per_weight"] <= 6
+
+
 def test_a_plan_by_file_size_makes_no_larger_file(run: Run, model: Path, losses: Path) -> None:
     limit = model.stat().st_size // 2
     ask = ("plan", model, "--policy", "knapsack", "--measurement", losses)

@@ -22,6 +22,7 @@ from tests.cli.conftest import Run
         (["plan", "spec:llama-2-7b", "--policy", "knapsack"], 2, "metric sensitivity"),
         (["plan", "spec:llama-2-7b", "--kl", "0.1"], 2, "belong to policy knapsack, not to lsaq"),
         (["plan", "spec:llama-2-7b", "--avoid", "Q9"], 2, "no ggml type"),
+        (["plan", "spec:llama-2-7b", "--only", "Q9"], 2, "no ggml type"),
         (["frontier", "spec:llama-2-7b"], 2, "--measurement"),
         (["frontier", "spec:llama-2-7b", "--measurement", "nowhere.json"], 5, "nowhere.json"),
         (["plan", "spec:llama-2-7b", "--memory", "0"], 2, "between one byte and"),

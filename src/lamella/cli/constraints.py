@@ -7,11 +7,18 @@ from typing import Annotated
 
 import typer
 
-from lamella.planning.constraints import Constraints, parse_at_least
+from lamella.planning.constraints import Constraints, all_but, parse_at_least
 
 AvoidOption = Annotated[
     list[str] | None,
     typer.Option(metavar="TYPE", help="Of knapsack: a ggml type that no tensor may have; may be repeated."),
+]
+OnlyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TYPE",
+        help="Of knapsack: a ggml type that tensors may have; may be repeated, and then they have no other.",
+    ),
 ]
 AtLeastOption = Annotated[
     list[str] | None,
@@ -25,12 +32,15 @@ FusedFlag = Annotated[
 ]
 
 
-def read_constraints(avoid: Sequence[str] | None, at_least: Sequence[str] | None, fused: bool) -> Constraints | None:
+def read_constraints(
+    avoid: Sequence[str] | None, only: Sequence[str] | None, at_least: Sequence[str] | None, fused: bool
+) -> Constraints | None:
     """The constraints that were given; None for none.
 
     Raises:
         InvalidRequest: an unknown type, or no ``PATTERN=TYPE``.
     """
-    if not avoid and not at_least and not fused:
+    if not (avoid or only or at_least or fused):
         return None
-    return Constraints(tuple(avoid or ()), tuple(parse_at_least(text) for text in at_least or ()), fused)
+    avoided = (*(avoid or ()), *(all_but(only) if only else ()))
+    return Constraints(avoided, tuple(parse_at_least(text) for text in at_least or ()), fused)

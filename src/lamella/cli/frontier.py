@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from lamella import api
-from lamella.cli.constraints import AtLeastOption, AvoidOption, FusedFlag, read_constraints
+from lamella.cli.constraints import AtLeastOption, AvoidOption, FusedFlag, OnlyOption, read_constraints
 from lamella.cli.options import ModelOrSpecArgument, PlotOption
 from lamella.cli.output import JsonFlag, note, print_json, progress, say, stdout, table
 from lamella.config import Config
@@ -28,6 +28,7 @@ def frontier(
     min_bpw: Annotated[float | None, typer.Option(help="Least bits per weight. Default: the smallest plan.")] = None,
     max_bpw: Annotated[float | None, typer.Option(help="Most bits per weight. Default: no loss, at most 8.5.")] = None,
     avoid: AvoidOption = None,
+    only: OnlyOption = None,
     at_least: AtLeastOption = None,
     fused: FusedFlag = False,
     speed: Annotated[
@@ -52,7 +53,7 @@ def frontier(
             prices = api.measured_prices(given.tensors, config.n_threads, cache_folder=config.cache_folder)
     found = api.frontier(
         model, given, points=points, min_bits=min_bpw, max_bits=max_bpw, prices=prices,
-        constraints=read_constraints(avoid, at_least, fused),
+        constraints=read_constraints(avoid, only, at_least, fused),
     )  # fmt: skip
     if plot:
         plot_frontier(found, plot, others)

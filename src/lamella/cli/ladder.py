@@ -12,7 +12,7 @@ import typer
 
 from lamella import api
 from lamella.cli.build import build_plans
-from lamella.cli.constraints import AtLeastOption, AvoidOption, FusedFlag, read_constraints
+from lamella.cli.constraints import AtLeastOption, AvoidOption, FusedFlag, OnlyOption, read_constraints
 from lamella.cli.options import ContextToPlanFor, ModelArgument, NewStoreArgument, PlotOption, SequencesToPlanFor
 from lamella.cli.output import JsonFlag, note, print_json, progress, say, stdout, table
 from lamella.config import Config
@@ -56,6 +56,7 @@ def ladder(
     context: ContextToPlanFor = None,
     parallel: SequencesToPlanFor = 1,
     avoid: AvoidOption = None,
+    only: OnlyOption = None,
     at_least: AtLeastOption = None,
     fused: FusedFlag = False,
     name: Annotated[str, typer.Option(help="What the variants' names begin with.")] = "ladder",
@@ -79,7 +80,7 @@ def ladder(
     with progress("planning", quiet=json):
         found = api.ladder(
             model, given, steps=steps, first_bits=_bits(first), last_bits=_bits(last), memory=sizes, budget=budget,
-            worst_ratio=within, constraints=read_constraints(avoid, at_least, fused), context=context,
+            worst_ratio=within, constraints=read_constraints(avoid, only, at_least, fused), context=context,
             parallel=parallel,
         )  # fmt: skip
     names = step_names(name, [step.plan.bits_per_weight for step in found.steps])

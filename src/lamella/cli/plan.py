@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from lamella import api
-from lamella.cli.constraints import AtLeastOption, AvoidOption, FusedFlag, read_constraints
+from lamella.cli.constraints import AtLeastOption, AvoidOption, FusedFlag, OnlyOption, read_constraints
 from lamella.cli.deliver import deliver
 from lamella.cli.groups import takes_groups
 from lamella.cli.options import KvTypeOption, PlotOption, SchemeOption, output_option
@@ -20,6 +20,7 @@ from lamella.core.artifacts import Measurement, Plan, to_plain
 from lamella.core.errors import DoesNotFit
 from lamella.core.units import format_bytes, format_seconds
 from lamella.measuring import MeasureSettings
+from lamella.planning.constraints import Constraints
 from lamella.planning.policies import METRICS, POLICIES
 from lamella.planning.words import layer_words, plan_words
 from lamella.report.plots import plot_plan
@@ -78,6 +79,7 @@ class KnapsackFlags:
         float | None, typer.Option(help="Of knapsack: slowest reading of a prompt, in matrix products.")
     ] = None
     avoid: AvoidOption = None
+    only: OnlyOption = None
     at_least: AtLeastOption = None
     fused: FusedFlag = False
     exact: Annotated[bool, typer.Option("--exact", help="Of knapsack: prove the plan by integer program.")] = False
@@ -85,6 +87,15 @@ class KnapsackFlags:
     @property
     def wants_speed(self) -> bool:
         return self.ms_per_token is not None or self.prompt_tokens_per_second is not None
+
+    @property
+    def constraints(self) -> Constraints | None:
+        """What a tensor may be; None for anything.
+
+        Raises:
+            InvalidRequest: an unknown type, or no ``PATTERN=TYPE``.
+        """
+        return read_constraints(self.avoid, self.only, self.at_least, self.fused)
 
     @property
     def has_limit(self) -> bool:
@@ -157,7 +168,7 @@ def plan(
             mix=of_policy.mix, importance=importance, file_size=of_knapsack.file_size, kl=of_knapsack.kl,
             ms_per_token=of_knapsack.ms_per_token, prompt_tokens_per_second=of_knapsack.prompt_tokens_per_second,
             prices=prices, exact=of_knapsack.exact, context=running.context, parallel=running.parallel,
-            constraints=read_constraints(of_knapsack.avoid, of_knapsack.at_least, of_knapsack.fused),
+            constraints=of_knapsack.constraints,
             kv_type=running.kv_type, scheme=scheme, measurement=given,
             device=device or config.device, wait=wait, timeout_seconds=timeout, on_wait=_say_waiting,
         )  # fmt: skip

@@ -6,11 +6,23 @@ Constraints(avoid=("IQ3_S",), at_least=(("token_embd", "Q6_K"), ("attn_v", "int5
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lamella.core.errors import InvalidRequest
 from lamella.core.precision import GGML_TYPES, nominal_bits
+
+
+def all_but(wanted: Sequence[str]) -> tuple[str, ...]:
+    """The ggml types to avoid so that tensors have none but these.
+
+    Raises:
+        InvalidRequest: a name that is no ggml type.
+    """
+    names = [name.upper() for name in wanted]
+    if unknown := [name for name in names if name not in GGML_TYPES]:
+        raise InvalidRequest(f"'{unknown[0]}' is no ggml type; known: {', '.join(GGML_TYPES)}")
+    return tuple(name for name in GGML_TYPES if name not in names)
 
 
 @dataclass(frozen=True, slots=True)
