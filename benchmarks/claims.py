@@ -179,6 +179,13 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("serve_soak-smollm2", ("serve_soak",), 32, (SMOLLM2,), trial=("--minutes", "1")),
     Claim("qos-smollm2", ("qos",), 75, (SMOLLM2, rival), trial=("--minutes", "0.5", "--mixes", "Q8_0,Q4_0")),
     Claim(
+        "qos-qwen-0.5b",
+        ("qos", "--model", "qwen-0.5b"),
+        90,
+        (QWEN_SMALL, rival),
+        trial=("--minutes", "0.5", "--mixes", "Q8_0,Q4_0"),
+    ),
+    Claim(
         "simulated-smollm2",
         ("simulated",),
         12,
