@@ -245,6 +245,20 @@ def test_where_no_variant_keeps_the_promise_of_most_streams_the_quickest_makes_r
         assert Predictive(setting).decide(PolicyState(running), sample).variant == "v3"
 
 
+def test_a_variant_that_is_worse_and_slower_makes_no_room() -> None:
+    """As Q6_K on processors that multiply Q8_0 several rows at a time."""
+    slow = replace(variant("slow", 1.6, kl=0.5), bits_per_weight=6.0)
+    sample = Sample(10.0, {"interactive": load(0.2)}, n_running=8, streams=writing(8, 50, n_written=11))
+    best = replace(variant("quick", 1.0, kl=0.1), bits_per_weight=8.0)
+    free = Setting.of(profile(best, slow), Objectives({}))
+    promise = ClassObjectives(None, 0.85 * step_seconds(free.rung("quick"), free, sample))
+    setting = Setting.of(profile(best, slow), Objectives({"interactive": promise}))
+    assert [rung.name for rung in setting.rungs] == ["quick", "slow"]
+    assert all(0.8 < lost["interactive"] for lost in losses(setting.rungs, setting, sample).values())
+    for running in ("quick", "slow"):
+        assert Predictive(setting).decide(PolicyState(running), sample).variant == "quick"
+
+
 def test_first_tokens_in_time_need_a_variant_that_bears_more_than_the_load_for_a_while() -> None:
     setting = setting_for(Objectives({"interactive": ClassObjectives(1.0)}))
     policy = Predictive(setting)

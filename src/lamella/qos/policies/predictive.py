@@ -8,7 +8,7 @@ for the load, and a better variant must bear a larger one for a while.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lamella.qos.policies.constraints import allowed
@@ -16,7 +16,7 @@ from lamella.qos.policies.decision import Decision, PolicyState
 from lamella.qos.policies.forecast import Z95, forecast
 from lamella.qos.policies.sample import Sample
 from lamella.qos.policies.setting import Rung, Setting
-from lamella.qos.policies.slack import losses
+from lamella.qos.policies.slack import losses, step_seconds
 
 HEADROOM = 1.2
 """A better variant must bear so many times the load..."""
@@ -70,7 +70,7 @@ class Predictive:
             state = replace(state, pressed_at=sample.time)
         current = self.setting.rung(state.variant)
         judged = self._judged(choice.rungs, sample)
-        best = _best(choice.rungs, judged)
+        best = _best(choice.rungs, judged, lambda rung: step_seconds(rung, self.setting, sample))
         if current not in choice.rungs:
             reason = choice.pressed or "it must not run now: memory, a quality floor or the power ceiling"
             return self._move(state, sample, best, reason)
@@ -128,18 +128,17 @@ class Predictive:
         return forecast(rung, self.setting, sample, growth, caution_of(sample)).ttft_seconds
 
 
-def _best(rungs: Sequence[Rung], judged: Mapping[str, Excess]) -> Rung:
-    """The best of those that meet everything; else the one that misses least, by priority.
+def _best(rungs: Sequence[Rung], judged: Mapping[str, Excess], seconds_of: Callable[[Rung], float]) -> Rung:
+    """The best of those that meet everything; else, of those that miss about as little as can be, the quickest.
 
-    Where none meets everything, of those that miss about as much the worst in quality, which is the quickest: streams
-    that all break their promise leave sooner, and those that come find fewer.
+    By priority.  Streams that all break their promise leave sooner at the quickest, and those that come find fewer.
     """
     good = next((rung for rung in rungs if not judged[rung.name].worst), None)
     if good:
         return good
     least = min(judged[rung.name].by_priority for rung in rungs)
     alike = (r for r in rungs if all(a - b <= ALIKE for a, b in zip(judged[r.name].by_priority, least, strict=True)))
-    return max(alike, key=lambda rung: rung.rank)
+    return min(alike, key=seconds_of)
 
 
 def caution_of(sample: Sample) -> float:
