@@ -8,6 +8,10 @@ the highest variant alone, the lowest alone, the policies ``threshold`` and ``pr
 a proxy that lets streams end first (one that the next has overtaken is left out).  Reported: requests that met the
 promise, mean KL over tokens, failures; and what the simulator said before, from the profile alone.
 
+The profile is of minutes or hours before, and a plan that just keeps a promise there breaks it where the machine is a
+little slower now.  So ``oracle`` is planned for the slow minutes that the two static ways showed (``qos_pace``), and
+the simulator is asked a second time, at their usual pace (``simulated_at_pace``).
+
 Store, profile and each way that was measured are kept in ``--work``: the same command again measures what is missing
 (without ``--profile-again``, which begins anew; so does another commit).  Measure on a machine that does nothing else.
 """
@@ -19,9 +23,8 @@ import asyncio
 import hashlib
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,8 @@ from benchmarks.common import DATA, commit, record, table
 from benchmarks.proxy import RestartingProxy
 from benchmarks.qos_kept import KeptWays, Way
 from benchmarks.qos_load import Contest, find_contest
+from benchmarks.qos_pace import usual_pace
+from benchmarks.qos_virtual import Bench, planned_oracle, simulated, static_sides
 from benchmarks.replayed import Replayed, Timeline, on_clients_clock, replay_live
 from benchmarks.stores import stock_store, work_folder
 from lamella import api
@@ -42,9 +47,7 @@ from lamella.qos.policies.schedule import Schedule
 from lamella.qos.policies.setting import Setting
 from lamella.qos.profiles.documents import Profile
 from lamella.qos.profiling.points import Points
-from lamella.qos.simulator.oracle import plan_oracle
 from lamella.qos.simulator.outcome import Change, Served, attainment, mean_kl, met
-from lamella.qos.simulator.replay import ReplayOptions
 from lamella.qos.watching import p95
 from lamella.report.replays import plot_replay
 from lamella.store.store import Store
@@ -54,22 +57,6 @@ WAYS = ("highest", "lowest", "threshold", "predictive", "oracle", "restart")
 N_CTX, N_SEQUENCES = 1024, 8
 KL_TEXT, KL_WINDOWS = DATA / "wikitext2" / "wiki.test.raw", 4
 N_WARM_UP, WARM_UP_TOKENS = 3, 16
-
-
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """What all ways share."""
-
-    store: Store
-    folder: Path
-    profile_file: Path
-    setting: Setting
-    contest: Contest
-    prompts: Sequence[list[int]]
-
-    @property
-    def start(self) -> str:
-        return self.contest.highest
 
 
 def main() -> None:
@@ -139,7 +126,7 @@ def token_prompts(store: Store, contest: Contest, seed: int) -> list[list[int]]:
 # --- the ways --------------------------------------------------------------------------------------------------------
 
 
-async def measure(name: str, bench: Bench, before: dict[str, Way]) -> Way:
+async def measure(name: str, bench: Bench, before: Mapping[str, Way]) -> Way:
     """One way from the start of its server to its last answer."""
     if name == "restart":
         return await restarted(bench, before["predictive"].timeline)
@@ -147,7 +134,7 @@ async def measure(name: str, bench: Bench, before: dict[str, Way]) -> Way:
         promise = ("--token-p95", bench.contest.token_ms, "--policy", name, "--profile", bench.profile_file)
         return await served_by(bench, bench.start, *promise)
     if name == "oracle":
-        schedule = plan_oracle(bench.contest.trace, bench.setting, ReplayOptions(start=bench.start))
+        schedule = planned_oracle(bench, before)
         return await served_by(bench, schedule.variants[0], schedule=schedule)
     return await served_by(bench, getattr(bench.contest, name))
 
@@ -219,20 +206,25 @@ def _way(found: Replayed, timeline: Timeline, reasons: Sequence[str] = ()) -> Wa
 
 def report(model: str, bench: Bench, ways: dict[str, Way], plot: Path | None) -> None:
     contest = bench.contest
-    found = {name: {**_figures(bench, way), "simulated": _simulated(name, bench)} for name, way in ways.items()}
+    pace = usual_pace(static_sides(bench, ways))
+    found = {name: {**_figures(bench, way), **simulated(name, bench, ways, pace)} for name, way in ways.items()}
     rows: list[list[object]] = [
-        ["way", "requests", "met", "p95 ms/token", "p95 first ms", "KL", "failed", "changes", "simulated met", "KL"]
-    ]
+        ["way", "requests", "met", "p95 ms/token", "p95 first ms", "KL", "failed", "changes", "simulated met", "KL",
+         "at pace met", "KL"]
+    ]  # fmt: skip
     for name, f in found.items():
-        said = f["simulated"] or {}
-        promised = f"{said['attainment']:.1%}" if said else "-"
+        said = [_said(f.get(key)) for key in ("simulated", "simulated_at_pace")]
         rows.append([name, f["requests"], f"{f['attainment']:.1%}", f["tpot_p95_ms"], f["ttft_p95_ms"], f["kl"],
-                     f["failed"], f["changes"], promised, said.get("kl", "-")])  # fmt: skip
+                     f["failed"], f["changes"], *said[0], *said[1]])  # fmt: skip
     table(rows)
-    print(f"promise: {contest.token_ms:.0f} ms a token for 95 % of the requests; {contest.trace.name}")
+    print(f"promise: {contest.token_ms:.0f} ms a token for 95 % of the requests; {contest.trace.name}; pace {pace:.3f}")
     if plot:
         draw(bench, ways.get("predictive") or list(ways.values())[-1], plot)
-    record(f"qos-{model}", {"model": model, **_claims(found), **_terms(bench), "ways": found})
+    record(f"qos-{model}", {"model": model, **_claims(found), **_terms(bench), "pace": round(pace, 4), "ways": found})
+
+
+def _said(found: dict[str, Any] | None) -> tuple[str, object]:
+    return (f"{found['attainment']:.1%}", found["kl"]) if found else ("-", "-")
 
 
 def _claims(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -294,21 +286,6 @@ def _figures(bench: Bench, way: Way) -> dict[str, Any]:
         "changes": len(way.timeline.changes),
         "changed_to": [[round(at, 2), variant] for at, variant in way.timeline.changes],
         "reasons": list(way.reasons),
-    }
-
-
-def _simulated(name: str, bench: Bench) -> dict[str, Any] | None:
-    """What the simulator says of a way, from the profile as it was before; None for what it does not know."""
-    contest = bench.contest
-    policy = {"highest": f"static:{contest.highest}", "lowest": f"static:{contest.lowest}"}.get(name, name)
-    if policy == "restart":
-        return None
-    profile = api.read_profile(bench.profile_file)
-    outcome = api.simulate(contest.trace, profile, contest.objectives, policy)
-    return {
-        "attainment": round(outcome.attainment, 4),
-        "kl": None if outcome.mean_kl is None else round(outcome.mean_kl, 5),
-        "changes": outcome.n_switches,
     }
 
 

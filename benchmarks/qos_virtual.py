@@ -1,0 +1,81 @@
+"""What all ways of ``benchmarks.qos`` share, and the ways in virtual time: what was planned, and at what pace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.qos_kept import Way
+from benchmarks.qos_load import Contest
+from benchmarks.qos_pace import Sides, slow_pace
+from lamella.qos.policies.decision import Policy
+from lamella.qos.policies.named import named_policy
+from lamella.qos.policies.schedule import Schedule
+from lamella.qos.policies.setting import Setting
+from lamella.qos.policies.static import Static
+from lamella.qos.simulator.oracle import plan_oracle
+from lamella.qos.simulator.outcome import Outcome
+from lamella.qos.simulator.replay import ReplayOptions, replay
+from lamella.store.store import Store
+
+STATIC = ("highest", "lowest")
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What all ways share."""
+
+    store: Store
+    folder: Path
+    profile_file: Path
+    setting: Setting
+    contest: Contest
+    prompts: Sequence[list[int]]
+
+    @property
+    def start(self) -> str:
+        return self.contest.highest
+
+
+def planned_oracle(bench: Bench, ways: Mapping[str, Way]) -> Schedule:
+    """For the slow minutes that the static ways showed; for the profile's own pace where neither was measured."""
+    options = ReplayOptions(start=bench.start, slowdown=slow_pace(static_sides(bench, ways)))
+    return plan_oracle(bench.contest.trace, bench.setting, options)
+
+
+def static_sides(bench: Bench, ways: Mapping[str, Way]) -> list[Sides]:
+    """The static ways, live and simulated."""
+    found = ((way, Static(getattr(bench.contest, name))) for name, way in ways.items() if name in STATIC)
+    return [(way.served, _replayed(bench, static).served) for way, static in found]
+
+
+def simulated(name: str, bench: Bench, ways: Mapping[str, Way], pace: float) -> dict[str, Any]:
+    """What the simulator says of a way: from the profile as it was before, and at a pace; nothing of ``restart``."""
+    if name == "restart":
+        return {}
+    policy = _policy(name, bench, ways)
+    return {
+        "simulated": _outcome_fields(_replayed(bench, policy)),
+        "simulated_at_pace": _outcome_fields(_replayed(bench, policy, pace)),
+    }
+
+
+def _policy(name: str, bench: Bench, ways: Mapping[str, Way]) -> Policy:
+    if name in STATIC:
+        return Static(getattr(bench.contest, name))
+    return planned_oracle(bench, ways) if name == "oracle" else named_policy(name, bench.setting)
+
+
+def _replayed(bench: Bench, policy: Policy, pace: float = 1.0) -> Outcome:
+    start = policy.variant if isinstance(policy, Static) else bench.start
+    return replay(bench.contest.trace, bench.setting, policy, ReplayOptions(start=start, slowdown=pace))
+
+
+def _outcome_fields(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "attainment": round(outcome.attainment, 4),
+        "kl": None if outcome.mean_kl is None else round(outcome.mean_kl, 5),
+        "changes": outcome.n_switches,
+    }
