@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.request import Request, urlopen
 
 import pytest
 
@@ -24,6 +18,7 @@ from lamella.measuring import MeasureSettings
 from lamella.resources.homes import find_ready
 from lamella.store.store import Store
 from tests.cli.conftest import Run
+from tests.cli.programs import ask, lamella, served
 from tests.fakes.hub import FakeHub
 from tests.fakes.tiny_model import write_tiny_model
 
@@ -180,6 +175,8 @@ def test_what_is_no_model_is_refused(run: Run, tmp_path: Path) -> None:
     code, _, err = run("prepare", tmp_path / "nothing.gguf")
     assert code == 3
     assert "name a GGUF file, 'smollm2' or hf:OWNER/REPO" in err
+    code, _, err = run("serve", "")
+    assert (code, "nothing is named" in err) == (2, True)
     code, _, err = run("serve", tmp_path)
     assert code == 6
     assert "is no store: it has no store.json" in err
@@ -203,45 +200,12 @@ def test_a_folder_of_a_store_is_a_store_whatever_its_name(tmp_path: Path, monkey
     assert not api.is_model("smollm2")
 
 
-def lamella(cache: Path, *arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
-    """The program in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "lamella", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "LAMELLA_CACHE": str(cache), "LAMELLA_THREADS": "1", **environment},
-    )
-
-
-@contextmanager
-def served(cache: Path, *arguments: str | Path) -> Iterator[tuple[str, list[str]]]:
-    """URL of a server, and what it said before it listened."""
-    said: list[str] = []
-    with lamella(cache, "serve", *arguments, "--port", "0", "--context", "128", "--layout", "mapped") as server:
-        assert server.stderr is not None
-        for line in server.stderr:
-            if line.startswith("listening on "):
-                yield line.split()[2].removesuffix("/v1;"), said
-                break
-            said.append(line)
-        else:
-            raise AssertionError("".join(said))
-        server.terminate()
-        server.communicate(timeout=60)
-
-
-def ask(url: str, model: str) -> dict[str, Any]:
-    body = json.dumps({"model": model, "prompt": "Once", "max_tokens": 4}).encode()
-    with urlopen(Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"}), timeout=60) as answer:
-        return dict(json.load(answer))
-
-
 def test_serving_a_model_makes_it_ready_the_first_time_only(tmp_path: Path) -> None:
     model, cache = write_tiny_model(tmp_path / "tiny.gguf", n_layers=1), tmp_path / "cache"
     with served(cache, model) as (url, said):
         assert "for the first time" in said[0]
         assert [line.partition(" ")[0] for line in said[1:5]] == ["looking", "measuring", "planning:", "building"]
+        assert any("measured once on this machine" in line for line in said[5:])
         assert ask(url, "tiny")["usage"]["completion_tokens"] == 4
         smallest = ready_in(cache, model).variants[-1]
         assert ask(url, f"tiny@{smallest}")["usage"]["completion_tokens"] == 4

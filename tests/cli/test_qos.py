@@ -11,8 +11,9 @@ import pytest
 from lamella import api
 from lamella.batching.settings import EngineSettings
 from lamella.qos.profiles.documents import to_json
-from lamella.qos.profiling.measure import shape_of
+from lamella.qos.profiling.conditions import shape_of
 from tests.cli.conftest import Run
+from tests.fakes.tiny_model import write_tiny_model
 from tests.qos.profiles import ladder
 
 BURSTS = "bursts:rate=0.6,peak=3,every=60,length=15,seconds=120,seed=1"
@@ -93,9 +94,15 @@ def test_a_store_is_profiled_and_then_simulated(run: Run, profiled_store: Path) 
 SMALL = ("--context", "128", "--sequences", "2", "--layout", "mapped", "--port", "0")
 
 
-def test_a_server_needs_a_profile_to_steer_by(run: Run, profiled_store: Path) -> None:
-    code, _, err = run("serve", profiled_store, "--token-p95", "80", *SMALL)
-    assert (code, f"lamella profile {profiled_store}" in err) == (2, True)
+@pytest.fixture(scope="module")
+def ladder_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the names of ``ladder(4)``; what is in them plays no part."""
+    folder = tmp_path_factory.mktemp("ladder")
+    model = write_tiny_model(folder / "tiny.gguf", n_layers=1)
+    plan = api.plan(str(model), "uniform", precision="int8", context=128)
+    for i in range(4):
+        api.build(str(model), folder / "store", plan, f"v{i}")
+    return folder / "store"
 
 
 @pytest.mark.parametrize(
@@ -107,18 +114,28 @@ def test_a_server_needs_a_profile_to_steer_by(run: Run, profiled_store: Path) ->
         (("--token-p95", "5000", "--policy", "oracle"), "predictive"),
         (("--token-p95", "5000", "--policy", "static:v9"), "v0, v1"),
         (("--token-p95", "5000", "--hold", "-1"), "0 seconds or more"),
+        (("--token-p95", "5000", "--cells", "200"), "n_cells 0, and this one has n_cells 200"),
         (("--objectives", "o.toml", "--token-p95", "80"), "--objectives says everything"),
     ],
 )
 def test_what_cannot_be_is_refused_before_a_server_starts(
-    run: Run, profiled_store: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+    run: Run, ladder_store: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     shape = shape_of(EngineSettings(store="", n_ctx=128, n_sequences=2, layout="mapped"))
     path = tmp_path / "p.json"
-    path.write_bytes(to_json(replace(ladder(2), engine=shape)))
-    code, _, err = run("serve", profiled_store, "--profile", path, *arguments, *SMALL)
+    path.write_bytes(to_json(replace(ladder(4), engine=shape)))
+    code, _, err = run("serve", ladder_store, "--profile", path, *arguments, *SMALL)
     assert code != 0
     assert message in err
+
+
+def test_a_profile_that_lacks_a_variant_steers_nobody(run: Run, ladder_store: Path, tmp_path: Path) -> None:
+    """It would not know what to do from where it starts."""
+    shape = shape_of(EngineSettings(store="", n_ctx=128, n_sequences=2, layout="mapped"))
+    path = tmp_path / "p.json"
+    path.write_bytes(to_json(replace(ladder(3), engine=shape)))
+    code, _, err = run("serve", ladder_store, "--profile", path, "--token-p95", "80", *SMALL)
+    assert (code, "lacks variants that are served: v3; it has: v0, v1, v2" in err) == (2, True)
 
 
 def test_a_profile_of_another_engine_steers_nobody(run: Run, profiled_store: Path, profile: Path) -> None:
@@ -136,7 +153,7 @@ def test_a_profile_of_another_engine_steers_nobody(run: Run, profiled_store: Pat
     ],
 )
 def test_a_policy_finds_its_variants_in_memory(
-    run: Run, profiled_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    run: Run, ladder_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     arguments: tuple[str, ...], n_warm: int,
 ) -> None:  # fmt: skip
     started: list[EngineSettings] = []
@@ -146,10 +163,11 @@ def test_a_policy_finds_its_variants_in_memory(
 
     monkeypatch.setattr(api, "serve", serve)
     path = tmp_path / "p.json"
-    shape = shape_of(EngineSettings(store="", n_ctx=128, n_sequences=2, layout="mapped"))
+    memory_bytes = 1 if "--memory" in arguments else 0
+    shape = shape_of(EngineSettings(store="", n_ctx=128, n_sequences=2, layout="mapped", memory_bytes=memory_bytes))
     path.write_bytes(to_json(replace(ladder(4), engine=shape)))
     profile = ("--profile", path) if "--token-p95" in arguments else ()
-    code, _, err = run("serve", profiled_store, *profile, *arguments, *SMALL)
+    code, _, err = run("serve", ladder_store, *profile, *arguments, *SMALL)
     assert code == 0, err
     assert [engine.n_warm for engine in started] == [n_warm]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,32 @@ def test_a_cache_with_a_limit_keeps_what_a_session_holds(run: Run, store: Store)
             await bring(bed.dialler, "laptop", store, small)
             await bring(bed.dialler, "laptop", store, small[:1])  # the other small ones may go
             assert ShardCache(NodeFolder(bed.path / "laptop").cache).usage()[1] == len(large) + 1
+            channel.close()
+
+    run(test)
+
+
+def test_sessions_that_begin_at_once_are_no_more_than_may_run(
+    run: Run, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are asked for before either one holds its shards."""
+    both_are_asked, hold = threading.Event(), ShardCache.hold
+
+    def slow_hold(cache: ShardCache, shards: Any) -> Any:
+        both_are_asked.wait(LIMIT_SECONDS)
+        return hold(cache, shards)
+
+    monkeypatch.setattr(ShardCache, "hold", slow_hold)
+
+    async def test(bed: TestBed) -> None:
+        async with bed.node("laptop", NodeOptions(n_threads=1, n_sessions=1)):
+            asked = [asyncio.create_task(bed.dialler.ask("laptop", Begin(1, []), Begun)) for _ in range(2)]
+            refused, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED, timeout=LIMIT_SECONDS)
+            both_are_asked.set()
+            (said,) = [str(task.exception()) for task in refused]
+            assert "1 sessions run here, more may not" in said
+            (other,) = set(asked) - refused
+            channel, _ = await other
             channel.close()
 
     run(test)

@@ -25,6 +25,7 @@ def test_a_control_says_who_decides() -> None:
     asyncio.run(control.switch("small"))
     held = control_shown(control)
     assert held is not None
+    assert held.is_held
     assert held.held_until is not None
     control.change(is_on=False)
     stopped = control_shown(control)

@@ -10,7 +10,7 @@ from openai import OpenAI
 from lamella import api
 from lamella.api import preparing
 from lamella.store.store import Store
-from tests.cli.test_prepare import served
+from tests.cli.programs import served
 
 pytestmark = pytest.mark.slow
 FEW_TOKENS = (2, 8)
@@ -38,7 +38,9 @@ def test_its_variants_are_no_larger_than_the_file_and_share_layers(cache: Path) 
     assert ready.store.startswith("smollm2-")
 
 
-def test_it_is_served_at_once_and_answers(cache: Path) -> None:
+def test_it_is_measured_once_and_then_served_at_once_and_answers(cache: Path) -> None:
+    with served(cache, "smollm2") as (_, said):
+        assert "measured once on this machine" in said[0]
     with served(cache, "smollm2") as (url, said), OpenAI(base_url=f"{url}/v1", api_key="none") as client:
         assert said == []
         assert client.models.list().data[0].id == "smollm2"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamella.planning.exact import solve_exactly
+from lamella.planning.exact import proven_bound, solve_exactly
 from lamella.planning.multichoice import Answer, Hull, Problem, total
 from lamella.planning.solve import best_within
 
@@ -131,3 +132,12 @@ def test_the_program_is_exact_to_the_byte() -> None:
     answer = solve_exactly(Problem(costs, [uses], [limit]))
     assert answer is not None
     assert total(uses, answer.picks) <= limit
+
+
+def test_where_nothing_was_proven_in_time_each_group_costs_at_least_its_cheapest_option() -> None:
+    problem = Problem([[5, 3], [-2, 4]], [[[1, 2], [1, 2]]], [10])
+    assert proven_bound(problem, cost=7, proven=-math.inf) == 1
+    assert proven_bound(problem, cost=7, proven=-10.0) == 1
+    assert proven_bound(problem, cost=7, proven=5.9) == 5
+    assert proven_bound(problem, cost=7, proven=math.inf) == 1
+    assert proven_bound(problem, cost=7, proven=7.2) == 7

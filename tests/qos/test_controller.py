@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lamella.batching.messages import Switched
-from lamella.core.errors import StoreError
+from lamella.core.errors import StoreError, UnknownVariant
 from lamella.qos.controller import (
     HOLD_SECONDS,
     PRESSED_RETRY_SECONDS,
@@ -34,11 +35,13 @@ class Wish:
     name = "wish"
 
     def __init__(self) -> None:
-        self.variant, self.is_short = "large", False
+        self.variant, self.is_short, self.unknown = "large", False, ""
         self.seen: list[PolicyState] = []
 
     def decide(self, state: PolicyState, sample: Sample) -> Decision:
         self.seen.append(state)
+        if state.variant == self.unknown:
+            raise UnknownVariant(f"no variant '{self.unknown}' to choose")
         if self.is_short:
             state = replace(state, pressed_at=sample.time)
         if self.variant == state.variant:
@@ -143,11 +146,35 @@ def test_a_choice_by_hand_that_fails_holds_nothing_and_says_why(world: World) ->
     assert (world.told[0].failure, world.controller.held_until) == ("a shard is missing", None)
 
 
-def test_memory_is_not_held_by_hands(world: World) -> None:
+def test_memory_is_not_held_by_hands_and_ends_their_hold(world: World) -> None:
     world.by_hand("tiny")
     world.wish.is_short, world.wish.variant = True, "small"
     world.tick()
     assert (world.running, world.told[-1].by, world.saved_memory) == ("small", "memory", True)
+    assert not world.controller.is_held
+    world.wish.is_short, world.wish.variant = False, "large"
+    world.tick()
+    assert world.running == "large"
+
+
+def test_a_choice_by_hand_holds_for_ever_where_that_is_said(world: World) -> None:
+    world.controller.hold_seconds = math.inf
+    world.by_hand("tiny")
+    assert (world.controller.is_held, world.controller.held_until) == (True, None)
+    world.now += 1e9
+    world.tick()
+    assert world.running == "tiny"
+    world.controller.release()
+    world.tick()
+    assert (world.running, world.controller.is_held) == ("large", False)
+
+
+def test_a_variant_that_the_policy_does_not_know_stays_until_somebody_chooses_another(world: World) -> None:
+    world.wish.unknown = "new"
+    world.by_hand("new")
+    world.now += HOLD_SECONDS
+    world.tick()
+    assert (world.running, world.controller.last_reason) == ("new", "no variant 'new' to choose")
 
 
 def test_memory_is_tried_again_soon(world: World) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from lamella import api
+from lamella.api.profiles import keep_learned, profile_file
+from lamella.api.variants import open_store
 from lamella.batching.loop import EngineLoop
 from lamella.batching.settings import EngineSettings
 from lamella.core.errors import ArtifactError, EngineFailed, InvalidRequest, UnknownVariant
 from lamella.evaluating.evaluation import Exams
-from lamella.qos.profiles.documents import EngineShape, Profile, to_json
+from lamella.qos.profiles.documents import EngineShape, Machine, Profile, to_json
 from lamella.qos.profiles.speed import SpeedModel
 from lamella.qos.profiling.bench import Bench
 from lamella.qos.profiling.energy import EnergyMeter
@@ -24,6 +28,7 @@ from lamella.qos.readers.nvidia import NvidiaReader
 from lamella.qos.readers.processor import ProcessorTimes
 from lamella.qos.readers.reading import Absent
 from tests.qos.conftest import FEW
+from tests.qos.profiles import ladder
 from tests.qos.test_readers import LAPTOP, LATER, fake_nvml, no_nvidia
 
 
@@ -86,6 +91,51 @@ def test_a_profile_is_found_again(engine_settings: EngineSettings, tmp_path: Pat
         api.find_profile(engine_settings, tmp_path)
     made, _ = api.profile(engine_settings, ["int8"], cache_folder=tmp_path, points=FEW)
     assert api.find_profile(engine_settings, tmp_path) == made
+
+
+def test_what_earlier_versions_kept_is_found(engine_settings: EngineSettings, tmp_path: Path) -> None:
+    """The name of a kept profile's file says for what engine; fields that a shape did not have then are left out."""
+    model, machine = open_store(Path(engine_settings.store)).identity, Machine("EPYC", 2, "0.3.36")
+    shape = EngineShape(4, 512, 128, "F16", "mapped")
+    then = {
+        "n_sequences": 4,
+        "n_batch": 512,
+        "n_ctx": 128,
+        "kv_type": "F16",
+        "layout": "mapped",
+        "longest_step_seconds": 1.0,
+    }
+    name = hashlib.sha256(msgspec.json.encode([model, machine, then], order="sorted")).hexdigest()[:32]
+    assert profile_file(model, machine, shape, tmp_path).stem == name
+    others = {
+        profile_file(model, machine, replace(shape, **field), tmp_path)
+        for field in ({}, {"n_cells": 256}, {"device": "CUDA0"}, {"is_reproducible": True})
+    }
+    assert len(others) == 4
+
+
+def test_who_measures_at_the_same_time_takes_nothing_away(engine_settings: EngineSettings, tmp_path: Path) -> None:
+    out = tmp_path / "p.json"
+    other, _ = measure(engine_settings, tmp_path / "other.json", "int4")
+
+    def meanwhile(_name: str, done: int, _total: int, _what: str) -> None:
+        if done == 1:
+            out.write_bytes(to_json(other))
+
+    found, _ = api.profile(engine_settings, ["int8"], out=out, cache_folder=tmp_path, points=FEW, on_point=meanwhile)
+    assert [v.name for v in found.variants] == ["int4", "int8"]
+    assert api.read_profile(out) == found
+
+
+def test_what_a_server_learned_leaves_other_variants_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    keep_learned(ladder(3), path)
+    learned = replace(ladder(1), variants=(replace(ladder(1).variants[0], memory_bytes=1),))
+    keep_learned(learned, path)
+    assert [v.memory_bytes for v in api.read_profile(path).variants] == [
+        1,
+        *(v.memory_bytes for v in ladder(3).variants[1:]),
+    ]
 
 
 def test_quality_is_measured_where_a_text_is_given(engine_settings: EngineSettings, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from .plans import (
     plan,
 )
 from .preparing import prepare
-from .profiles import find_profile, profile, read_profile
+from .profiles import find_profile, profile, read_profile, unmeasured_variants
 from .remotes import pull, pull_from_hub, push, serving_store
 from .served_cluster import Replanning, ServedCluster, serve_cluster
 from .serving import Listening, model_name, serve
@@ -125,6 +125,7 @@ __all__ = [
     "steering",
     "trim",
     "tune_on",
+    "unmeasured_variants",
     "write_artifact",
     "write_importance",
 ]

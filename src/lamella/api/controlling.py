@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lamella.api.profiles import find_profile, profile_file, read_profile, write_profile
+import msgspec
+
+from lamella.api.profiles import find_profile, keep_learned, of_served, profile_file, read_profile
 from lamella.core.errors import InvalidRequest
 from lamella.qos.controller import HOLD_SECONDS, LoggedChange
 from lamella.qos.objectives.feasibility import check_feasible
@@ -70,7 +72,7 @@ def steering(
     """
     if hold_seconds < 0:
         raise InvalidRequest(f"a switch by hand holds for 0 seconds or more, not {hold_seconds:g}")
-    found = find_profile(settings, cache_folder) if profile is None else _read(profile, settings)
+    found = of_served(find_profile(settings, cache_folder) if profile is None else _read(profile, settings), settings)
     setting = Setting.of(found, objectives)
     check_feasible(setting)
     named_policy(policy, setting)
@@ -79,11 +81,14 @@ def steering(
 
 
 def _read(path: Path, settings: EngineSettings) -> Profile:
-    from lamella.qos.profiling.measure import shape_of
+    from lamella.qos.profiling.conditions import shape_of
 
     found, wanted = read_profile(path), shape_of(settings)
-    if found.engine != wanted:
-        raise InvalidRequest(f"{path} is of an engine with {found.engine}, and this one has {wanted}")
+    there, here = (msgspec.to_builtins(shape) for shape in (found.engine, wanted))
+    differing = [name for name in here if there[name] != here[name]]
+    if differing:
+        said = (", ".join(f"{name} {shape[name]}" for name in differing) for shape in (there, here))
+        raise InvalidRequest("{} is of an engine with {}, and this one has {}".format(path, *said))
     return found
 
 
@@ -121,7 +126,7 @@ def controlled(
         client.watch(hearing)
         yield control
         if steering is not None and steering.kept_in is not None and control.steering is not None:
-            write_profile(control.steering.profile, steering.kept_in)
+            keep_learned(control.steering.profile, steering.kept_in)
 
 
 class ChangeLines:

@@ -33,6 +33,8 @@ from lamella.store.files import new_file
 if TYPE_CHECKING:
     from lamella.batching.settings import EngineSettings
 
+LATER_FIELDS = {"n_cells": 0, "device": None, "is_reproducible": False}
+"""Of an engine's shape; left out of a file's name where they are as before, so that what was kept then is found."""
 OnPoint = Callable[[str, int, int, str], None]
 """(variant, points done, of how many, what is measured)."""
 
@@ -52,7 +54,8 @@ def read_profile(path: Path) -> Profile:
 
 def profile_file(model: ModelIdentity, machine: Machine, engine: EngineShape, cache_folder: Path) -> Path:
     """Where the profile of a model on a machine is kept unless another file is named."""
-    asked = msgspec.json.encode([model, machine, engine], order="sorted")
+    shape = {k: v for k, v in msgspec.to_builtins(engine).items() if k not in LATER_FIELDS or v != LATER_FIELDS[k]}
+    asked = msgspec.json.encode([model, machine, shape], order="sorted")
     return cache_folder / "profiles" / f"{hashlib.sha256(asked).hexdigest()[:32]}.json"
 
 
@@ -83,8 +86,9 @@ def profile(
         InvalidRequest: ``out`` holds a profile of another model, machine or engine.
         UnknownVariant, StoreError, EngineFailed: a variant is not there or cannot be run.
     """
+    from lamella.qos.profiling.conditions import shape_of, this_machine
     from lamella.qos.profiling.energy import EnergyMeter
-    from lamella.qos.profiling.measure import measure_variant, shape_of, this_machine
+    from lamella.qos.profiling.measure import measure_variant
 
     store = open_store(Path(settings.store))
     chosen = [store.variant(name) for name in variants] or list(store.variants())
@@ -106,7 +110,8 @@ def profile(
                 meter=meter, idle_watts=found.idle_watts,
                 on_point=lambda done, total, what, name=variant.name: on_point(name, done, total, what),  # type: ignore[misc]
             )  # fmt: skip
-            found = _with(found, measured)
+            there = _continued(path, found)  # another process may have measured others meanwhile
+            found = _with(replace(there, idle_watts=found.idle_watts), measured)
             write_profile(found, path)
     return found, path
 
@@ -117,7 +122,7 @@ def find_profile(settings: EngineSettings, cache_folder: Path) -> Profile:
     Raises:
         InvalidRequest: there is none.
     """
-    from lamella.qos.profiling.measure import shape_of, this_machine
+    from lamella.qos.profiling.conditions import shape_of, this_machine
 
     identity = open_store(Path(settings.store)).identity
     path = profile_file(identity, this_machine(settings.n_threads), shape_of(settings), cache_folder)
@@ -127,6 +132,47 @@ def find_profile(settings: EngineSettings, cache_folder: Path) -> Profile:
             f"of {settings.n_ctx} tokens; measure them: lamella profile {settings.store}"
         )
     return read_profile(path)
+
+
+def unmeasured_variants(settings: EngineSettings, cache_folder: Path) -> tuple[str, ...]:
+    """Of the variants that an engine serves, those that no kept profile has with the shards that they have now."""
+    try:
+        found = find_profile(settings, cache_folder)
+    except InvalidRequest:
+        return tuple(variant.name for variant in _served_variants(settings))
+    return tuple(variant.name for variant in _served_variants(settings) if _known(found, variant) is None)
+
+
+def of_served(profile: Profile, settings: EngineSettings) -> Profile:
+    """The part of a profile that is of the variants which an engine serves.
+
+    Raises:
+        InvalidRequest: it lacks one of them: a policy that does not know the running variant decides nothing.
+    """
+    served = {variant.name for variant in _served_variants(settings)}
+    missing = served - {variant.name for variant in profile.variants}
+    if missing:
+        known = ", ".join(sorted(v.name for v in profile.variants)) or "none"
+        raise InvalidRequest(
+            f"the profile lacks variants that are served: {', '.join(sorted(missing))}; it has: {known}; "
+            f"measure them: lamella profile {settings.store}"
+        )
+    return replace(profile, variants=tuple(v for v in profile.variants if v.name in served))
+
+
+def keep_learned(learned: Profile, path: Path) -> None:
+    """Write what a server has learned of its variants; what the file has of others stays."""
+    kept = read_profile(path) if path.is_file() else learned
+    names = {variant.name for variant in learned.variants}
+    others = tuple(variant for variant in kept.variants if variant.name not in names)
+    write_profile(replace(learned, variants=tuple(sorted((*learned.variants, *others), key=lambda v: v.name))), path)
+
+
+def _served_variants(settings: EngineSettings) -> tuple[Variant, ...]:
+    store = open_store(Path(settings.store))
+    if settings.variants is None:
+        return tuple(store.readable_variants()[0])
+    return tuple(store.variant(name) for name in settings.variants)
 
 
 def _continued(path: Path, empty: Profile) -> Profile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from lamella.qos.objectives.feasibility import check_feasible
@@ -36,12 +37,7 @@ def simulate(
     check_feasible(setting)
     chosen: Policy = plan_oracle(trace, setting, options) if policy == ORACLE else named_policy(policy, setting)
     start = options.start or (chosen.variant if isinstance(chosen, Static) else None)
-    return replay(
-        trace,
-        setting,
-        chosen,
-        ReplayOptions(start, options.sample_seconds, options.max_queue, options.n_warm, options.slowdown),
-    )
+    return replay(trace, setting, chosen, replace(options, start=start))
 
 
 def plot_outcome(trace: Trace, profile: Profile, objectives: Objectives, outcome: Outcome, path: Path) -> None:

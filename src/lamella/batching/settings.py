@@ -94,3 +94,11 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
         """
         shared = max(self.n_ctx, CELLS_FOR_EACH * self.n_sequences)
         return self.n_cells or min(shared, self.n_ctx * self.n_sequences)
+
+    @property
+    def bounded_cells(self) -> int:
+        """Tokens that sequences share, where something bounds them: a number that was said, or a memory ceiling.
+
+        0 where nothing does: with plenty of memory each sequence then has cells of its own.
+        """
+        return self.n_cells or (self.cells if self.memory_bytes else 0)

@@ -11,6 +11,7 @@ import msgspec
 import typer
 
 from lamella import api
+from lamella.cli.engine_shape import ShapeFlags
 from lamella.cli.opening import greeting
 from lamella.cli.options import (
     KvTypeOption,
@@ -216,9 +217,8 @@ def serve(
         raise InvalidRequest("--fixed needs --layers NODE=A-B,... or --placement FILE")
     placed = api.read_placed_layers(placement) if placement else api.parse_layers(layers) if layers else None
     replanning = api.Replanning(fixed, parse_bytes(memory_here) if memory_here else 0, gain, hold, moves, links)
-    engine = EngineFlags(
-        context=context, sequences=sequences, cells=cells, kv_type=kv_type, warm=warm, prompt_cache=NO_PROMPT_CACHE
-    ).settings()
+    shape = ShapeFlags(context=context, sequences=sequences, cells=cells, kv_type=kv_type)
+    engine = EngineFlags(warm=warm, prompt_cache=NO_PROMPT_CACHE).settings(shape)
     folder_of_store, variant = split_target(target)
     store = Store.open(folder_of_store)  # what is wrong with it is said here, and not by a process that dies
     engine = msgspec.structs.replace(engine, store=str(folder_of_store), variant=variant)

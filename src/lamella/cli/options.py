@@ -80,7 +80,13 @@ def option_under(heading: str) -> Callable[..., Any]:
 
 
 def split_target(target: str) -> tuple[Path, str | None]:
-    """``STORE@VARIANT`` or ``STORE``; a folder whose own name has an @ is taken as it is."""
+    """``STORE@VARIANT`` or ``STORE``; a folder whose own name has an @ is taken as it is.
+
+    Raises:
+        InvalidRequest: nothing is named, or a store or a variant without a name.
+    """
+    if not target:
+        raise InvalidRequest("nothing is named; a store is STORE or STORE@VARIANT")
     if "@" not in target or Path(target).is_dir():
         return Path(target), None
     folder, _, variant = target.rpartition("@")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lamella import api
+from lamella.cli.child import lamella_in_child
 from lamella.cli.output import JsonFlag, note, print_json, progress, say
 from lamella.config import Config
-from lamella.core.errors import INTERRUPTED_EXIT_CODE
 from lamella.core.units import format_seconds
 
 if TYPE_CHECKING:
@@ -73,22 +71,13 @@ def ready_for(model: str, memory: str | None, device: str | None, config: Config
         return found
     note(f"{model} is served for the first time: it is measured, and variants are built; Ctrl-C, and it goes on later")
     options = {"--memory": memory, "--device": device}
-    code = _prepare_in_child([model, *(part for name, value in options.items() if value for part in (name, value))])
+    code = lamella_in_child(
+        ["prepare", model, *(part for name, value in options.items() if value for part in (name, value))]
+    )
     found = api.find_ready(model, config.cache_folder, memory)
     if code or found is None:
         raise typer.Exit(code or 1)
     return found
-
-
-def _prepare_in_child(arguments: list[str]) -> int:
-    """Its exit code.  What it says for people goes to the error stream: standard output is the server's."""
-    command = [sys.executable, "-P", "-m", "lamella", "prepare", *arguments]
-    with subprocess.Popen(command, stdout=sys.stderr) as child:
-        try:
-            return child.wait()
-        except KeyboardInterrupt:  # the child got it, too
-            child.wait()
-            return INTERRUPTED_EXIT_CODE
 
 
 @contextmanager

@@ -10,8 +10,9 @@ import msgspec
 import typer
 
 from lamella import api
-from lamella.batching.settings import EngineSettings
-from lamella.cli.options import ChunksOption, option_under, output_option
+from lamella.cli.engine_shape import ShapeFlags
+from lamella.cli.groups import takes_groups
+from lamella.cli.options import ChunksOption, output_option
 from lamella.cli.output import JsonFlag, note, print_json, progress, say, stdout, table
 from lamella.config import Config
 from lamella.core.errors import InvalidRequest
@@ -19,15 +20,14 @@ from lamella.core.units import format_bytes
 from lamella.evaluating.evaluation import Exams
 from lamella.qos.profiles.documents import Profile, VariantProfile
 from lamella.qos.profiles.speed import SpeedModel
-from lamella.qos.profiling.points import Points
+from lamella.qos.profiling.points import QUICK, Points
 from lamella.qos.profiling.quiet import MOST_OTHERS
-from lamella.run.layouts import check_policy
-
-_engine_option = option_under("Engine (as 'lamella serve')")
 
 
+@takes_groups
 def profile(
     store: Annotated[Path, typer.Argument(metavar="STORE", help="Store whose variants are measured.")],
+    shape: ShapeFlags,
     variants: Annotated[
         list[str] | None, typer.Argument(metavar="[VARIANT]...", help="Variants. Default: all of the store.")
     ] = None,
@@ -36,11 +36,10 @@ def profile(
     ] = None,
     chunks: ChunksOption = None,
     task: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="Tasks, as 'lamella eval'.")] = None,
-    context: Annotated[int, _engine_option(help="Most tokens of one request.")] = 4096,
-    sequences: Annotated[int, _engine_option(help="Requests that run at once.")] = 8,
-    kv_type: Annotated[str, _engine_option(help="ggml type of the KV cache.")] = "F16",
-    layout: Annotated[str, _engine_option(help="How weights are read: auto, mapped, repacked.")] = "auto",
     repeats: Annotated[int, typer.Option(help="Measurements of each point; the median counts.")] = 3,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few points, once each: sizes as exact, times roughly; servers refine them.")
+    ] = False,
     again: Annotated[bool, typer.Option("--again", help="Measure also what was measured before.")] = False,
     out: Annotated[Path | None, output_option(help="File of the profile. Default: one that is found again.")] = None,
     json: JsonFlag = False,
@@ -50,10 +49,10 @@ def profile(
     A variant takes about a minute and is kept as soon as it is measured, so that an interrupted run goes on.  Measure
     while nothing else runs.
     """
-    if sequences < 1 or repeats < 1:
-        raise InvalidRequest(f"--sequences and --repeats must be at least 1, not {sequences} and {repeats}")
+    if repeats < 1:
+        raise InvalidRequest(f"--repeats must be at least 1, not {repeats}")
     config = Config.from_environment(os.environ)
-    settings = engine_settings(store, config, context, sequences, kv_type, layout)
+    settings = shape.settings(str(store))
     exams = Exams(text=text, n_windows=chunks, tasks=tuple(task or ()), n_threads=config.n_threads)
     with progress("measuring", quiet=json) as update:
         found, path = api.profile(
@@ -62,7 +61,7 @@ def profile(
             out=out,
             cache_folder=config.cache_folder,
             exams=exams if text or task else None,
-            points=Points(repeats=repeats),
+            points=QUICK if quick else Points(repeats=repeats),
             again=again,
             on_point=lambda name, done, total, what: update(done, total, f"{name}: {what}"),
         )
@@ -71,21 +70,6 @@ def profile(
     else:
         show_profile(found)
         note(f"kept in {path}")
-
-
-def engine_settings(
-    store: Path, config: Config, context: int, sequences: int, kv_type: str, layout: str
-) -> EngineSettings:
-    """The engine that a profile is of, with the defaults of ``lamella serve``."""
-    return EngineSettings(
-        store=str(store),
-        n_ctx=context,
-        n_sequences=sequences,
-        kv_type=kv_type,
-        n_threads=config.n_threads,
-        layout=check_policy(layout),
-        kernel_file=str(config.cache_folder / "kernels.json"),
-    )
 
 
 def show_profile(found: Profile) -> None:

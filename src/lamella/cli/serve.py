@@ -14,7 +14,8 @@ import msgspec
 import typer
 
 from lamella import api
-from lamella.batching.settings import EngineSettings
+from lamella.cli.adapting import adapting, steered_by, warm_beside
+from lamella.cli.engine_shape import ShapeFlags
 from lamella.cli.groups import takes_groups
 from lamella.cli.opening import greeting
 from lamella.cli.output import note
@@ -22,9 +23,6 @@ from lamella.cli.serve_options import EngineFlags, LimitFlags, ObjectiveFlags, S
 from lamella.cli.served import find_served
 from lamella.config import Config
 from lamella.core.listening import listen
-from lamella.qos.objectives.stated import Objectives
-from lamella.qos.warmth import warm_variants
-from lamella.resources.machine import cpu_memory
 from lamella.store.store import Store
 
 
@@ -38,6 +36,7 @@ def serve(
         ),
     ],
     server: ServerFlags,
+    shape: ShapeFlags,
     flags: EngineFlags,
     limits: LimitFlags,
     promises: ObjectiveFlags,
@@ -48,20 +47,23 @@ def serve(
 
     The variant changes while requests run: POST /admin/switch {"variant": "small"}, or /switch small in
     `lamella chat --url URL`.  A request may ask for one by the model name MODEL@VARIANT.  With objectives a policy
-    changes it: the best variant that keeps them under the load of the moment.
+    changes it: the best variant that keeps them under the load of the moment.  A model served by its name goes down
+    by itself when memory gets short, and up again (not with --policy off).
     """
-    engine, wanted, front = flags.settings(), promises.wanted, server.front(limits.limits)
+    engine, wanted, front = flags.settings(shape), promises.wanted, server.front(limits.limits)
     front.check_certificate()
     listen(front.host, front.port).close()  # a taken address is said now, and not after minutes of building
-    known_device = None if flags.rpc else flags.device  # one of an RPC server is not known to others
+    known_device = None if shape.rpc else shape.device  # one of an RPC server is not known to others
     served = find_served(target, flags.memory, known_device)
     front = replace(front, name=front.name or served.name or api.model_name(Store.open(Path(served.store))))
     engine = msgspec.structs.replace(engine, store=served.store, variant=served.variant, variants=served.variants)
     steering = None
     if wanted is not None:
-        engine, steering = _steered(engine, wanted, promises)
+        engine, steering = steered_by(engine, promises, wanted)
         if flags.warm is None:
-            engine = msgspec.structs.replace(engine, n_warm=_warm_beside(engine, steering))
+            engine = msgspec.structs.replace(engine, n_warm=warm_beside(engine, steering))
+    elif served.is_model and promises.has_policy:
+        steering = adapting(engine, promises)
     run_in_loop(
         api.serve(
             engine,
@@ -73,32 +75,6 @@ def serve(
             on_line=note,
         )
     )
-
-
-def _steered(
-    engine: EngineSettings, wanted: Objectives, promises: ObjectiveFlags
-) -> tuple[EngineSettings, api.Steering]:
-    """Engine and policy under one memory ceiling: the lower one of what the engine and the objectives say."""
-    ceilings = [n for n in (engine.memory_bytes, wanted.memory_bytes) if n]
-    wanted = replace(wanted, memory_bytes=min(ceilings, default=None))
-    engine = msgspec.structs.replace(engine, memory_bytes=min(ceilings, default=0))
-    steering = api.steering(
-        engine,
-        wanted,
-        promises.policy,
-        profile=promises.profile,
-        hold_seconds=promises.hold,
-        cache_folder=Config.from_environment(os.environ).cache_folder,
-    )
-    return engine, steering
-
-
-def _warm_beside(engine: EngineSettings, steering: api.Steering) -> int:
-    """How many variants the policy finds in memory, where nobody says; a device's memory is not known here."""
-    if engine.device is not None or engine.rpc:
-        return engine.n_warm
-    available = cpu_memory().available_bytes
-    return warm_variants(steering.profile, min(available, engine.memory_bytes or available))
 
 
 def run_in_loop(work: Coroutine[Any, Any, None]) -> None:

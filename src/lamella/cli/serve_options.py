@@ -7,23 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
+import msgspec
+
+from lamella import api
 from lamella.batching.settings import EngineSettings, Pooling
-from lamella.batching.steps import LONGEST_STEP_SECONDS
+from lamella.cli.engine_shape import ShapeFlags
 from lamella.cli.objectives import objectives_of_options, usual_class
 from lamella.cli.options import option_under
 from lamella.config import Config
 from lamella.core.errors import InvalidRequest
-from lamella.core.precision import CACHE_TYPES
 from lamella.core.units import parse_bytes
 from lamella.qos.controller import HOLD_SECONDS
 from lamella.qos.objectives.stated import Objectives
 from lamella.qos.policies.named import DEFAULT_POLICY, KNOWN, check_policy_name
-from lamella.qos.warmth import LEAST_WARM
-from lamella.run.layouts import check_policy
 from lamella.serving.keys import KeyRing
 from lamella.serving.settings import DEFAULT_PORT, FrontSettings, Limits
 
 POOLINGS = get_args(Pooling)
+NO_POLICY = "off"
 _server_option, _engine_option, _limit_option = option_under("Server"), option_under("Engine"), option_under("Limits")
 _objective_option = option_under("Objectives: a policy changes the variant so that they are kept")
 
@@ -108,42 +109,14 @@ class ServerFlags:
 
 @dataclass(frozen=True)
 class EngineFlags:
-    """How the engine runs."""
+    """How the engine runs, beside its shape: what changes neither speeds nor limits that a profile has."""
 
-    context: Annotated[int, _engine_option(help="Most tokens of one request.")] = 4096
-    sequences: Annotated[int, _engine_option(help="Requests that run at once.")] = 8
-    cells: Annotated[
-        int,
-        _engine_option(
-            help="Tokens in a KV cache that all requests share; 0: --context for each, if memory is plenty."
-        ),
-    ] = 0
     memory: Annotated[
         str | None,
         _engine_option(
             help="Most memory of the engine process, as 600MiB: weights, KV cache, buffers and all; default: no limit."
         ),
     ] = None
-    longest_step: Annotated[
-        float,
-        _engine_option(
-            help="Seconds that a stream may wait for its next token while prompts are read, about.  "
-            "Less makes streams smoother and first tokens later."
-        ),
-    ] = LONGEST_STEP_SECONDS
-    kv_type: Annotated[str, _engine_option(help="ggml type of the KV cache.")] = "F16"
-    rpc: Annotated[
-        list[str] | None,
-        _engine_option(
-            help="Address of an rpc-server of llama.cpp on this machine, whose devices may be used; may be repeated.",
-            metavar="HOST:PORT",
-        ),
-    ] = None
-    device: Annotated[
-        str | None,
-        _engine_option(help="Device to run on, as 'lamella devices' names it; default: the CPU. Not with --memory."),
-    ] = None
-    layout: Annotated[str, _engine_option(help="How weights are read: auto, mapped, repacked.")] = "auto"
     warm: Annotated[
         int | None,
         _engine_option(
@@ -159,53 +132,26 @@ class EngineFlags:
             "Default: an eighth of what is free, at most 1GiB; none with --memory."
         ),
     ] = None
-    reproducible: Annotated[
-        bool,
-        _engine_option(
-            "--reproducible",
-            help="Answers do not depend on what runs beside them, nor on restarts; slower prompts and full batches.",
-        ),
-    ] = False
     check: Annotated[bool, _engine_option("--check", help="Verify shards before they are used.")] = False
 
-    def settings(self) -> EngineSettings:
+    def settings(self, shape: ShapeFlags) -> EngineSettings:
         """All but what is served, which may take long to find.
 
         Raises:
             InvalidRequest: an option that has no meaning.
         """
-        config = Config.from_environment(os.environ)
-        n_warm = LEAST_WARM if self.warm is None else self.warm
-        if self.sequences < 1 or n_warm < 1:
-            raise InvalidRequest(f"--sequences and --warm must be at least 1, not {self.sequences} and {n_warm}")
-        if self.context < 1 or (self.cells and self.cells < self.context):
-            raise InvalidRequest(
-                f"--context must be at least 1 and --cells 0 or at least that, not {self.context} and {self.cells}"
-            )
-        if self.kv_type.upper() not in CACHE_TYPES:
-            raise InvalidRequest(f"'{self.kv_type}' is no KV cache type; known: {', '.join(CACHE_TYPES)}")
-        if not self.longest_step > 0:
-            raise InvalidRequest(f"--longest-step must be positive seconds, not {self.longest_step:g}")
+        n_warm = EngineSettings(store="").n_warm if self.warm is None else self.warm
+        if n_warm < 1:
+            raise InvalidRequest(f"--warm must be at least 1, not {n_warm}")
         if self.pooling not in POOLINGS:
             raise InvalidRequest(f"unknown pooling '{self.pooling}'; known: {', '.join(POOLINGS)}")
-        return EngineSettings(
-            store="",
-            n_ctx=self.context,
-            n_cells=self.cells,
-            n_sequences=self.sequences,
-            longest_step_seconds=self.longest_step,
-            kv_type=self.kv_type,
-            n_threads=config.n_threads,
-            layout=check_policy(self.layout),
+        return msgspec.structs.replace(
+            shape.settings(),
             n_warm=n_warm,
-            rpc=list(self.rpc or ()),
-            device=self.device,
             memory_bytes=parse_bytes(self.memory) if self.memory else 0,
             prompt_cache_bytes=_bytes_or_none(self.prompt_cache),
-            is_reproducible=self.reproducible,
             check=self.check,
             pooling=cast(Pooling, self.pooling),
-            kernel_file=str(config.cache_folder / "kernels.json"),
         )
 
 
@@ -228,11 +174,28 @@ class ObjectiveFlags:
     token_p95: Annotated[float | None, _objective_option(help="Milliseconds for each further token, for 95 %.")] = None
     quality_floor: Annotated[float | None, _objective_option(help="Largest KL of a variant that runs.")] = None
     power: Annotated[float | None, _objective_option(help="Most watts.")] = None
-    policy: Annotated[str, _objective_option(help=f"One of {', '.join(KNOWN)}.")] = DEFAULT_POLICY
+    policy: Annotated[
+        str, _objective_option(help=f"One of {', '.join(KNOWN)}; off: only hands change the variant.")
+    ] = DEFAULT_POLICY
     profile: Annotated[
-        Path | None, _objective_option(help="File of a profile.  Default: the one that 'lamella profile STORE' keeps.")
+        Path | None,
+        _objective_option(
+            help="File of a profile.  Default: what was measured here before, or is now ('lamella profile STORE')."
+        ),
     ] = None
-    hold: Annotated[float, _objective_option(help="Seconds that a switch by hand holds the policy.")] = HOLD_SECONDS
+    hold: Annotated[
+        float | None,
+        _objective_option(
+            help=f"Seconds that a switch by hand holds the policy.  Default: {HOLD_SECONDS:.0f}; for ever where "
+            "nothing is promised.",
+            show_default=False,
+        ),
+    ] = None
+
+    @property
+    def has_policy(self) -> bool:
+        """Whether a policy may change the variant."""
+        return self.policy != NO_POLICY
 
     @property
     def wanted(self) -> Objectives | None:
@@ -240,11 +203,17 @@ class ObjectiveFlags:
 
         Raises:
             InvalidRequest: what has no meaning.
+            ArtifactError: the profile's file cannot be read.
         """
-        check_policy_name(self.policy)  # also where no objectives ask for one
+        if self.has_policy:
+            check_policy_name(self.policy)  # also where no objectives ask for one
+        if self.profile is not None:
+            api.read_profile(self.profile)  # a file that cannot be read is said now, and not after minutes of building
         promised = [*(self.class_ or ()), *usual_class(self.ttft_p95, self.token_p95, self.quality_floor)]
         if not (self.objectives or promised or self.power):
             return None
+        if not self.has_policy:
+            raise InvalidRequest("--policy off keeps no objectives; leave one of the two out")
         return objectives_of_options(self.objectives, promised, power=self.power)
 
 

@@ -22,12 +22,14 @@ class Served:
         variant: to begin with; None for the largest that fits.
         variants: names; None for all of the store.
         name: of the model; "" for what the store says.
+        is_model: a model was named, and not a store.
     """
 
     store: str
     variant: str | None = None
     variants: list[str] | None = None
     name: str = ""
+    is_model: bool = False
 
 
 def find_served(target: str, memory: str | None, device: str | None = None) -> Served:
@@ -48,7 +50,7 @@ def find_served(target: str, memory: str | None, device: str | None = None) -> S
         config = Config.from_environment(os.environ)
         ready = ready_for(target, memory, device, config)
         store = str(ready.folder(config.cache_folder))
-        return Served(store, variants=list(ready.variants), name=api.spoken_name(target))
+        return Served(store, variants=list(ready.variants), name=api.spoken_name(target), is_model=True)
     folder, variant = split_target(target)
     if not folder.exists():
         raise ModelError(

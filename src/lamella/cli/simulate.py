@@ -10,10 +10,11 @@ import msgspec
 import typer
 
 from lamella import api
+from lamella.cli.engine_shape import ShapeFlags
+from lamella.cli.groups import takes_groups
 from lamella.cli.objectives import objectives_of_options
 from lamella.cli.options import option_under, plot_option
 from lamella.cli.output import JsonFlag, print_json, progress, say, stdout, table
-from lamella.cli.profile import engine_settings
 from lamella.config import Config
 from lamella.core.errors import InvalidRequest
 from lamella.qos.policies.named import DEFAULT_POLICY, KNOWN
@@ -32,6 +33,7 @@ _engine_option, _objective_option, _trace_option = (
 )
 
 
+@takes_groups
 def simulate(
     target: Annotated[
         Path, typer.Argument(metavar="STORE|PROFILE", help="Store that was profiled here, or a profile's file.")
@@ -42,6 +44,7 @@ def simulate(
             help="File (own form or Azure's), or poisson:rate=2,seconds=600, bursts:rate=1,peak=6, day:rate=1."
         ),
     ],
+    shape: ShapeFlags,
     policy: Annotated[
         list[str] | None, typer.Option(help=f"One of {', '.join((*KNOWN, 'oracle'))}; several are compared.")
     ] = None,
@@ -59,10 +62,6 @@ def simulate(
     faster: Annotated[float, _trace_option(help="Press the trace into less time.")] = 1.0,
     seconds: Annotated[float | None, _trace_option(help="Only the beginning of the trace.")] = None,
     write: Annotated[Path | None, _trace_option(help="Write the trace that is replayed to this file.")] = None,
-    context: Annotated[int, _engine_option(help="Of the profiled engine.")] = 4096,
-    sequences: Annotated[int, _engine_option(help="Of the profiled engine.")] = 8,
-    kv_type: Annotated[str, _engine_option(help="Of the profiled engine.")] = "F16",
-    layout: Annotated[str, _engine_option(help="Of the profiled engine.")] = "auto",
     queue: Annotated[int, _engine_option(help="Requests that may wait; more fail.")] = 64,
     slowdown: Annotated[float, _engine_option(help="How many times slower than the profile the machine is.")] = 1.0,
     plot: Annotated[
@@ -74,7 +73,7 @@ def simulate(
     """Replay a trace of requests against a profile, in virtual time, and report what was promised and kept."""
     if not slowdown > 0 or queue < 0:
         raise InvalidRequest(f"--slowdown must be above 0 and --queue at least 0, not {slowdown} and {queue}")
-    profile = _profile(target, context, sequences, kv_type, layout)
+    profile = _profile(target, shape)
     replayed = _trace(trace, faster, seconds)
     if write:
         _write(replayed, write)
@@ -121,11 +120,10 @@ def show_outcomes(trace: Trace, outcomes: list[Outcome], *, with_changes: bool) 
             say(f"  {change.time:8.1f} s  {change.before} -> {change.after}: {change.reason}")
 
 
-def _profile(target: Path, context: int, sequences: int, kv_type: str, layout: str) -> Profile:
+def _profile(target: Path, shape: ShapeFlags) -> Profile:
     if not target.is_dir():
         return api.read_profile(target)
-    config = Config.from_environment(os.environ)
-    return api.find_profile(engine_settings(target, config, context, sequences, kv_type, layout), config.cache_folder)
+    return api.find_profile(shape.settings(str(target)), Config.from_environment(os.environ).cache_folder)
 
 
 def _trace(name: str, faster: float, seconds: float | None) -> Trace:

@@ -98,6 +98,7 @@ class NodeAgent:
         self._cache = ShardCache(folder.cache, self._options.cache_bytes)
         self._bringing = asyncio.Lock()
         self._backs: dict[int, asyncio.Future[Channel]] = {}
+        self._n_beginning = 0
         self._n_backs = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._servers: set[RpcServer] = set()  # that may have a process
@@ -191,9 +192,14 @@ class NodeAgent:
     # --- computing ---------------------------------------------------------------------------------------------------
 
     async def _session(self, asked: Begin, channel: Channel) -> None:
-        if len(self.sessions) >= self._options.n_sessions:
-            raise RemoteFailed(f"{len(self.sessions)} sessions run here, more may not (--sessions)")
-        held = await asyncio.to_thread(self._cache.hold, asked.shards)
+        n_sessions = len(self.sessions) + self._n_beginning
+        if n_sessions >= self._options.n_sessions:
+            raise RemoteFailed(f"{n_sessions} sessions run here, more may not (--sessions)")
+        self._n_beginning += 1
+        try:
+            held = await asyncio.to_thread(self._cache.hold, asked.shards)
+        finally:
+            self._n_beginning -= 1
         session = Session(RpcServer(asked.n_threads or self._options.n_threads), held)
         name = uuid.uuid4().hex
         self.sessions[name] = session

@@ -141,7 +141,8 @@ class Control:
     Attributes:
         policy: its name.
         is_on: whether it may change anything.
-        held_until: Unix time until which a choice by hand stands; None where none does.
+        is_held: whether a choice by hand stands.
+        held_until: Unix time until which it does; None where none does, or until somebody lets the policy decide.
         reason: of its last decision, be it a change or not.
         promises: by class.
         memory_bytes, power_watts: ceilings, or None.
@@ -149,6 +150,7 @@ class Control:
 
     policy: str
     is_on: bool
+    is_held: bool = False
     held_until: float | None = None
     reason: str = ""
     promises: tuple[Promise, ...] = ()

@@ -42,6 +42,7 @@ def control_shown(control: VariantControl) -> Control | None:
     return Control(
         policy=steering.policy,
         is_on=controller.is_on,
+        is_held=controller.is_held,
         held_until=controller.held_until,
         reason=controller.last_reason,
         promises=tuple(Promise(name, c.ttft_seconds, c.tpot_seconds, c.most_kl) for name, c in classes),

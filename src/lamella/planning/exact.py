@@ -64,4 +64,10 @@ def _solve(problem: Problem, limits: Sequence[int], time_limit_seconds: float) -
         return None
     picks = tuple(max(range(len(group)), key=lambda i: group[i].value() or 0.0) for group in taken)
     cost = problem.cost(picks)
-    return Answer(picks, cost, min(cost, math.floor(program.solverModel.getInfo().mip_dual_bound / scale)))
+    return Answer(picks, cost, proven_bound(problem, cost, program.solverModel.getInfo().mip_dual_bound / scale))
+
+
+def proven_bound(problem: Problem, cost: int, proven: float) -> int:
+    """What no choice costs less than; where the time ended before anything was proven, each group's cheapest option."""
+    least = sum(min(costs) for costs in problem.costs)
+    return min(cost, max(least, math.floor(proven)) if math.isfinite(proven) else least)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from lamella.batching.messages import Switched
-from lamella.core.errors import LamellaError
+from lamella.core.errors import LamellaError, UnknownVariant
 from lamella.qos.policies.decision import Decision, Policy, PolicyState
 from lamella.qos.policies.sample import Sample
 
@@ -71,7 +72,7 @@ class Controller:
     Attributes:
         policy: that decides; None where nobody but hands does.
         is_on: whether the policy may change anything.
-        hold_seconds: how long a switch by hand holds the policy.
+        hold_seconds: how long a switch by hand holds the policy; infinite: until ``release``.
         last_reason: of the last decision, be it a change or not.
         n_changes: changes that happened, by whose decision it was.
     """
@@ -108,9 +109,14 @@ class Controller:
         self.n_changes: Counter[By] = Counter()
 
     @property
+    def is_held(self) -> bool:
+        """Whether somebody's choice stays, whatever the policy says."""
+        return self._held_until is not None and self._clock() < self._held_until
+
+    @property
     def held_until(self) -> float | None:
-        """Unix time until which somebody's choice stays; None where none does."""
-        if self._held_until is None or self._clock() >= self._held_until:
+        """Unix time until which somebody's choice stays; None where none does, or until ``release``."""
+        if not self.is_held or self._held_until is None or math.isinf(self._held_until):
             return None
         return self._unix_time() + self._held_until - self._clock()
 
@@ -134,15 +140,19 @@ class Controller:
             if self.policy is None or not self.is_on:
                 return
             sample = await self._take_sample()
-            decision = self.policy.decide(self._believed(sample.time), sample)
+            try:
+                decision = self.policy.decide(self._believed(sample.time), sample)
+            except UnknownVariant as error:  # somebody chose one that was built after the profile
+                self.last_reason = str(error)
+                return
             self.last_reason = decision.reason
             by: By = "memory" if decision.state.pressed_at == sample.time else "policy"
-            if by == "policy" and self.held_until is not None:
+            if by == "policy" and self.is_held:
                 return
             await self._follow(decision, by)
 
     async def change_by_hand(self, variant: str, *, recompute_cache: bool = False) -> Switched:
-        """Run at a variant; the policy decides nothing for ``hold_seconds``, unless memory is short.
+        """Run at a variant; the policy decides nothing for ``hold_seconds``, or until memory is short.
 
         Raises:
             LamellaError: as the switch; it is logged, and nothing is held.
@@ -174,6 +184,7 @@ class Controller:
             except LamellaError:  # it is in the log
                 self._state = replace(self._state, pressed_at=decision.state.pressed_at)
                 return
+            self.release()  # what somebody chose runs no more
             self._state = decision.state
 
     def _is_too_early(self, by: By) -> bool:

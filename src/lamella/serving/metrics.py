@@ -177,7 +177,7 @@ class _ControlFigures(Collector):
 
     def collect(self) -> Iterable[Metric]:
         controller = self._control.controller
-        steers = self._control.steering is not None and controller.is_on and controller.held_until is None
+        steers = self._control.steering is not None and controller.is_on and not controller.is_held
         yield _gauge("policy_steering", "Whether a policy decides now: it is on, and no hand holds it.", steers)
         decisions = CounterMetricFamily("lamella_decisions", "Changes of variant, by who decided.", labels=["by"])
         for by in ("policy", "hand", "memory"):

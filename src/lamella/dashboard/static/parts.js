@@ -114,7 +114,7 @@ function short(layer) {
 
 /** Whether a policy decides now: it is on, and no choice by hand stands. */
 export function steers(control) {
-  return control.is_on && control.held_until === null;
+  return control.is_on && !control.is_held;
 }
 
 function drawPolicy(state) {
@@ -128,6 +128,7 @@ function policyWords(state, control) {
   if (!control) return "No policy: the variant changes when somebody asks for it.";
   if (steers(control)) return `Policy ${control.policy} chooses the variant: ${control.reason}.`;
   if (!control.is_on) return `Policy ${control.policy} is stopped: the variant changes when somebody asks for it.`;
+  if (control.held_until === null) return "A choice by hand stands until the policy may decide again.";
   return `A choice by hand stands until ${clock(state, control.held_until)}; then policy ${control.policy} decides again.`;
 }
 

@@ -161,6 +161,7 @@ class VariantControl:
         return {
             "policy": self.steering.policy,
             "is_on": controller.is_on,
+            "is_held": controller.is_held,
             "held_until": controller.held_until,
             "objectives": objectives_fields(self.steering.objectives),
             "reason": controller.last_reason,

@@ -37,7 +37,12 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class EngineShape:
-    """The settings of the engine that change its speed or its limits (``batching.settings``)."""
+    """The settings of the engine that change its speed, its limits or its size (``batching.settings``).
+
+    Attributes:
+        n_cells: tokens in a KV cache that all sequences share; 0 for ``n_ctx`` of each where memory is plenty.
+        device: None for the CPU.
+    """
 
     n_sequences: int
     n_batch: int
@@ -45,6 +50,9 @@ class EngineShape:
     kv_type: str
     layout: str
     longest_step_seconds: float = LONGEST_STEP_SECONDS
+    n_cells: int = 0
+    device: str | None = None
+    is_reproducible: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,8 @@ import msgspec
 
 from lamella.batching.settings import EngineSettings
 from lamella.core.artifacts import Variant
-from lamella.core.cores import usable_cores
-from lamella.llama import library
+from lamella.llama.pages import trim_heap
 from lamella.qos.profiles.documents import (
-    EngineShape,
-    Machine,
     MixedPoint,
     PromptPoint,
     Quality,
@@ -25,33 +22,16 @@ from lamella.qos.profiles.documents import (
     content_of,
 )
 from lamella.qos.profiling.bench import Bench
+from lamella.qos.profiling.conditions import shape_of
 from lamella.qos.profiling.energy import EnergyMeter
 from lamella.qos.profiling.points import Points
 from lamella.qos.profiling.quiet import Quiet
-from lamella.run.kernel_table import processor_name
 
 T = TypeVar("T")
 LONG_SECONDS = 3.0
 """A point that took so long is not measured again."""
 OnPoint = Callable[[int, int, str], None]
 """(points done, of how many, what is measured)."""
-
-
-def this_machine(n_threads: int) -> Machine:
-    """What a profile measured here holds for; ``n_threads`` 0: the cores that this process may use."""
-    return Machine(processor_name(), n_threads or usable_cores(), library.installed_version())
-
-
-def shape_of(settings: EngineSettings) -> EngineShape:
-    """The settings of an engine that a profile holds for."""
-    return EngineShape(
-        n_sequences=settings.n_sequences,
-        n_batch=settings.n_batch,
-        n_ctx=settings.n_ctx,
-        kv_type=settings.kv_type,
-        layout=settings.layout,
-        longest_step_seconds=settings.longest_step_seconds,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +67,15 @@ def measure_variant(
         LamellaError: the variant cannot be run.
     """
     points = points.within(shape_of(settings))
-    own = msgspec.structs.replace(settings, variant=variant.name, n_warm=1)
+    # no prompt is asked for twice, and what is kept of earlier ones would count as memory that the variant needs
+    own = msgspec.structs.replace(settings, variant=variant.name, n_warm=1, prompt_cache_bytes=0)
+    trim_heap()  # what the variant before has left would count as this one's
     with Bench.open(own) as bench:
         quiet = quiet or Quiet()
         run = _Run(bench, points, on_point, quiet)
         bench.prompt_seconds(points.prompts[0])  # the first decode of an engine sets up what later ones have
         prompt = run.prompts()
+        trim_heap()
         memory_bytes = bench.memory_bytes
         steps, mixed = run.steps(), run.mixed()
         joules = _measure_joules(bench, points, meter, idle_watts)

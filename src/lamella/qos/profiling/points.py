@@ -49,3 +49,9 @@ class Points:
             n_steps=self.n_steps,
             repeats=self.repeats,
         )
+
+
+QUICK = Points(
+    prompts=(16, 128, 512), sequences=(1, 2, 4, 8), deep=256, mixed=((1, 64), (4, 128)), n_steps=8, repeats=1
+)
+"""Where nobody was promised anything yet: memory is as exact as ever, and times follow what the server observes."""

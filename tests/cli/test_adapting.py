@@ -1,0 +1,127 @@
+"""``lamella serve``: variants measured when a policy needs it, and a policy also where nothing is promised."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+import typer.main
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lamella import api
+from lamella.api.profiles import write_profile
+from lamella.batching.settings import EngineSettings
+from lamella.cli.engine_shape import ShapeFlags, shape_options
+from lamella.cli.main import app
+from lamella.qos.objectives.files import objectives_of
+from lamella.qos.profiling.conditions import shape_of
+from tests.cli.conftest import Run
+from tests.cli.programs import ask, get, post, served
+from tests.fakes.tiny_model import write_tiny_model
+from tests.qos.conftest import FEW
+
+MEASURED = "measured once on this machine"
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny model and a cache in which it is ready, and nothing measured of its variants."""
+    folder = tmp_path_factory.mktemp("prepared")
+    model = write_tiny_model(folder / "tiny.gguf", n_layers=2)
+    api.prepare(str(model), folder / "cache", n_threads=1)
+    return model, folder / "cache"
+
+
+@pytest.fixture
+def mine(prepared: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    return prepared[0], Path(shutil.copytree(prepared[1], tmp_path / "cache", symlinks=True))
+
+
+def test_a_model_served_by_its_name_has_a_policy_that_leaves_a_choice_by_hand_alone(mine: tuple[Path, Path]) -> None:
+    model, cache = mine
+    with served(cache, model) as (url, said):
+        assert len([line for line in said if MEASURED in line]) == 1
+        control = get(url, "/admin/decisions")["control"]
+        assert (control["policy"], control["objectives"]["class"], control["is_held"]) == ("predictive", {}, False)
+        best, *_, smallest = get(url, "/admin/variants")["variants"]
+        assert (best["running"], smallest["running"]) == (True, False)
+        post(url, "/admin/switch", {"variant": smallest["name"]})
+        control = get(url, "/admin/decisions")["control"]
+        assert (control["is_held"], control["held_until"]) == (True, None)
+        assert ask(url, "tiny")["usage"]["completion_tokens"] == 4
+    with served(cache, model) as (url, said):
+        assert said == []
+        assert get(url, "/admin/decisions")["control"]["policy"] == "predictive"
+
+
+def test_nobody_is_measured_where_only_hands_shall_change_the_variant(mine: tuple[Path, Path]) -> None:
+    model, cache = mine
+    with served(cache, model, "--policy", "off") as (url, said):
+        assert said == []
+        assert get(url, "/admin/decisions")["control"] is None
+    assert not (cache / "profiles").exists()
+
+
+def test_a_promise_is_kept_by_what_is_measured_first(profiled_store: Path, tmp_path: Path) -> None:
+    promise = (profiled_store, "--token-p95", "5000", "--sequences", "2")
+    with served(tmp_path, *promise) as (url, said):
+        assert any(MEASURED in line and "int4, int8" in line for line in said)
+        control = get(url, "/admin/decisions")["control"]
+        assert control["objectives"]["class"]["interactive"]["tpot_p95_ms"] == 5000
+    with served(tmp_path, *promise) as (_, said):
+        assert said == []
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.builds(
+        ShapeFlags,
+        context=st.integers(128, 4096),
+        sequences=st.integers(1, 16),
+        cells=st.sampled_from([0, 8192]),
+        longest_step=st.sampled_from([1.0, 0.25, 2.5]),
+        kv_type=st.sampled_from(["F16", "Q8_0"]),
+        rpc=st.lists(st.just("127.0.0.1:50052"), max_size=2).map(lambda found: found or None),
+        device=st.sampled_from([None, "RPC0"]),
+        layout=st.sampled_from(["auto", "mapped"]),
+        reproducible=st.booleans(),
+    ),
+    st.sampled_from([0, 600 << 20]),
+)
+def test_what_is_measured_is_an_engine_of_the_same_shape(flags: ShapeFlags, memory_bytes: int) -> None:
+    wanted = msgspec.structs.replace(flags.settings("s"), memory_bytes=memory_bytes)
+    command = typer.main.get_command(app).commands["profile"]  # type: ignore[attr-defined]
+    context = command.make_context("profile", ["s", *shape_options(wanted)])
+    given_again = ShapeFlags(**{name: context.params[name] for name in ShapeFlags.__dataclass_fields__})
+    assert shape_of(given_again.settings()) == shape_of(wanted)
+    assert given_again.settings().rpc == wanted.rpc
+
+
+def test_a_profile_speaks_of_what_is_served(profiled_store: Path, tmp_path: Path) -> None:
+    engine = EngineSettings(store=str(profiled_store), n_ctx=128, n_sequences=2, n_threads=1, layout="mapped")
+    assert api.unmeasured_variants(engine, tmp_path) == ("int4", "int8")
+    api.profile(engine, ["int8"], cache_folder=tmp_path, points=FEW)
+    assert api.unmeasured_variants(engine, tmp_path) == ("int4",)
+    only = msgspec.structs.replace(engine, variants=["int8"])
+    assert api.unmeasured_variants(only, tmp_path) == ()
+    api.profile(engine, ["int4"], cache_folder=tmp_path, points=FEW)
+    wanted = objectives_of({"class": {}})
+    assert [v.name for v in api.steering(only, wanted, cache_folder=tmp_path).profile.variants] == ["int8"]
+    found = api.find_profile(engine, tmp_path)
+    stale = replace(found.variants[0], content="other shards")
+    write_profile(replace(found, variants=(stale, *found.variants[1:])), next((tmp_path / "profiles").iterdir()))
+    assert api.unmeasured_variants(engine, tmp_path) == (stale.name,)
+
+
+def test_a_file_of_a_profile_is_looked_at_before_anything_else(run: Run, tmp_path: Path) -> None:
+    code, _, err = run("serve", tmp_path / "no-store", "--token-p95", "80", "--profile", tmp_path / "missing.json")
+    assert (code, "missing.json: No such file" in err) == (5, True), err
+
+
+def test_a_policy_that_is_off_promises_nothing(run: Run, profiled_store: Path) -> None:
+    code, _, err = run("serve", profiled_store, "--token-p95", "80", "--policy", "off")
+    assert (code, "--policy off keeps no objectives" in err) == (2, True)
