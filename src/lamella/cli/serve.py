@@ -52,6 +52,7 @@ def serve(
     """
     engine, wanted, front = flags.settings(shape), promises.wanted, server.front(limits.limits)
     front.check_certificate()
+    promises.check_profile()
     listen(front.host, front.port).close()  # a taken address is said now, and not after minutes of building
     known_device = None if shape.rpc else shape.device  # one of an RPC server is not known to others
     served = find_served(target, flags.memory, known_device)

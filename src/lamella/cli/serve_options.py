@@ -192,6 +192,15 @@ class ObjectiveFlags:
         ),
     ] = None
 
+    def check_profile(self) -> None:
+        """Say now what is wrong with a file that is named, and not after minutes of building.
+
+        Raises:
+            ArtifactError: it cannot be read, or is no profile.
+        """
+        if self.profile is not None:
+            api.read_profile(self.profile)
+
     @property
     def has_policy(self) -> bool:
         """Whether a policy may change the variant."""
@@ -203,12 +212,9 @@ class ObjectiveFlags:
 
         Raises:
             InvalidRequest: what has no meaning.
-            ArtifactError: the profile's file cannot be read.
         """
         if self.has_policy:
             check_policy_name(self.policy)  # also where no objectives ask for one
-        if self.profile is not None:
-            api.read_profile(self.profile)  # a file that cannot be read is said now, and not after minutes of building
         promised = [*(self.class_ or ()), *usual_class(self.ttft_p95, self.token_p95, self.quality_floor)]
         if not (self.objectives or promised or self.power):
             return None
