@@ -8,20 +8,22 @@ from lamella.planning.first_ladder import FirstSteps, calibration_size, first_st
 
 
 @pytest.mark.parametrize(
-    ("source", "most", "least", "expected"),
+    ("source", "most", "least", "useful", "expected"),
     [
-        (16.0, 12.0, 3.0, FirstSteps(4, 8.5, 3.5)),
-        (5.1, 12.0, 3.0, FirstSteps(4, 5.1, 3.5)),  # more bits than the file has would add nothing
-        (16.0, 6.0, 3.0, FirstSteps(4, 6.0, 3.5)),  # memory
-        (16.0, 3.2, 3.0, FirstSteps(1, 3.2, 3.2)),  # too little between largest and smallest
-        (16.0, 12.0, 4.7, FirstSteps(4, 8.5, 4.7)),  # rows that allow no less
-        (2.6, 12.0, 3.0, FirstSteps(1, 3.0, 3.0)),
+        (16.0, 12.0, 3.0, 3.0, FirstSteps(4, 8.5, 3.5)),
+        (5.1, 12.0, 3.0, 3.0, FirstSteps(4, 5.1, 3.5)),  # more bits than the file has would add nothing
+        (16.0, 6.0, 3.0, 3.0, FirstSteps(4, 6.0, 3.5)),  # memory
+        (16.0, 3.2, 3.0, 3.0, FirstSteps(1, 3.2, 3.2)),  # too little between largest and smallest
+        (16.0, 12.0, 4.7, 4.7, FirstSteps(4, 8.5, 4.7)),  # rows that allow no less
+        (2.6, 12.0, 3.0, 3.0, FirstSteps(1, 3.0, 3.0)),
+        (16.0, 12.0, 3.0, 4.2, FirstSteps(4, 8.5, 4.2)),  # nonsense below
+        (16.0, 4.0, 3.0, 4.2, FirstSteps(1, 4.0, 4.0)),  # memory holds no more
     ],
 )
 def test_steps_lie_between_what_is_useful_and_what_there_is(
-    source: float, most: float, least: float, expected: FirstSteps
+    source: float, most: float, least: float, useful: float, expected: FirstSteps
 ) -> None:
-    assert first_steps(source, most, least) == expected
+    assert first_steps(source, most, least, useful) == expected
 
 
 def test_large_models_are_measured_on_less_text() -> None:

@@ -26,7 +26,7 @@ from lamella.core.errors import ModelError
 from lamella.core.units import as_bytes
 from lamella.llama.gguf import ModelFile
 from lamella.measuring import MeasureSettings
-from lamella.planning.first_ladder import calibration_size, first_steps
+from lamella.planning.first_ladder import WORST_LOSS, calibration_size, first_steps
 from lamella.quantize.making import BuildProgress
 from lamella.resources.homes import (
     HUB_PREFIX,
@@ -119,7 +119,8 @@ def _plans(source: ModelFile, measured: Measurement, budget_bytes: int) -> list[
     spec = source.spec
     largest = plan(model, "knapsack", memory=budget_bytes, context=_context(source), measurement=measured)
     least = frontier(model, measured, points=2).points[0].bits_per_weight
-    steps = first_steps(spec.bits_per_weight, largest.bits_per_weight, least)
+    useful = plan(model, "knapsack", kl=WORST_LOSS, measurement=measured).bits_per_weight
+    steps = first_steps(spec.bits_per_weight, largest.bits_per_weight, least, useful)
     if steps.n_steps == 1 and steps.first_bits >= largest.bits_per_weight:
         return [largest]
     if steps.n_steps == 1:
