@@ -66,6 +66,18 @@ def test_nobody_is_measured_where_only_hands_shall_change_the_variant(mine: tupl
     assert not (cache / "profiles").exists()
 
 
+def test_nobody_is_measured_where_a_file_says_it_all(mine: tuple[Path, Path], tmp_path: Path) -> None:
+    model, cache = mine
+    ready = api.find_ready(str(model), cache)
+    assert ready is not None
+    engine = EngineSettings(store=str(ready.folder(cache)), n_ctx=128, n_threads=1, layout="mapped")
+    api.profile(engine, out=tmp_path / "p.json", cache_folder=tmp_path, points=FEW)
+    with served(cache, model, "--profile", tmp_path / "p.json") as (url, said):
+        assert said == []
+        assert get(url, "/admin/decisions")["control"]["policy"] == "predictive"
+    assert not (cache / "profiles").exists()
+
+
 def test_a_promise_is_kept_by_what_is_measured_first(profiled_store: Path, tmp_path: Path) -> None:
     promise = (profiled_store, "--token-p95", "5000", "--sequences", "2")
     with served(tmp_path, *promise) as (url, said):

@@ -93,6 +93,16 @@ def test_a_profile_is_found_again(engine_settings: EngineSettings, tmp_path: Pat
     assert api.find_profile(engine_settings, tmp_path) == made
 
 
+def test_a_kept_profile_that_cannot_be_read_is_measured_anew(engine_settings: EngineSettings, tmp_path: Path) -> None:
+    _, path = api.profile(engine_settings, cache_folder=tmp_path, points=FEW)
+    path.chmod(0o644)
+    path.write_text("{")
+    assert api.unmeasured_variants(engine_settings, tmp_path) == ("int4", "int8")
+    found, _ = api.profile(engine_settings, cache_folder=tmp_path, points=FEW)
+    assert api.find_profile(engine_settings, tmp_path) == found
+    assert api.unmeasured_variants(engine_settings, tmp_path) == ()
+
+
 def test_what_earlier_versions_kept_is_found(engine_settings: EngineSettings, tmp_path: Path) -> None:
     """The name of a kept profile's file says for what engine; fields that a shape did not have then are left out."""
     model, machine = open_store(Path(engine_settings.store)).identity, Machine("EPYC", 2, "0.3.36")
@@ -132,10 +142,11 @@ def test_what_a_server_learned_leaves_other_variants_as_they_are(tmp_path: Path)
     keep_learned(ladder(3), path)
     learned = replace(ladder(1), variants=(replace(ladder(1).variants[0], memory_bytes=1),))
     keep_learned(learned, path)
-    assert [v.memory_bytes for v in api.read_profile(path).variants] == [
-        1,
-        *(v.memory_bytes for v in ladder(3).variants[1:]),
-    ]
+    kept = api.read_profile(path).variants
+    assert kept == (*learned.variants, *ladder(3).variants[1:])
+    path.write_text("{")
+    keep_learned(learned, path)
+    assert api.read_profile(path) == learned
 
 
 def test_quality_is_measured_where_a_text_is_given(engine_settings: EngineSettings, tmp_path: Path) -> None:

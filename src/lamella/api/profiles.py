@@ -96,7 +96,8 @@ def profile(
         raise StoreError(f"{store.path} holds no variant yet; build one with: lamella build MODEL {store.path}")
     empty = Profile(store.identity, this_machine(settings.n_threads), shape_of(settings))
     path = out or profile_file(empty.model, empty.machine, empty.engine, cache_folder)
-    found = _continued(path, empty)
+    what_is_there = _kept if out is None else _continued  # a file that somebody named is not written over
+    found = what_is_there(path, empty)
     qualities = _qualities(Path(settings.store), chosen, exams)
     with EnergyMeter() as meter:
         if found.idle_watts is None:
@@ -110,7 +111,7 @@ def profile(
                 meter=meter, idle_watts=found.idle_watts,
                 on_point=lambda done, total, what, name=variant.name: on_point(name, done, total, what),  # type: ignore[misc]
             )  # fmt: skip
-            there = _continued(path, found)  # another process may have measured others meanwhile
+            there = what_is_there(path, found)  # another process may have measured others meanwhile
             found = _with(replace(there, idle_watts=found.idle_watts), measured)
             write_profile(found, path)
     return found, path
@@ -138,7 +139,7 @@ def unmeasured_variants(settings: EngineSettings, cache_folder: Path) -> tuple[s
     """Of the variants that an engine serves, those that no kept profile has with the shards that they have now."""
     try:
         found = find_profile(settings, cache_folder)
-    except InvalidRequest:
+    except (InvalidRequest, ArtifactError):  # nothing was measured, or it cannot be read any more
         return tuple(variant.name for variant in _served_variants(settings))
     return tuple(variant.name for variant in _served_variants(settings) if _known(found, variant) is None)
 
@@ -162,7 +163,10 @@ def of_served(profile: Profile, settings: EngineSettings) -> Profile:
 
 def keep_learned(learned: Profile, path: Path) -> None:
     """Write what a server has learned of its variants; what the file has of others stays."""
-    kept = read_profile(path) if path.is_file() else learned
+    try:
+        kept = read_profile(path)
+    except ArtifactError:  # there is none, or it cannot be read any more
+        kept = learned
     names = {variant.name for variant in learned.variants}
     others = tuple(variant for variant in kept.variants if variant.name not in names)
     write_profile(replace(learned, variants=tuple(sorted((*learned.variants, *others), key=lambda v: v.name))), path)
@@ -184,6 +188,14 @@ def _continued(path: Path, empty: Profile) -> Profile:
         if getattr(found, what) != getattr(empty, what):
             raise InvalidRequest(f"{path} holds a profile of another {what}; name another file, or remove this one")
     return found
+
+
+def _kept(path: Path, empty: Profile) -> Profile:
+    """What the cache has; a file there that cannot be read is measured anew."""
+    try:
+        return _continued(path, empty)
+    except ArtifactError:
+        return empty
 
 
 def _known(profile: Profile, variant: Variant) -> VariantProfile | None:

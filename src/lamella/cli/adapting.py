@@ -39,8 +39,7 @@ def steered_by(
     ceilings = [n for n in (engine.memory_bytes, wanted.memory_bytes) if n]
     wanted = replace(wanted, memory_bytes=min(ceilings, default=None))
     engine = msgspec.structs.replace(engine, memory_bytes=min(ceilings, default=0))
-    if promises.profile is None:
-        _measure_missing(engine, [])
+    _measure_missing(engine, promises, [])
     hold_seconds = HOLD_SECONDS if promises.hold is None else promises.hold
     return engine, _steering(engine, promises, wanted, hold_seconds)
 
@@ -56,7 +55,7 @@ def adapting(engine: EngineSettings, promises: ObjectiveFlags) -> api.Steering |
     """
     if len(engine.variants or ()) < 2:
         return None
-    _measure_missing(engine, ["--quick"])
+    _measure_missing(engine, promises, ["--quick"])
     wanted = Objectives(memory_bytes=engine.memory_bytes or None)
     try:
         return _steering(engine, promises, wanted, math.inf if promises.hold is None else promises.hold)
@@ -86,8 +85,13 @@ def _steering(
     )
 
 
-def _measure_missing(engine: EngineSettings, options: list[str]) -> None:
-    """Measure what is served and was not measured on this machine, once and for all starts to come."""
+def _measure_missing(engine: EngineSettings, promises: ObjectiveFlags, options: list[str]) -> None:
+    """Measure what is served and was not measured on this machine, once and for all starts to come.
+
+    Not where a file says it all.
+    """
+    if promises.profile is not None:
+        return
     missing = api.unmeasured_variants(engine, Config.from_environment(os.environ).cache_folder)
     if not missing:
         return
