@@ -49,7 +49,9 @@ def _listening(lines: Iterable[str], said: list[str]) -> str:
 
 
 def ask(url: str, model: str) -> dict[str, Any]:
-    return post(url, "/v1/completions", {"model": model, "prompt": "Once", "max_tokens": 4})
+    """Four tokens, also of a model that would draw its end."""
+    body = {"model": model, "prompt": "Once", "max_tokens": 4, "ignore_eos": True}
+    return post(url, "/v1/completions", body)
 
 
 def get(url: str, path: str) -> dict[str, Any]:
