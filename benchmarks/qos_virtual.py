@@ -47,28 +47,30 @@ def planned_oracle(bench: Bench, ways: Mapping[str, Way]) -> Schedule:
 
 def static_sides(bench: Bench, ways: Mapping[str, Way]) -> list[Sides]:
     """The static ways, live and simulated."""
-    found = ((way, Static(getattr(bench.contest, name))) for name, way in ways.items() if name in STATIC)
-    return [(way.served, _replayed(bench, static).served) for way, static in found]
+    found = [name for name in ways if name in STATIC]
+    return [(ways[name].served, replayed(bench, policy_of(name, bench, {})).served) for name in found]
 
 
 def simulated(name: str, bench: Bench, ways: Mapping[str, Way], pace: float) -> dict[str, Any]:
     """What the simulator says of a way: from the profile as it was before, and at a pace; nothing of ``restart``."""
     if name == "restart":
         return {}
-    policy = _policy(name, bench, ways)
+    policy = policy_of(name, bench, ways)
     return {
-        "simulated": _outcome_fields(_replayed(bench, policy)),
-        "simulated_at_pace": _outcome_fields(_replayed(bench, policy, pace)),
+        "simulated": _outcome_fields(replayed(bench, policy)),
+        "simulated_at_pace": _outcome_fields(replayed(bench, policy, pace)),
     }
 
 
-def _policy(name: str, bench: Bench, ways: Mapping[str, Way]) -> Policy:
+def policy_of(name: str, bench: Bench, ways: Mapping[str, Way]) -> Policy:
+    """What decides in a way; ``ways`` are those before it, by which an oracle is planned."""
     if name in STATIC:
         return Static(getattr(bench.contest, name))
     return planned_oracle(bench, ways) if name == "oracle" else named_policy(name, bench.setting)
 
 
-def _replayed(bench: Bench, policy: Policy, pace: float = 1.0) -> Outcome:
+def replayed(bench: Bench, policy: Policy, pace: float = 1.0) -> Outcome:
+    """The trace in virtual time, from the profile as it was before."""
     start = policy.variant if isinstance(policy, Static) else bench.start
     return replay(bench.contest.trace, bench.setting, policy, ReplayOptions(start=start, slowdown=pace))
 

@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks.common import record, table
 from benchmarks.qos import KL_TEXT, N_CTX, N_SEQUENCES, measure, token_prompts
 from benchmarks.qos_load import find_contest
-from benchmarks.qos_virtual import Bench
+from benchmarks.qos_virtual import Bench, policy_of, replayed
 from benchmarks.stores import stock_store, work_folder
 from lamella import api
 from lamella.api.profiles import write_profile
@@ -146,10 +146,7 @@ def report(model: str, bench: Bench, live: dict[str, tuple[Served, ...]], drift:
 
 def compared(name: str, bench: Bench, live: tuple[Served, ...]) -> dict[str, Any]:
     """One way, both times, and the differences: simulated against live."""
-    contest = bench.contest
-    policy = {"highest": f"static:{contest.highest}", "lowest": f"static:{contest.lowest}"}.get(name, name)
-    profile = api.read_profile(bench.profile_file)
-    simulated = api.simulate(contest.trace, profile, contest.objectives, policy).served
+    simulated = replayed(bench, policy_of(name, bench, {})).served
     sides = {"live": _figures(bench, live), "simulated": _figures(bench, simulated)}
     here, there = sides["live"], sides["simulated"]
     pairs = [(a, b) for a, b in zip(live, simulated, strict=True) if not a.failure and not b.failure]

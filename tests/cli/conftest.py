@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lamella import load_spec
+from lamella import api, load_spec
 from lamella.api import write_artifact
 from lamella.cli import main
 from lamella.core.artifacts import Measurement
@@ -73,3 +74,18 @@ def write_losses(model: Path) -> Path:
     made = Measurement("sensitivity", spec.identity, {}, (), (), tensors=made_losses(spec))
     write_artifact(made, path := model.with_name("losses.json"))
     return path
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny model and a cache in which it is ready; who changes something takes ``mine``."""
+    folder = tmp_path_factory.mktemp("prepared")
+    model = write_tiny_model(folder / "tiny.gguf", n_layers=2)
+    api.prepare(str(model), folder / "cache", n_threads=1)
+    return model, folder / "cache"
+
+
+@pytest.fixture
+def mine(prepared: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    """A copy of the cache, for the same model."""
+    return prepared[0], Path(shutil.copytree(prepared[1], tmp_path / "cache", symlinks=True))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
-import pytest
 import typer.main
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,24 +19,9 @@ from lamella.qos.objectives.files import objectives_of
 from lamella.qos.profiling.conditions import shape_of
 from tests.cli.conftest import Run
 from tests.cli.programs import ask, get, post, served
-from tests.fakes.tiny_model import write_tiny_model
 from tests.qos.conftest import FEW
 
 MEASURED = "measured once on this machine"
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A tiny model and a cache in which it is ready, and nothing measured of its variants."""
-    folder = tmp_path_factory.mktemp("prepared")
-    model = write_tiny_model(folder / "tiny.gguf", n_layers=2)
-    api.prepare(str(model), folder / "cache", n_threads=1)
-    return model, folder / "cache"
-
-
-@pytest.fixture
-def mine(prepared: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
-    return prepared[0], Path(shutil.copytree(prepared[1], tmp_path / "cache", symlinks=True))
 
 
 def test_a_model_served_by_its_name_has_a_policy_that_leaves_a_choice_by_hand_alone(mine: tuple[Path, Path]) -> None:

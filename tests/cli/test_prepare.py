@@ -23,21 +23,6 @@ from tests.fakes.hub import FakeHub
 from tests.fakes.tiny_model import write_tiny_model
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A tiny model and a cache in which it is ready; who changes something takes ``mine``."""
-    folder = tmp_path_factory.mktemp("prepared")
-    model = write_tiny_model(folder / "tiny.gguf", n_layers=2)
-    api.prepare(str(model), folder / "cache", n_threads=1)
-    return model, folder / "cache"
-
-
-@pytest.fixture
-def mine(prepared: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
-    """A copy of the cache, for the same model."""
-    return prepared[0], Path(shutil.copytree(prepared[1], tmp_path / "cache", symlinks=True))
-
-
 def ready_in(cache: Path, model: Path, memory: str | None = None) -> api.Ready:
     ready = api.find_ready(str(model), cache, memory)
     assert ready is not None

@@ -33,8 +33,8 @@ from lamella.store.files import new_file
 if TYPE_CHECKING:
     from lamella.batching.settings import EngineSettings
 
-LATER_FIELDS = {"n_cells": 0, "device": None, "is_reproducible": False}
-"""Of an engine's shape; left out of a file's name where they are as before, so that what was kept then is found."""
+LATER_FIELDS = ("n_cells", "device", "is_reproducible")
+"""Of an engine's shape; left out of a file's name where they say nothing, so that what was kept before is found."""
 OnPoint = Callable[[str, int, int, str], None]
 """(variant, points done, of how many, what is measured)."""
 
@@ -54,7 +54,7 @@ def read_profile(path: Path) -> Profile:
 
 def profile_file(model: ModelIdentity, machine: Machine, engine: EngineShape, cache_folder: Path) -> Path:
     """Where the profile of a model on a machine is kept unless another file is named."""
-    shape = {k: v for k, v in msgspec.to_builtins(engine).items() if k not in LATER_FIELDS or v != LATER_FIELDS[k]}
+    shape = {k: v for k, v in msgspec.to_builtins(engine).items() if v or k not in LATER_FIELDS}
     asked = msgspec.json.encode([model, machine, shape], order="sorted")
     return cache_folder / "profiles" / f"{hashlib.sha256(asked).hexdigest()[:32]}.json"
 
@@ -163,13 +163,8 @@ def of_served(profile: Profile, settings: EngineSettings) -> Profile:
 
 def keep_learned(learned: Profile, path: Path) -> None:
     """Write what a server has learned of its variants; what the file has of others stays."""
-    try:
-        kept = read_profile(path)
-    except ArtifactError:  # there is none, or it cannot be read any more
-        kept = learned
-    names = {variant.name for variant in learned.variants}
-    others = tuple(variant for variant in kept.variants if variant.name not in names)
-    write_profile(replace(learned, variants=tuple(sorted((*learned.variants, *others), key=lambda v: v.name))), path)
+    together = _with(_kept(path, learned), *learned.variants)
+    write_profile(replace(learned, variants=together.variants), path)
 
 
 def _served_variants(settings: EngineSettings) -> tuple[Variant, ...]:
@@ -204,9 +199,10 @@ def _known(profile: Profile, variant: Variant) -> VariantProfile | None:
     return next(found, None)
 
 
-def _with(profile: Profile, measured: VariantProfile) -> Profile:
-    others = (v for v in profile.variants if v.name != measured.name)
-    return replace(profile, variants=tuple(sorted((*others, measured), key=lambda v: v.name)))
+def _with(profile: Profile, *measured: VariantProfile) -> Profile:
+    names = {variant.name for variant in measured}
+    others = (v for v in profile.variants if v.name not in names)
+    return replace(profile, variants=tuple(sorted((*others, *measured), key=lambda v: v.name)))
 
 
 def write_profile(profile: Profile, path: Path) -> None:
