@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+import psutil
+import pytest
 import typer.main
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lamella import api
 from lamella.api.profiles import write_profile
 from lamella.batching.settings import EngineSettings
-from lamella.cli.engine_shape import ShapeFlags, shape_options
+from lamella.cli.child import lamella_in_child
+from lamella.cli.engine_shape import ShapeFlags
 from lamella.cli.main import app
+from lamella.core.errors import TERMINATED_EXIT_CODE, EngineFailed, InvalidRequest
 from lamella.qos.objectives.files import objectives_of
-from lamella.qos.profiling.conditions import shape_of
+from lamella.qos.profiling.shape import shape_of, shape_options
 from tests.cli.conftest import Run
-from tests.cli.programs import ask, get, post, served
+from tests.cli.programs import TIMEOUT_SECONDS, ask, get, lamella, post, served
 from tests.qos.conftest import FEW
+from tests.qos.profiles import ladder
 
 MEASURED = "measured once on this machine"
 
@@ -39,6 +46,75 @@ def test_a_model_served_by_its_name_has_a_policy_that_leaves_a_choice_by_hand_al
     with served(cache, model) as (url, said):
         assert said == []
         assert get(url, "/admin/decisions")["control"]["policy"] == "predictive"
+    with served(cache, model, "--token-p95", "5000") as (_, said):
+        assert [line for line in said if MEASURED in line]  # a promise is not kept by a few points
+    with served(cache, model, "--token-p95", "5000") as (_, said):
+        assert said == []
+    with served(cache, model) as (_, said):
+        assert said == []
+
+
+def test_a_model_is_served_also_where_its_variants_cannot_be_measured(mine: tuple[Path, Path]) -> None:
+    model, cache = mine
+    (cache / "profiles").write_text("no folder")
+    with served(cache, model) as (url, said):
+        assert any("the variant changes by hand only: the variants could not be measured" in line for line in said)
+        assert get(url, "/admin/decisions")["control"] is None
+        assert ask(url, "tiny")["usage"]["completion_tokens"] == 4
+    with lamella(cache, "serve", model, "--token-p95", "5000", "--port", "0", "--context", "128") as server:
+        assert server.wait(TIMEOUT_SECONDS) == 7  # what was promised needs them
+        server.communicate()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--policy", "static:v9"), 6, "v9"),
+        (("--hold", "-1"), 2, "0 seconds or more"),
+    ],
+)
+def test_what_a_policy_cannot_be_is_said_before_anything_is_measured(
+    mine: tuple[Path, Path], arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    model, cache = mine
+    with lamella(cache, "serve", model, *arguments, "--port", "0", "--context", "128") as server:
+        _, err = server.communicate(timeout=TIMEOUT_SECONDS)
+    assert (server.returncode, words in err, MEASURED in err) == (code, True, False), err
+
+
+def test_a_profile_of_another_engine_is_no_reason_to_serve_without(mine: tuple[Path, Path], tmp_path: Path) -> None:
+    model, cache = mine
+    path = tmp_path / "p.json"
+    write_profile(ladder(4), path)
+    with lamella(cache, "serve", model, "--profile", path, "--port", "0", "--context", "128") as server:
+        _, err = server.communicate(timeout=TIMEOUT_SECONDS)
+    assert (server.returncode, "is of an engine with" in err) == (2, True), err
+
+
+def test_who_ends_a_server_ends_its_measurement(mine: tuple[Path, Path]) -> None:
+    model, cache = mine
+    with lamella(cache, "serve", model, "--port", "0", "--context", "128") as server:
+        program = psutil.Process(server.pid)
+        while not (children := [c for c in program.children() if "profile" in c.cmdline()]):
+            assert server.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.2)  # until it waits for the child
+        server.terminate()
+        assert server.wait(TIMEOUT_SECONDS) == TERMINATED_EXIT_CODE
+        server.communicate()
+    assert not psutil.wait_procs(children, timeout=TIMEOUT_SECONDS)[1]
+
+
+def test_a_child_that_is_killed_is_spoken_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "python"
+    monkeypatch.setattr(sys, "executable", str(program))
+    for script, code in (("exit 3", 3), ("kill -TERM $$", TERMINATED_EXIT_CODE)):
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+        assert lamella_in_child(["profile", "store"]) == code
+    program.write_text("#!/bin/sh\nkill -KILL $$\n")
+    with pytest.raises(EngineFailed, match="'lamella profile' was ended by signal 9"):
+        lamella_in_child(["profile", "store"])
 
 
 def test_nobody_is_measured_where_only_hands_shall_change_the_variant(mine: tuple[Path, Path]) -> None:
@@ -79,7 +155,7 @@ def test_a_promise_is_kept_by_what_is_measured_first(profiled_store: Path, tmp_p
         sequences=st.integers(1, 16),
         cells=st.sampled_from([0, 8192]),
         longest_step=st.sampled_from([1.0, 0.25, 2.5]),
-        kv_type=st.sampled_from(["F16", "Q8_0"]),
+        kv_type=st.sampled_from(["F16", "Q8_0", "q8_0"]),
         rpc=st.lists(st.just("127.0.0.1:50052"), max_size=2).map(lambda found: found or None),
         device=st.sampled_from([None, "RPC0"]),
         layout=st.sampled_from(["auto", "mapped"]),
@@ -88,7 +164,11 @@ def test_a_promise_is_kept_by_what_is_measured_first(profiled_store: Path, tmp_p
     st.sampled_from([0, 600 << 20]),
 )
 def test_what_is_measured_is_an_engine_of_the_same_shape(flags: ShapeFlags, memory_bytes: int) -> None:
-    wanted = msgspec.structs.replace(flags.settings("s"), memory_bytes=memory_bytes)
+    try:
+        wanted = msgspec.structs.replace(flags.settings("s"), memory_bytes=memory_bytes)
+        wanted.check_possible()
+    except InvalidRequest:
+        assume(False)  # no such engine
     command = typer.main.get_command(app).commands["profile"]  # type: ignore[attr-defined]
     context = command.make_context("profile", ["s", *shape_options(wanted)])
     given_again = ShapeFlags(**{name: context.params[name] for name in ShapeFlags.__dataclass_fields__})
@@ -98,18 +178,18 @@ def test_what_is_measured_is_an_engine_of_the_same_shape(flags: ShapeFlags, memo
 
 def test_a_profile_speaks_of_what_is_served(profiled_store: Path, tmp_path: Path) -> None:
     engine = EngineSettings(store=str(profiled_store), n_ctx=128, n_sequences=2, n_threads=1, layout="mapped")
-    assert api.unmeasured_variants(engine, tmp_path) == ("int4", "int8")
+    assert api.unmeasured_variants(engine, tmp_path, FEW) == ("int4", "int8")
     api.profile(engine, ["int8"], cache_folder=tmp_path, points=FEW)
-    assert api.unmeasured_variants(engine, tmp_path) == ("int4",)
+    assert api.unmeasured_variants(engine, tmp_path, FEW) == ("int4",)
     only = msgspec.structs.replace(engine, variants=["int8"])
-    assert api.unmeasured_variants(only, tmp_path) == ()
+    assert api.unmeasured_variants(only, tmp_path, FEW) == ()
     api.profile(engine, ["int4"], cache_folder=tmp_path, points=FEW)
     wanted = objectives_of({"class": {}})
     assert [v.name for v in api.steering(only, wanted, cache_folder=tmp_path).profile.variants] == ["int8"]
     found = api.find_profile(engine, tmp_path)
     stale = replace(found.variants[0], content="other shards")
     write_profile(replace(found, variants=(stale, *found.variants[1:])), next((tmp_path / "profiles").iterdir()))
-    assert api.unmeasured_variants(engine, tmp_path) == (stale.name,)
+    assert api.unmeasured_variants(engine, tmp_path, FEW) == (stale.name,)
 
 
 def test_a_file_of_a_profile_is_looked_at_before_anything_else(run: Run, tmp_path: Path) -> None:

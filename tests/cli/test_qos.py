@@ -10,8 +10,10 @@ import pytest
 
 from lamella import api
 from lamella.batching.settings import EngineSettings
+from lamella.cli import adapting
 from lamella.qos.profiles.documents import to_json
-from lamella.qos.profiling.conditions import shape_of
+from lamella.qos.profiling.shape import shape_of
+from lamella.resources.machine import CpuMemory
 from tests.cli.conftest import Run
 from tests.fakes.tiny_model import write_tiny_model
 from tests.qos.profiles import ladder
@@ -81,7 +83,8 @@ def test_objectives_come_from_one_place(run: Run, profile: Path, tmp_path: Path)
 def test_a_store_is_profiled_and_then_simulated(run: Run, profiled_store: Path) -> None:
     engine = ("--context", "128", "--sequences", "2", "--layout", "mapped")
     code, _, err = run("simulate", profiled_store, "--trace", "poisson:rate=1", *engine)
-    assert (code, "lamella profile" in err) == (2, True)
+    assert code == 2
+    assert f"lamella profile {profiled_store} --context 128 --sequences 2 --layout mapped" in " ".join(err.split())
     code, out, err = run("profile", profiled_store, "--repeats", "1", *engine)
     assert code == 0, err
     assert all(word in out for word in ("int8", "int4", "ms/token"))
@@ -89,6 +92,16 @@ def test_a_store_is_profiled_and_then_simulated(run: Run, profiled_store: Path) 
     code, out, err = run("simulate", profiled_store, "--trace", trace, "--policy", "static:int4", *engine)
     assert code == 0, err
     assert "static:int4" in out
+
+
+def test_an_engine_under_a_ceiling_is_measured_with_its_cells(run: Run, profiled_store: Path) -> None:
+    engine = ("--context", "128", "--sequences", "2", "--layout", "mapped")
+    asked = ("simulate", profiled_store, "--trace", "poisson:rate=1,seconds=60", "--memory", "2GiB", *engine)
+    code, _, err = run(*asked)
+    assert (code, "--cells 256" in " ".join(err.split())) == (2, True)
+    assert run("profile", profiled_store, "--quick", "--cells", "256", *engine)[0] == 0
+    code, _, err = run(*asked)
+    assert code == 0, err
 
 
 SMALL = ("--context", "128", "--sequences", "2", "--layout", "mapped", "--port", "0")
@@ -114,6 +127,11 @@ def ladder_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("--token-p95", "5000", "--policy", "oracle"), "predictive"),
         (("--token-p95", "5000", "--policy", "static:v9"), "v0, v1"),
         (("--token-p95", "5000", "--hold", "-1"), "0 seconds or more"),
+        (("--hold", "nan"), "0 seconds or more"),
+        (("--power", "0"), "power must be a number of W above 0"),
+        (("--longest-step", "inf"), "a number of seconds above 0"),
+        (("--memory", "1GiB", "--device", "RPC0"), "cannot be kept together with a device"),
+        (("--reproducible", "--cells", "256"), "leave --cells 256 away"),
         (("--token-p95", "5000", "--cells", "200"), "n_cells 0, and this one has n_cells 200"),
         (("--objectives", "o.toml", "--token-p95", "80"), "--objectives says everything"),
     ],
@@ -148,7 +166,7 @@ def test_a_profile_of_another_engine_steers_nobody(run: Run, profiled_store: Pat
     [
         (("--token-p95", "5000"), 4),
         (("--token-p95", "5000", "--warm", "3"), 3),
-        (("--token-p95", "5000", "--memory", "2500MiB"), 2),  # half of it holds two
+        (("--token-p95", "5000", "--memory", "2600MiB"), 3),  # half of it holds three
         ((), 2),  # nobody changes the variant by himself
     ],
 )
@@ -162,6 +180,7 @@ def test_a_policy_finds_its_variants_in_memory(
         started.append(engine)
 
     monkeypatch.setattr(api, "serve", serve)
+    monkeypatch.setattr(adapting, "cpu_memory", lambda: CpuMemory(8 << 30, 6 << 30))
     path = tmp_path / "p.json"
     memory_bytes = 1 if "--memory" in arguments else 0
     shape = shape_of(EngineSettings(store="", n_ctx=128, n_sequences=2, layout="mapped", memory_bytes=memory_bytes))

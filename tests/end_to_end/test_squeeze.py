@@ -26,7 +26,7 @@ from lamella.core.units import MIB
 from lamella.llama.pages import drop_from_cache
 from lamella.qos.policies.constraints import RESERVE_BYTES
 from lamella.qos.profiles.documents import to_json
-from lamella.qos.profiling.conditions import shape_of
+from lamella.qos.profiling.shape import shape_of
 from tests.qos.profiles import profile, variant
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(missing() is not None, reason=str(missing()))]

@@ -169,12 +169,29 @@ def test_a_choice_by_hand_holds_for_ever_where_that_is_said(world: World) -> Non
     assert (world.running, world.controller.is_held) == ("large", False)
 
 
+def test_a_choice_that_stands_stays_no_longer_than_is_said_later(world: World) -> None:
+    world.controller.hold_for(math.inf)
+    world.by_hand("tiny")
+    world.now += 1000
+    world.controller.hold_for(20.0)
+    assert world.controller.is_held
+    world.now += 19
+    world.controller.hold_for(math.inf)  # and what is said then is of choices to come
+    assert world.controller.is_held
+    world.now += 2
+    assert not world.controller.is_held
+
+
 def test_a_variant_that_the_policy_does_not_know_stays_until_somebody_chooses_another(world: World) -> None:
     world.wish.unknown = "new"
     world.by_hand("new")
     world.now += HOLD_SECONDS
     world.tick()
     assert (world.running, world.controller.last_reason) == ("new", "no variant 'new' to choose")
+    world.by_hand("tiny")
+    world.now += HOLD_SECONDS
+    world.tick()
+    assert world.running == "large"
 
 
 def test_memory_is_tried_again_soon(world: World) -> None:

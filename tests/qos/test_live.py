@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 import pytest
@@ -171,7 +172,7 @@ def test_few_steps_teach_nothing_and_others_load_is_taken_out() -> None:
 class Server:
     """A control with an engine behind it that only remembers."""
 
-    def __init__(self, hold_seconds: float = 300.0) -> None:
+    def __init__(self, hold_seconds: float | None = 300.0) -> None:
         self.running, self.sample = "v0", Sample(0.0)
         self.hearing = RequestHearing()
         self.control = VariantControl(
@@ -244,6 +245,19 @@ def test_on_and_off_and_the_end_of_a_hold() -> None:
     assert server.document()["control"]["held_until"] is None
     server.tick()
     assert server.running == "v1"
+
+
+@pytest.mark.parametrize(("said", "then_held"), [(None, True), (math.inf, False)])
+def test_a_choice_by_hand_stays_for_ever_only_while_nothing_is_promised(said: float | None, *, then_held: bool) -> None:
+    server = Server(hold_seconds=said)
+    server.control.steer(ladder(), Objectives(memory_bytes=1 << 30), "predictive")
+    asyncio.run(server.control.switch("v2"))
+    control = server.document()["control"]
+    assert (control["is_held"], control["held_until"]) == (True, None)
+    server.control.change(objectives=QUICK)
+    control = server.document()["control"]
+    assert control["is_held"]
+    assert (control["held_until"] is not None) is then_held
 
 
 def test_other_objectives_and_other_policies_while_it_runs() -> None:

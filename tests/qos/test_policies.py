@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lamella.core.errors import InvalidRequest, UnknownVariant
 from lamella.qos.objectives.stated import ClassObjectives, Objectives
 from lamella.qos.policies.constraints import CALM_SECONDS, RESERVE_BYTES
-from lamella.qos.policies.decision import HOLD_SECONDS, LONGEST_HOLD_SECONDS, Policy, PolicyState
+from lamella.qos.policies.decision import LASTING_SECONDS, LONGEST_LASTING_SECONDS, Policy, PolicyState
 from lamella.qos.policies.forecast import Z95, forecast
 from lamella.qos.policies.named import named_policy
 from lamella.qos.policies.predictive import Predictive, caution_of, excess_of, most_loss
@@ -269,7 +269,7 @@ def test_first_tokens_in_time_need_a_variant_that_bears_more_than_the_load_for_a
     assert "1000 ms are promised" in down.reason
     waiting = policy.decide(down.state, Sample(20.0, quiet))
     assert waiting.variant == down.variant
-    up = policy.decide(waiting.state, Sample(20.0 + waiting.state.hold_seconds, quiet))
+    up = policy.decide(waiting.state, Sample(20.0 + waiting.state.lasting_seconds, quiet))
     assert up.variant == "v0"
 
 
@@ -369,10 +369,26 @@ def test_going_up_in_vain_makes_the_next_time_up_come_later() -> None:
     holds = []
     for i in range(8):
         state = state.goes_up("v0", 100.0 * i).goes_down("v1", 100.0 * i + 1)
-        holds.append(state.hold_seconds)
-    assert holds[:3] == [2 * HOLD_SECONDS, 4 * HOLD_SECONDS, 8 * HOLD_SECONDS]
-    assert holds[-1] == LONGEST_HOLD_SECONDS
-    assert state.goes_down("v2", 1e6).hold_seconds == HOLD_SECONDS
+        holds.append(state.lasting_seconds)
+    assert holds[:3] == [2 * LASTING_SECONDS, 4 * LASTING_SECONDS, 8 * LASTING_SECONDS]
+    assert holds[-1] == LONGEST_LASTING_SECONDS
+    assert state.goes_down("v2", 1e6).lasting_seconds == LASTING_SECONDS
+
+
+def test_a_larger_variant_that_makes_memory_short_again_and_again_is_tried_less_and_less() -> None:
+    """Also where nothing is promised: loading it stalls everybody, and they would wait every half minute."""
+    policy, state, ups = Predictive(setting_for(Objectives())), PolicyState("v1"), []
+    for tick in range(4 * 1200):
+        time = tick / 4
+        stalls = state.variant == "v0" and time - state.since >= 1
+        decision = policy.decide(state, Sample(time, memory_stall=0.5 if stalls else 0.0))
+        if (state.variant, decision.variant) == ("v1", "v0"):
+            ups.append(time)
+        state = decision.state
+    waits = [after - before for before, after in itertools.pairwise(ups)]
+    assert waits[0] < CALM_SECONDS + 10
+    assert waits[-1] > CALM_SECONDS + LONGEST_LASTING_SECONDS - 1
+    assert len(ups) < 20
 
 
 def test_threshold_follows_what_was_measured() -> None:

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from lamella import api
-from lamella.api.profiles import keep_learned, profile_file
+from lamella.api.profiles import keep_learned, profile_file, write_profile
 from lamella.api.variants import open_store
 from lamella.batching.loop import EngineLoop
 from lamella.batching.settings import EngineSettings
@@ -22,7 +22,7 @@ from lamella.qos.profiles.documents import EngineShape, Machine, Profile, to_jso
 from lamella.qos.profiles.speed import SpeedModel
 from lamella.qos.profiling.bench import Bench
 from lamella.qos.profiling.energy import EnergyMeter
-from lamella.qos.profiling.points import Points
+from lamella.qos.profiling.points import QUICK, Points
 from lamella.qos.profiling.quiet import MOST_TRIES, Quiet
 from lamella.qos.readers.nvidia import NvidiaReader
 from lamella.qos.readers.processor import ProcessorTimes
@@ -97,10 +97,24 @@ def test_a_kept_profile_that_cannot_be_read_is_measured_anew(engine_settings: En
     _, path = api.profile(engine_settings, cache_folder=tmp_path, points=FEW)
     path.chmod(0o644)
     path.write_text("{")
-    assert api.unmeasured_variants(engine_settings, tmp_path) == ("int4", "int8")
+    assert api.unmeasured_variants(engine_settings, tmp_path, FEW) == ("int4", "int8")
     found, _ = api.profile(engine_settings, cache_folder=tmp_path, points=FEW)
     assert api.find_profile(engine_settings, tmp_path) == found
-    assert api.unmeasured_variants(engine_settings, tmp_path) == ()
+    assert api.unmeasured_variants(engine_settings, tmp_path, FEW) == ()
+
+
+def test_what_was_measured_at_few_points_is_measured_again_at_more(
+    engine_settings: EngineSettings, tmp_path: Path
+) -> None:
+    more = replace(FEW, prompts=(16, 64, 100), sequences=(1, 2, 3, 4))
+    few = replace(FEW, prompts=(16, 64), sequences=(1, 2, 4))
+    api.profile(engine_settings, ["int8"], cache_folder=tmp_path, points=few)
+    assert api.unmeasured_variants(engine_settings, tmp_path, few) == ("int4",)
+    assert api.unmeasured_variants(engine_settings, tmp_path, more) == ("int4", "int8")
+    api.profile(engine_settings, ["int8"], cache_folder=tmp_path, points=more)
+    assert api.unmeasured_variants(engine_settings, tmp_path, more) == ("int4",)
+    found, _ = api.profile(engine_settings, ["int8"], cache_folder=tmp_path, points=few)
+    assert len(found.variants[0].prompt) == 3  # fewer are a part of them
 
 
 def test_what_earlier_versions_kept_is_found(engine_settings: EngineSettings, tmp_path: Path) -> None:
@@ -137,16 +151,24 @@ def test_who_measures_at_the_same_time_takes_nothing_away(engine_settings: Engin
     assert api.read_profile(out) == found
 
 
-def test_what_a_server_learned_leaves_other_variants_as_they_are(tmp_path: Path) -> None:
-    path = tmp_path / "p.json"
-    keep_learned(ladder(3), path)
-    learned = replace(ladder(1), variants=(replace(ladder(1).variants[0], memory_bytes=1),))
-    keep_learned(learned, path)
-    kept = api.read_profile(path).variants
-    assert kept == (*learned.variants, *ladder(3).variants[1:])
+def test_what_a_server_learned_is_kept_and_nothing_else_is_touched(tmp_path: Path) -> None:
+    path, began = tmp_path / "p.json", ladder(3)
+    write_profile(began, path)
+    keep_learned(began, began, path)
+    slower = replace(began.variants[0], memory_bytes=1)
+    keep_learned(replace(began, variants=began.variants[:1]), replace(began, variants=(slower,)), path)
+    assert api.read_profile(path).variants == (slower, *began.variants[1:])
     path.write_text("{")
-    keep_learned(learned, path)
-    assert api.read_profile(path) == learned
+    keep_learned(began, replace(began, variants=(slower,)), path)
+    assert api.read_profile(path).variants == (slower,)
+
+
+def test_what_was_measured_while_a_server_ran_stays(tmp_path: Path) -> None:
+    path, began = tmp_path / "p.json", ladder(2)
+    anew = replace(began, variants=tuple(replace(v, memory_bytes=7) for v in began.variants))
+    write_profile(anew, path)
+    keep_learned(began, replace(began, variants=(replace(began.variants[0], memory_bytes=1), began.variants[1])), path)
+    assert api.read_profile(path) == anew
 
 
 def test_quality_is_measured_where_a_text_is_given(engine_settings: EngineSettings, tmp_path: Path) -> None:
@@ -225,6 +247,25 @@ def test_points_stay_within_the_engine() -> None:
     assert Points().within(EngineShape(5, 512, 300, "F16", "auto")).deep == 276
     with pytest.raises(InvalidRequest, match="at least 128"):
         Points().within(EngineShape(5, 512, 64, "F16", "auto"))
+
+
+@pytest.mark.parametrize("points", [Points(), QUICK])
+@pytest.mark.parametrize("n_cells", [1024, 2048, 4096, 8192])
+def test_points_find_room_in_cells_that_sequences_share(points: Points, n_cells: int) -> None:
+    found = points.within(EngineShape(8, 512, n_cells, "F16", "auto", n_cells=n_cells))
+    written = 2 * points.n_steps  # while the prompts of the others are read, and while they are measured
+    assert max(found.sequences) * (found.deep + written) <= n_cells
+    assert max(found.sequences) * (found.shallow + written) <= n_cells
+    assert all(n * (found.shallow + written) + m <= n_cells for n, m in found.mixed)
+    assert found.mixed
+    with pytest.raises(InvalidRequest, match="512 cells for 8 sequences"):
+        points.within(EngineShape(8, 512, 512, "F16", "auto", n_cells=512))
+
+
+def test_streams_that_share_cells_are_measured_together(engine_settings: EngineSettings, tmp_path: Path) -> None:
+    engine = msgspec.structs.replace(engine_settings, n_ctx=256, n_cells=256)
+    found, _ = api.profile(engine, ["int4"], cache_folder=tmp_path, points=replace(FEW, deep=200))
+    assert {(p.n_sequences, p.depth) for p in found.variants[0].steps} >= {(4, 16.0), (4, 44.0)}
 
 
 def test_energy_is_added_up_over_packages_and_devices(tmp_path: Path) -> None:

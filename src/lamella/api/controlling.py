@@ -13,12 +13,13 @@ import msgspec
 
 from lamella.api.profiles import find_profile, keep_learned, of_served, profile_file, read_profile
 from lamella.core.errors import InvalidRequest
-from lamella.qos.controller import HOLD_SECONDS, LoggedChange
+from lamella.qos.controller import LoggedChange
 from lamella.qos.objectives.feasibility import check_feasible
 from lamella.qos.objectives.stated import Objectives
 from lamella.qos.policies.named import DEFAULT_POLICY, named_policy
 from lamella.qos.policies.setting import Setting
 from lamella.qos.profiles.documents import Profile
+from lamella.qos.profiling.shape import shape_of
 
 if TYPE_CHECKING:
     from lamella.batching.settings import EngineSettings
@@ -39,14 +40,14 @@ class Steering:
         policy: its name.
         profile: of its variants, on this machine.
         kept_in: file that the profile goes back to when it has followed what the server observed; None for none.
-        hold_seconds: how long a switch by hand stays.
+        hold_seconds: how long a switch by hand stays; None as ``VariantControl`` has it.
     """
 
     objectives: Objectives
     policy: str
     profile: Profile
     kept_in: Path | None = None
-    hold_seconds: float = HOLD_SECONDS
+    hold_seconds: float | None = None
 
 
 def steering(
@@ -55,7 +56,7 @@ def steering(
     policy: str = DEFAULT_POLICY,
     *,
     profile: Path | None = None,
-    hold_seconds: float = HOLD_SECONDS,
+    hold_seconds: float | None = None,
     cache_folder: Path,
 ) -> Steering:
     """What a server needs so that a policy decides; all is checked before anything is started.
@@ -65,12 +66,13 @@ def steering(
         profile: a file, which stays as it is; None for what ``lamella profile`` kept of this store on this machine.
 
     Raises:
-        InvalidRequest: impossible objectives, with the nearest that are possible; an unknown policy; nothing was
-            measured on this machine, and how to; the profile is of another engine.
+        ImpossibleObjectives: with the nearest that are possible.
+        InvalidRequest: an unknown policy; nothing was measured on this machine, and how to; the profile is of another
+            engine.
         ArtifactError: the file cannot be read.
         UnknownVariant: a static policy of a variant that the profile has not.
     """
-    if hold_seconds < 0:
+    if hold_seconds is not None and not hold_seconds >= 0:
         raise InvalidRequest(f"a switch by hand holds for 0 seconds or more, not {hold_seconds:g}")
     found = of_served(find_profile(settings, cache_folder) if profile is None else _read(profile, settings), settings)
     setting = Setting.of(found, objectives)
@@ -81,8 +83,6 @@ def steering(
 
 
 def _read(path: Path, settings: EngineSettings) -> Profile:
-    from lamella.qos.profiling.conditions import shape_of
-
     found, wanted = read_profile(path), shape_of(settings)
     there, here = (msgspec.to_builtins(shape) for shape in (found.engine, wanted))
     differing = [name for name in here if there[name] != here[name]]
@@ -118,7 +118,7 @@ def controlled(
             switch=client.switch,
             take=telemetry.take,
             figures=telemetry.figures,
-            hold_seconds=steering.hold_seconds if steering else HOLD_SECONDS,
+            hold_seconds=steering.hold_seconds if steering else None,
             on_change=ChangeLines(on_line),
         )
         if steering is not None:
@@ -126,7 +126,7 @@ def controlled(
         client.watch(hearing)
         yield control
         if steering is not None and steering.kept_in is not None and control.steering is not None:
-            keep_learned(control.steering.profile, steering.kept_in)
+            keep_learned(steering.profile, control.steering.profile, steering.kept_in)
 
 
 class ChangeLines:

@@ -28,6 +28,7 @@ from lamella.qos.profiles.documents import (
     to_json,
 )
 from lamella.qos.profiling.points import Points
+from lamella.qos.profiling.shape import shape_of, shape_options
 from lamella.store.files import new_file
 
 if TYPE_CHECKING:
@@ -70,13 +71,14 @@ def profile(
     again: bool = False,
     on_point: OnPoint = lambda _variant, _done, _total, _what: None,
 ) -> tuple[Profile, Path]:
-    """Measure the variants of a store that the profile does not have yet; each is kept as soon as it is measured.
+    """Measure the variants of a store that the profile does not have yet at these points; each is kept at once.
 
     Args:
         settings: how the server's engine will run.
         variants: names; none: all of the store.
         out: the profile's file; None: one in the cache folder that is found again (``find_profile``).
         exams: measure quality on these; None takes what the plans predict.
+        points: which speeds; None for the usual ones.
         again: measure also what the profile has.
 
     Returns:
@@ -86,7 +88,7 @@ def profile(
         InvalidRequest: ``out`` holds a profile of another model, machine or engine.
         UnknownVariant, StoreError, EngineFailed: a variant is not there or cannot be run.
     """
-    from lamella.qos.profiling.conditions import shape_of, this_machine
+    from lamella.qos.profiling.conditions import this_machine
     from lamella.qos.profiling.energy import EnergyMeter
     from lamella.qos.profiling.measure import measure_variant
 
@@ -94,6 +96,7 @@ def profile(
     chosen = [store.variant(name) for name in variants] or list(store.variants())
     if not chosen:
         raise StoreError(f"{store.path} holds no variant yet; build one with: lamella build MODEL {store.path}")
+    points = points or Points()
     empty = Profile(store.identity, this_machine(settings.n_threads), shape_of(settings))
     path = out or profile_file(empty.model, empty.machine, empty.engine, cache_folder)
     what_is_there = _kept if out is None else _continued  # a file that somebody named is not written over
@@ -103,10 +106,10 @@ def profile(
         if found.idle_watts is None:
             found = replace(found, idle_watts=meter.idle_watts())
         for variant in chosen:
-            known = None if again else _known(found, variant)
+            known = None if again else _known(found, variant, points)
             quality = qualities.get(variant.name) or (known.quality if known else _predicted(variant))
             measured = replace(known, quality=quality) if known else measure_variant(
-                variant, settings, points or Points(), quality,
+                variant, settings, points, quality,
                 other=next((v.name for v in store.readable_variants()[0] if v.name != variant.name), None),
                 meter=meter, idle_watts=found.idle_watts,
                 on_point=lambda done, total, what, name=variant.name: on_point(name, done, total, what),  # type: ignore[misc]
@@ -123,25 +126,34 @@ def find_profile(settings: EngineSettings, cache_folder: Path) -> Profile:
     Raises:
         InvalidRequest: there is none.
     """
-    from lamella.qos.profiling.conditions import shape_of, this_machine
+    from lamella.qos.profiling.conditions import this_machine
 
     identity = open_store(Path(settings.store)).identity
     path = profile_file(identity, this_machine(settings.n_threads), shape_of(settings), cache_folder)
     if not path.is_file():
         raise InvalidRequest(
-            f"the variants of {settings.store} were not measured on this machine for {settings.n_sequences} sequences "
-            f"of {settings.n_ctx} tokens; measure them: lamella profile {settings.store}"
+            f"the variants of {settings.store} were not measured on this machine for such an engine; "
+            f"measure them: {_how_to_measure(settings)}"
         )
     return read_profile(path)
 
 
-def unmeasured_variants(settings: EngineSettings, cache_folder: Path) -> tuple[str, ...]:
-    """Of the variants that an engine serves, those that no kept profile has with the shards that they have now."""
+def _how_to_measure(settings: EngineSettings) -> str:
+    return " ".join(["lamella profile", settings.store, *shape_options(settings)])
+
+
+def unmeasured_variants(settings: EngineSettings, cache_folder: Path, points: Points | None = None) -> tuple[str, ...]:
+    """Of the variants that an engine serves, those that no kept profile has with the shards that they have now.
+
+    Args:
+        points: at which they have to be measured; None for the usual ones.
+    """
+    served = _served_variants(settings)
     try:
         found = find_profile(settings, cache_folder)
     except (InvalidRequest, ArtifactError):  # nothing was measured, or it cannot be read any more
-        return tuple(variant.name for variant in _served_variants(settings))
-    return tuple(variant.name for variant in _served_variants(settings) if _known(found, variant) is None)
+        return tuple(variant.name for variant in served)
+    return tuple(variant.name for variant in served if _known(found, variant, points or Points()) is None)
 
 
 def of_served(profile: Profile, settings: EngineSettings) -> Profile:
@@ -156,15 +168,23 @@ def of_served(profile: Profile, settings: EngineSettings) -> Profile:
         known = ", ".join(sorted(v.name for v in profile.variants)) or "none"
         raise InvalidRequest(
             f"the profile lacks variants that are served: {', '.join(sorted(missing))}; it has: {known}; "
-            f"measure them: lamella profile {settings.store}"
+            f"measure them: {_how_to_measure(settings)}"
         )
     return replace(profile, variants=tuple(v for v in profile.variants if v.name in served))
 
 
-def keep_learned(learned: Profile, path: Path) -> None:
-    """Write what a server has learned of its variants; what the file has of others stays."""
-    together = _with(_kept(path, learned), *learned.variants)
-    write_profile(replace(learned, variants=together.variants), path)
+def keep_learned(began: Profile, learned: Profile, path: Path) -> None:
+    """Write what a server has learned of its variants; what the file has of others stays, and what was measured since.
+
+    Args:
+        began: what the server began with.
+    """
+    before = {variant.name: variant for variant in began.variants}
+    found = _kept(path, replace(learned, variants=()))
+    there = {variant.name: variant for variant in found.variants}
+    changed = [v for v in learned.variants if v != before[v.name] == there.get(v.name, before[v.name])]
+    if changed:
+        write_profile(_with(found, *changed), path)
 
 
 def _served_variants(settings: EngineSettings) -> tuple[Variant, ...]:
@@ -193,10 +213,15 @@ def _kept(path: Path, empty: Profile) -> Profile:
         return empty
 
 
-def _known(profile: Profile, variant: Variant) -> VariantProfile | None:
-    """What is known of exactly these shards."""
-    found = (v for v in profile.variants if v.name == variant.name and v.content == content_of(variant))
-    return next(found, None)
+def _known(profile: Profile, variant: Variant, points: Points) -> VariantProfile | None:
+    """What is known of exactly these shards, if it was measured at these points."""
+    wanted = points.within(profile.engine)
+    for known in profile.variants:
+        if known.name == variant.name and known.content == content_of(variant):
+            has_prompts = {point.n_tokens for point in known.prompt}.issuperset(wanted.prompts)
+            has_steps = {point.n_sequences for point in known.steps}.issuperset(wanted.sequences)
+            return known if has_prompts and has_steps else None
+    return None
 
 
 def _with(profile: Profile, *measured: VariantProfile) -> Profile:

@@ -26,7 +26,6 @@ from lamella.llama.model import Model
 from lamella.llama.sampling import SamplingOptions
 from lamella.planning.words import layer_words
 from lamella.resources.machine import cpu_memory
-from lamella.run.ceiling import NO_CEILING_ON_DEVICES
 from lamella.run.engine import by_size
 from lamella.run.kernel_table import KernelTable, layouts_of
 from lamella.run.layouts import Layout
@@ -62,7 +61,7 @@ class EngineParts:
         Raises:
             LamellaError: as ``run.engine.Engine.open``.
         """
-        _check_possible(settings)
+        settings.check_possible()
         if settings.is_reproducible:
             reproducible.use_plain_products()
         start = time.monotonic()
@@ -182,34 +181,6 @@ class EngineParts:
         if self.embedder is not None:
             self.embedder.close()
         self.loaded.close()
-
-
-def _check_possible(settings: EngineSettings) -> None:
-    """Refuse settings that exclude each other.
-
-    Raises:
-        InvalidRequest: they do.
-    """
-    if (settings.device or settings.layers) and settings.memory_bytes:
-        raise InvalidRequest(NO_CEILING_ON_DEVICES)
-    if settings.device and settings.layers:
-        raise InvalidRequest("either one device, or layers on several")
-    if settings.is_reproducible:
-        _check_reproducible(settings)
-
-
-def _check_reproducible(settings: EngineSettings) -> None:
-    if settings.device:
-        raise InvalidRequest(f"--reproducible is for the CPU; leave --device {settings.device} away")
-    if settings.layers:
-        raise InvalidRequest("--reproducible is for the CPU of one machine, and not for layers on several")
-    if settings.layout == "repacked":
-        raise InvalidRequest("--reproducible reads mapped weights; leave --layout repacked away")
-    if settings.n_cells:
-        raise InvalidRequest(
-            f"--reproducible gives each of {settings.n_sequences} sequences {settings.n_ctx} KV cells of its own; "
-            f"leave --cells {settings.n_cells} away, and lower --context or --sequences where that is too much"
-        )
 
 
 def _context_options(settings: EngineSettings) -> ContextOptions:

@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from lamella.batching.steps import LONGEST_STEP_SECONDS
+from lamella.core.errors import NO_CEILING_ON_DEVICES, InvalidRequest
 
 CELLS_FOR_EACH = 1024
 """KV cells for each sequence, where it is not said how many there shall be."""
@@ -99,6 +100,35 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     def bounded_cells(self) -> int:
         """Tokens that sequences share, where something bounds them: a number that was said, or a memory ceiling.
 
-        0 where nothing does: with plenty of memory each sequence then has cells of its own.
+        0 where nothing does: with plenty of memory each sequence then has cells of its own, and always where answers
+        are reproducible.
         """
+        if self.is_reproducible:
+            return 0
         return self.n_cells or (self.cells if self.memory_bytes else 0)
+
+    def check_possible(self) -> None:
+        """Refuse settings that exclude each other.
+
+        Raises:
+            InvalidRequest: they do.
+        """
+        if (self.device or self.layers) and self.memory_bytes:
+            raise InvalidRequest(NO_CEILING_ON_DEVICES)
+        if self.device and self.layers:
+            raise InvalidRequest("either one device, or layers on several")
+        if self.is_reproducible:
+            self._check_reproducible()
+
+    def _check_reproducible(self) -> None:
+        if self.device:
+            raise InvalidRequest(f"--reproducible is for the CPU; leave --device {self.device} away")
+        if self.layers:
+            raise InvalidRequest("--reproducible is for the CPU of one machine, and not for layers on several")
+        if self.layout == "repacked":
+            raise InvalidRequest("--reproducible reads mapped weights; leave --layout repacked away")
+        if self.n_cells:
+            raise InvalidRequest(
+                f"--reproducible gives each of {self.n_sequences} sequences {self.n_ctx} KV cells of its own; "
+                f"leave --cells {self.n_cells} away, and lower --context or --sequences where that is too much"
+            )

@@ -6,9 +6,9 @@ that the memory of the moment allows, and whoever asks for another one by hand k
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import typer
@@ -16,15 +16,17 @@ import typer
 from lamella import api
 from lamella.batching.settings import EngineSettings
 from lamella.cli.child import lamella_in_child
-from lamella.cli.engine_shape import shape_options
 from lamella.cli.output import note
 from lamella.cli.serve_options import ObjectiveFlags
 from lamella.config import Config
-from lamella.core.errors import InvalidRequest
-from lamella.qos.controller import HOLD_SECONDS
+from lamella.core.errors import INTERRUPTED_EXIT_CODE, TERMINATED_EXIT_CODE, ImpossibleObjectives, UnknownVariant
 from lamella.qos.objectives.stated import Objectives
+from lamella.qos.policies.named import static_variant
+from lamella.qos.profiling.points import QUICK, Points
+from lamella.qos.profiling.shape import shape_options
 from lamella.qos.warmth import warm_variants
 from lamella.resources.machine import cpu_memory
+from lamella.store.store import Store
 
 
 def steered_by(
@@ -33,33 +35,41 @@ def steered_by(
     """Engine and policy under one memory ceiling: the lower one of what the engine and the objectives say.
 
     Raises:
-        InvalidRequest: objectives that cannot be met, a policy that is none.
+        InvalidRequest: objectives that cannot be met, a policy that is none, a ceiling for an engine on a device.
         typer.Exit: the variants could not be measured; why has been said.
     """
     ceilings = [n for n in (engine.memory_bytes, wanted.memory_bytes) if n]
     wanted = replace(wanted, memory_bytes=min(ceilings, default=None))
     engine = msgspec.structs.replace(engine, memory_bytes=min(ceilings, default=0))
-    _measure_missing(engine, promises, [])
-    hold_seconds = HOLD_SECONDS if promises.hold is None else promises.hold
-    return engine, _steering(engine, promises, wanted, hold_seconds)
+    engine.check_possible()
+    code = _measure_missing(engine, promises)
+    if code:
+        raise typer.Exit(code)
+    return engine, _steering(engine, promises, wanted)
 
 
 def adapting(engine: EngineSettings, promises: ObjectiveFlags) -> api.Steering | None:
     """A policy that nothing was promised of: the best variant that memory allows.
 
     Returns:
-        None where it would have nothing to choose, and where the variants do not fit the ceiling as they were measured.
+        None where it would have nothing to choose, where the variants could not be measured, and where they do not
+        fit the ceiling as they were measured: nobody has asked for a policy, and so the server starts without.
 
     Raises:
-        typer.Exit: the variants could not be measured; why has been said.
+        InvalidRequest: a policy or a profile that was named and cannot be used.
+        typer.Exit: somebody ended the measurement.
     """
     if len(engine.variants or ()) < 2:
         return None
-    _measure_missing(engine, promises, ["--quick"])
-    wanted = Objectives(memory_bytes=engine.memory_bytes or None)
+    code = _measure_missing(engine, promises, is_quick=True)
+    if code in (INTERRUPTED_EXIT_CODE, TERMINATED_EXIT_CODE):
+        raise typer.Exit(code)
+    if code:
+        note("the variant changes by hand only: the variants could not be measured")
+        return None
     try:
-        return _steering(engine, promises, wanted, math.inf if promises.hold is None else promises.hold)
-    except InvalidRequest as error:
+        return _steering(engine, promises, Objectives(memory_bytes=engine.memory_bytes or None))
+    except ImpossibleObjectives as error:
         note(f"the variant changes by hand only: {error}")
         return None
 
@@ -72,33 +82,51 @@ def warm_beside(engine: EngineSettings, steering: api.Steering) -> int:
     return warm_variants(steering.profile, min(available, engine.memory_bytes or available))
 
 
-def _steering(
-    engine: EngineSettings, promises: ObjectiveFlags, wanted: Objectives, hold_seconds: float
-) -> api.Steering:
+def _steering(engine: EngineSettings, promises: ObjectiveFlags, wanted: Objectives) -> api.Steering:
     return api.steering(
         engine,
         wanted,
         promises.policy,
         profile=promises.profile,
-        hold_seconds=hold_seconds,
+        hold_seconds=promises.hold,
         cache_folder=Config.from_environment(os.environ).cache_folder,
     )
 
 
-def _measure_missing(engine: EngineSettings, promises: ObjectiveFlags, options: list[str]) -> None:
+def _measure_missing(engine: EngineSettings, promises: ObjectiveFlags, *, is_quick: bool = False) -> int:
     """Measure what is served and was not measured on this machine, once and for all starts to come.
 
     Not where a file says it all.
+
+    Args:
+        is_quick: few points, where nothing is promised that has to be kept from the beginning.
+
+    Returns:
+        An exit code; why it is not 0 has been said.
+
+    Raises:
+        UnknownVariant: a static policy of a variant that is not served.
     """
+    _check_static(engine, promises.policy)
     if promises.profile is not None:
-        return
-    missing = api.unmeasured_variants(engine, Config.from_environment(os.environ).cache_folder)
+        return 0
+    points = QUICK if is_quick else Points()
+    missing = api.unmeasured_variants(engine, Config.from_environment(os.environ).cache_folder, points)
     if not missing:
-        return
+        return 0
     note(
         f"{', '.join(missing)}: measured once on this machine, so that a policy knows what each would do; "
         "Ctrl-C, and it goes on later"
     )
-    code = lamella_in_child(["profile", engine.store, *missing, *options, *shape_options(engine)])
-    if code:
-        raise typer.Exit(code)
+    quick = ["--quick"] if is_quick else []
+    return lamella_in_child(["profile", engine.store, *missing, *quick, *shape_options(engine)])
+
+
+def _check_static(engine: EngineSettings, policy: str) -> None:
+    """A variant that a policy names is served; said before minutes of measuring."""
+    name = static_variant(policy)
+    if name is None:
+        return
+    Store.open(Path(engine.store)).variant(name)
+    if engine.variants is not None and name not in engine.variants:
+        raise UnknownVariant(f"'{name}' is not served; there are: {', '.join(engine.variants)}")

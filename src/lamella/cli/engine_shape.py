@@ -1,17 +1,18 @@
 """The options that make an engine's shape: what changes its speeds or its limits, so that a profile is of one shape.
 
 ``lamella serve`` runs an engine of that shape, ``lamella profile`` measures one, ``lamella simulate`` finds what was
-measured of one; they take the same options with the same defaults.
+measured of one; they take the same options with the same defaults, those of ``EngineSettings``
+(``qos.profiling.shape.shape_options`` is the way back).
 """
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from typing import Annotated
 
 from lamella.batching.settings import EngineSettings
-from lamella.batching.steps import LONGEST_STEP_SECONDS
 from lamella.cli.options import option_under
 from lamella.config import Config
 from lamella.core.errors import InvalidRequest
@@ -19,28 +20,29 @@ from lamella.core.precision import CACHE_TYPES
 from lamella.run.layouts import check_policy
 
 _engine_option = option_under("Engine")
+_USUAL = EngineSettings(store="")
 
 
 @dataclass(frozen=True)
 class ShapeFlags:
     """Limits of an engine, and where and how it computes."""
 
-    context: Annotated[int, _engine_option(help="Most tokens of one request.")] = 4096
-    sequences: Annotated[int, _engine_option(help="Requests that run at once.")] = 8
+    context: Annotated[int, _engine_option(help="Most tokens of one request.")] = _USUAL.n_ctx
+    sequences: Annotated[int, _engine_option(help="Requests that run at once.")] = _USUAL.n_sequences
     cells: Annotated[
         int,
         _engine_option(
             help="Tokens in a KV cache that all requests share; 0: --context for each, if memory is plenty."
         ),
-    ] = 0
+    ] = _USUAL.n_cells
     longest_step: Annotated[
         float,
         _engine_option(
             help="Seconds that a stream may wait for its next token while prompts are read, about.  "
             "Less makes streams smoother and first tokens later."
         ),
-    ] = LONGEST_STEP_SECONDS
-    kv_type: Annotated[str, _engine_option(help="ggml type of the KV cache.")] = "F16"
+    ] = _USUAL.longest_step_seconds
+    kv_type: Annotated[str, _engine_option(help="ggml type of the KV cache.")] = _USUAL.kv_type
     rpc: Annotated[
         list[str] | None,
         _engine_option(
@@ -52,7 +54,7 @@ class ShapeFlags:
         str | None,
         _engine_option(help="Device to run on, as 'lamella devices' names it; default: the CPU. Not with --memory."),
     ] = None
-    layout: Annotated[str, _engine_option(help="How weights are read: auto, mapped, repacked.")] = "auto"
+    layout: Annotated[str, _engine_option(help="How weights are read: auto, mapped, repacked.")] = _USUAL.layout
     reproducible: Annotated[
         bool,
         _engine_option(
@@ -69,13 +71,13 @@ class ShapeFlags:
         """
         self._check()
         config = Config.from_environment(os.environ)
-        return EngineSettings(
+        found = EngineSettings(
             store=store,
             n_ctx=self.context,
             n_cells=self.cells,
             n_sequences=self.sequences,
             longest_step_seconds=self.longest_step,
-            kv_type=self.kv_type,
+            kv_type=self.kv_type.upper(),
             n_threads=config.n_threads,
             layout=check_policy(self.layout),
             rpc=list(self.rpc or ()),
@@ -83,6 +85,8 @@ class ShapeFlags:
             is_reproducible=self.reproducible,
             kernel_file=str(config.cache_folder / "kernels.json"),
         )
+        found.check_possible()
+        return found
 
     def _check(self) -> None:
         if self.sequences < 1:
@@ -93,27 +97,5 @@ class ShapeFlags:
             )
         if self.kv_type.upper() not in CACHE_TYPES:
             raise InvalidRequest(f"'{self.kv_type}' is no KV cache type; known: {', '.join(CACHE_TYPES)}")
-        if not self.longest_step > 0:
-            raise InvalidRequest(f"--longest-step must be positive seconds, not {self.longest_step:g}")
-
-
-def shape_options(settings: EngineSettings) -> list[str]:
-    """The options that make ``lamella profile`` measure an engine of the same shape, where they are not the defaults.
-
-    A memory ceiling shows as the number of cells: that is what it changes of an engine's speed and size.
-    """
-    usual, found = EngineSettings(store=""), []
-    for option, value, default in (
-        ("--context", settings.n_ctx, usual.n_ctx),
-        ("--sequences", settings.n_sequences, usual.n_sequences),
-        ("--cells", settings.bounded_cells, usual.n_cells),
-        ("--longest-step", settings.longest_step_seconds, usual.longest_step_seconds),
-        ("--kv-type", settings.kv_type, usual.kv_type),
-        ("--device", settings.device, usual.device),
-        ("--layout", settings.layout, usual.layout),
-    ):
-        if value != default:
-            found += [option, str(value)]
-    for address in settings.rpc:
-        found += ["--rpc", address]
-    return [*found, "--reproducible"] if settings.is_reproducible else found
+        if not 0 < self.longest_step < math.inf:
+            raise InvalidRequest(f"--longest-step must be a number of seconds above 0, not {self.longest_step:g}")

@@ -21,7 +21,7 @@ def objectives_of_options(
     """
     if file is None:
         return stated_objectives(classes, memory=memory, power=power)
-    if classes or memory or power:
+    if classes or memory or power is not None:
         raise InvalidRequest("--objectives says everything; leave out the options for single objectives")
     return read_objectives(file)
 

@@ -109,7 +109,7 @@ class ServerFlags:
 
 @dataclass(frozen=True)
 class EngineFlags:
-    """How the engine runs, beside its shape: what changes neither speeds nor limits that a profile has."""
+    """How the engine runs, beside its shape; of it ``--memory`` bounds only the cells."""
 
     memory: Annotated[
         str | None,
@@ -138,14 +138,14 @@ class EngineFlags:
         """All but what is served, which may take long to find.
 
         Raises:
-            InvalidRequest: an option that has no meaning.
+            InvalidRequest: an option that has no meaning, or two that exclude each other.
         """
         n_warm = EngineSettings(store="").n_warm if self.warm is None else self.warm
         if n_warm < 1:
             raise InvalidRequest(f"--warm must be at least 1, not {n_warm}")
         if self.pooling not in POOLINGS:
             raise InvalidRequest(f"unknown pooling '{self.pooling}'; known: {', '.join(POOLINGS)}")
-        return msgspec.structs.replace(
+        found = msgspec.structs.replace(
             shape.settings(),
             n_warm=n_warm,
             memory_bytes=parse_bytes(self.memory) if self.memory else 0,
@@ -153,6 +153,8 @@ class EngineFlags:
             check=self.check,
             pooling=cast(Pooling, self.pooling),
         )
+        found.check_possible()
+        return found
 
 
 @dataclass(frozen=True)
@@ -213,10 +215,12 @@ class ObjectiveFlags:
         Raises:
             InvalidRequest: what has no meaning.
         """
+        if self.hold is not None and not self.hold >= 0:
+            raise InvalidRequest(f"a switch by hand holds for 0 seconds or more, not {self.hold:g}")
         if self.has_policy:
             check_policy_name(self.policy)  # also where no objectives ask for one
         promised = [*(self.class_ or ()), *usual_class(self.ttft_p95, self.token_p95, self.quality_floor)]
-        if not (self.objectives or promised or self.power):
+        if not (self.objectives or promised or self.power is not None):
             return None
         if not self.has_policy:
             raise InvalidRequest("--policy off keeps no objectives; leave one of the two out")

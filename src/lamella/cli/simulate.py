@@ -17,6 +17,7 @@ from lamella.cli.options import option_under, plot_option
 from lamella.cli.output import JsonFlag, print_json, progress, say, stdout, table
 from lamella.config import Config
 from lamella.core.errors import InvalidRequest
+from lamella.qos.objectives.stated import Objectives
 from lamella.qos.policies.named import DEFAULT_POLICY, KNOWN
 from lamella.qos.profiles.documents import Profile
 from lamella.qos.simulator.outcome import Outcome
@@ -73,12 +74,12 @@ def simulate(
     """Replay a trace of requests against a profile, in virtual time, and report what was promised and kept."""
     if not slowdown > 0 or queue < 0:
         raise InvalidRequest(f"--slowdown must be above 0 and --queue at least 0, not {slowdown} and {queue}")
-    profile = _profile(target, shape)
     replayed = _trace(trace, faster, seconds)
     if write:
         _write(replayed, write)
     promised = class_ or ([] if objectives else list(replayed.classes()))  # without any, nothing is promised to them
     wanted = objectives_of_options(objectives, promised, memory=memory, power=power)
+    profile = _profile(target, shape, wanted)
     options = ReplayOptions(max_queue=queue, slowdown=slowdown)
     outcomes = []
     names = policy or [DEFAULT_POLICY]
@@ -120,10 +121,12 @@ def show_outcomes(trace: Trace, outcomes: list[Outcome], *, with_changes: bool) 
             say(f"  {change.time:8.1f} s  {change.before} -> {change.after}: {change.reason}")
 
 
-def _profile(target: Path, shape: ShapeFlags) -> Profile:
+def _profile(target: Path, shape: ShapeFlags, wanted: Objectives) -> Profile:
+    """A file's; or what was measured of an engine as a server would have it, under this memory ceiling if any."""
     if not target.is_dir():
         return api.read_profile(target)
-    return api.find_profile(shape.settings(str(target)), Config.from_environment(os.environ).cache_folder)
+    engine = msgspec.structs.replace(shape.settings(str(target)), memory_bytes=wanted.memory_bytes or 0)
+    return api.find_profile(engine, Config.from_environment(os.environ).cache_folder)
 
 
 def _trace(name: str, faster: float, seconds: float | None) -> Trace:

@@ -3,6 +3,7 @@
     LamellaError                 1
     +-- InvalidRequest           2   the caller asked for something that has no meaning
     |   +-- RequestRefused             the engine says why it cannot do a request
+    |   +-- ImpossibleObjectives       no variant can keep them; says which are the nearest that one can
     +-- ModelError               3   the model file cannot be used
     |   +-- NotGguf
     |   +-- TruncatedModel
@@ -34,7 +35,7 @@
         +-- Draining                 it is shutting down
         +-- EngineUnavailable        no engine can be brought up
 
-130 is the exit code of an interrupt (Ctrl-C), as shells have it.
+130 is the exit code of an interrupt (Ctrl-C), 143 that of SIGTERM, as shells have them.
 
 Messages state facts: what was asked, what is there, what would work.  They are turned into an exit
 code once, in ``lamella.cli``.
@@ -47,7 +48,7 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from lamella.core.artifacts import Plan
 
-INTERRUPTED_EXIT_CODE = 130
+INTERRUPTED_EXIT_CODE, TERMINATED_EXIT_CODE = 130, 143
 
 
 class LamellaError(Exception):
@@ -120,6 +121,10 @@ class ExceedsCeiling(LamellaError):
         super().__init__(message)
         self.needed_bytes = needed_bytes
         self.ceiling_bytes = ceiling_bytes
+
+
+NO_CEILING_ON_DEVICES = "a memory ceiling counts host memory; it cannot be kept together with a device"
+"""Said wherever both are asked for."""
 
 
 class NoPlacement(LamellaError):
@@ -219,6 +224,10 @@ class RequestRefused(InvalidRequest):
     def __init__(self, message: str, *, why: str) -> None:
         super().__init__(message)
         self.why = why
+
+
+class ImpossibleObjectives(InvalidRequest):
+    """No variant can keep what was promised, even where one request runs alone."""
 
 
 class Unavailable(LamellaError):

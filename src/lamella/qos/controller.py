@@ -162,6 +162,12 @@ class Controller:
             self._held_until = self._clock() + self.hold_seconds
             return switched
 
+    def hold_for(self, seconds: float) -> None:
+        """Hold the policy for so long after switches by hand; one that stands stays at most so long from now on."""
+        self.hold_seconds = seconds
+        if self._held_until is not None:
+            self._held_until = min(self._held_until, self._clock() + seconds)
+
     def release(self) -> None:
         """Let the policy decide again."""
         self._held_until = None

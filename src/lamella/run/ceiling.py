@@ -18,8 +18,6 @@ from lamella.core.errors import ExceedsCeiling
 from lamella.core.units import format_bytes
 from lamella.run.process_memory import private_bytes
 
-NO_CEILING_ON_DEVICES = "a memory ceiling counts host memory; it cannot be kept together with a device"
-
 
 @dataclass(frozen=True, slots=True)
 class Footprint:

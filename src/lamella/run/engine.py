@@ -25,12 +25,11 @@ from numpy.typing import NDArray
 from lamella.core.artifacts import Variant
 from lamella.core.closing import Closing
 from lamella.core.cores import usable_cores
-from lamella.core.errors import EngineFailed, InvalidRequest, StoreError
+from lamella.core.errors import NO_CEILING_ON_DEVICES, EngineFailed, InvalidRequest, StoreError
 from lamella.llama import chat_template, devices
 from lamella.llama.context import ContextOptions
 from lamella.llama.sampling import Sampler, SamplingOptions
 from lamella.llama.weights import WeightState
-from lamella.run.ceiling import NO_CEILING_ON_DEVICES
 from lamella.run.chat import Message, as_template_messages
 from lamella.run.generation import FinishReason, Generation, Progress, Token
 from lamella.run.kernel_table import KernelTable, layouts_of

@@ -10,6 +10,7 @@ Without ``steer`` nobody decides but hands, and their switches are kept all the 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
@@ -69,7 +70,7 @@ class VariantControl:
         switch: Switch,
         take: Callable[[], Awaitable[Sample]],
         figures: Callable[[], Awaitable[dict[str, Any]]],
-        hold_seconds: float = HOLD_SECONDS,
+        hold_seconds: float | None = None,
         on_change: Callable[[LoggedChange], None] = lambda _: None,
     ) -> None:
         """Nothing is steered yet.
@@ -77,13 +78,13 @@ class VariantControl:
         Args:
             running: the variant that runs now.
             take, figures: a sample for policies, and the same as a document for people.
-            hold_seconds: how long a switch by hand holds the policy.
+            hold_seconds: how long a switch by hand holds the policy; None: ``HOLD_SECONDS``, or until memory is short
+                where nothing is promised.
             on_change: told every change of variant, those that failed too.
         """
         self._hearing, self._figures, self._take = hearing, figures, take
-        self.controller = Controller(
-            None, running, self._sample, switch, hold_seconds=hold_seconds, on_change=on_change
-        )
+        self.controller = Controller(None, running, self._sample, switch, on_change=on_change)
+        self._hold_seconds = hold_seconds
         self.steering: SteeringBasis | None = None
         self._slowdowns: list[float] = []
         self._learned_at = -LEARN_SECONDS
@@ -100,6 +101,8 @@ class VariantControl:
         self.controller.policy = named_policy(policy, setting)
         self.steering = SteeringBasis(profile, objectives, policy)
         self._hearing.objectives = objectives
+        usual = HOLD_SECONDS if objectives.promise_something else math.inf
+        self.controller.hold_for(usual if self._hold_seconds is None else self._hold_seconds)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Decide until told to stop."""
@@ -117,8 +120,8 @@ class VariantControl:
         """
         if self.steering is None:
             raise InvalidRequest(
-                "this server was started without objectives, so that no policy decides; "
-                "start it with --objectives FILE, or with --token-p95 MILLISECONDS"
+                "no policy decides on this server; start it with a model's name and without --policy off, "
+                "or with --objectives FILE, or --token-p95 MILLISECONDS"
             )
         if objectives is not None or policy:
             now = self.steering

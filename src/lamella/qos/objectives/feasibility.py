@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-from lamella.core.errors import InvalidRequest
+from lamella.core.errors import ImpossibleObjectives
 from lamella.core.units import MIB, format_bytes
 from lamella.qos.objectives.stated import ClassObjectives
 from lamella.qos.policies.setting import Rung, Setting
@@ -19,11 +19,11 @@ def check_feasible(setting: Setting) -> None:
     """Refuse what cannot be.
 
     Raises:
-        InvalidRequest: every impossible objective, each with the nearest value that is possible.
+        ImpossibleObjectives: every impossible objective, each with the nearest value that is possible.
     """
     faults = list(_faults(setting))
     if faults:
-        raise InvalidRequest("impossible objectives: " + "; ".join(faults))
+        raise ImpossibleObjectives("impossible objectives: " + "; ".join(faults))
 
 
 def _faults(setting: Setting) -> Iterator[str]:

@@ -69,6 +69,11 @@ class Objectives:
             raise InvalidRequest(f"no objectives for class '{name}'; there are classes: {known}")
         return self.classes[name]
 
+    @property
+    def promise_something(self) -> bool:
+        """Whether there is more to keep than a memory ceiling."""
+        return bool(self.classes) or self.power_watts is not None or self.battery_watts is not None
+
     def watts(self, *, on_battery: bool) -> float | None:
         """The ceiling that holds now."""
         if on_battery and self.battery_watts is not None:

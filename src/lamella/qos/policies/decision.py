@@ -7,9 +7,9 @@ from typing import Protocol
 
 from lamella.qos.policies.sample import Sample
 
-HOLD_SECONDS = 3.0
+LASTING_SECONDS = 3.0
 """A better variant must have been possible for so long."""
-LONGEST_HOLD_SECONDS = 64.0
+LONGEST_LASTING_SECONDS = 64.0
 UNDONE_SECONDS = 10.0
 """A change to a better variant that lasted less was in vain; one that lasted longer was ended by another load."""
 
@@ -23,7 +23,7 @@ class PolicyState:
         since: when it was decided.
         better_since: since when a better variant would do; None when none would.
         went_up_at: when it last changed to a better variant; None if never.
-        hold_seconds: how long a better variant must have been possible; longer after a change that had to be undone.
+        lasting_seconds: for so long a better variant must have been possible; longer after a change that was undone.
         pressed_at: when memory was last short; None if never.
     """
 
@@ -31,7 +31,7 @@ class PolicyState:
     since: float = 0.0
     better_since: float | None = None
     went_up_at: float | None = None
-    hold_seconds: float = HOLD_SECONDS
+    lasting_seconds: float = LASTING_SECONDS
     pressed_at: float | None = None
 
     def stays(self, better_since: float | None = None) -> PolicyState:
@@ -45,11 +45,11 @@ class PolicyState:
     def goes_down(self, variant: str, now: float) -> PolicyState:
         """A worse variant from now on; soon after going up, the next time up takes twice as long (no oscillation)."""
         went_up = self.went_up_at is not None and now - self.went_up_at < UNDONE_SECONDS
-        hold = min(LONGEST_HOLD_SECONDS, 2 * self.hold_seconds) if went_up else HOLD_SECONDS
-        return replace(self, variant=variant, since=now, better_since=None, hold_seconds=hold)
+        lasting = min(LONGEST_LASTING_SECONDS, 2 * self.lasting_seconds) if went_up else LASTING_SECONDS
+        return replace(self, variant=variant, since=now, better_since=None, lasting_seconds=lasting)
 
     def makes_up(self, variant: str, now: float) -> PolicyState:
-        """A worse variant for a while, for streams that were slow; that says nothing against the better one."""
+        """Another variant for a while, for streams that were slow; that says nothing against the better ones."""
         return replace(self, variant=variant, since=now)
 
 

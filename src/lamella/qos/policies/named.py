@@ -21,12 +21,17 @@ def named_policy(name: str, setting: Setting) -> Policy:
         UnknownVariant: ``static`` of a variant that the profile has not.
     """
     check_policy_name(name)
-    kind, _, variant = name.partition(":")
-    if kind == "static":
-        return Static(setting.rung(variant or setting.rungs[0].name).name)
+    if name.partition(":")[0] == "static":
+        return Static(setting.rung(static_variant(name) or setting.rungs[0].name).name)
     if name == "threshold":
         return Threshold(setting)
     return Predictive(setting)
+
+
+def static_variant(name: str) -> str | None:
+    """The variant that a ``static`` policy names; None where none is named."""
+    kind, _, variant = name.partition(":")
+    return variant if kind == "static" and variant else None
 
 
 def check_policy_name(name: str) -> None:

@@ -92,8 +92,9 @@ class Predictive:
         if found is None:
             return Decision(current.name, "everything is met, and nothing better would", state.stays())
         since = sample.time if state.better_since is None else state.better_since
-        is_held = self._promises_first_tokens(sample) and sample.time - since < state.hold_seconds
-        if is_held or sample.time - state.since < found.profile.switch_seconds / SWITCH_SHARE:
+        must_last = state.pressed_at is not None or self._promises_first_tokens(sample)
+        is_too_new = must_last and sample.time - since < state.lasting_seconds
+        if is_too_new or sample.time - state.since < found.profile.switch_seconds / SWITCH_SHARE:
             return Decision(current.name, f"{found.name} would do, but only lately", state.stays(since))
         return self._move(state, sample, found, "everything is within reach there, also if more comes")
 

@@ -56,7 +56,7 @@ class Threshold:
         if not higher or share > ROOM:
             return Decision(current.name, f"at {share:.0%} of what is promised", state.stays())
         since = sample.time if state.better_since is None else state.better_since
-        if sample.time - since < state.hold_seconds:
+        if sample.time - since < state.lasting_seconds:
             return Decision(current.name, "there is room, but only lately", state.stays(since))
         reason = f"at {share:.0%} of what is promised for {sample.time - since:.0f} s"
         return Decision(higher[-1].name, reason, state.goes_up(higher[-1].name, sample.time))

@@ -1,6 +1,6 @@
 """Measuring profiles: the real engine, in this process, asked for one thing at a time.
 
-conditions  what a profile measured here holds for
+conditions  the machine that a profile measured here holds for; shape: the engine
 bench       an engine loop and a front that writes down when it hears of each step
 points      which points are measured
 energy      joules of everything that counts them

@@ -22,10 +22,10 @@ from lamella.qos.profiles.documents import (
     content_of,
 )
 from lamella.qos.profiling.bench import Bench
-from lamella.qos.profiling.conditions import shape_of
 from lamella.qos.profiling.energy import EnergyMeter
 from lamella.qos.profiling.points import Points
 from lamella.qos.profiling.quiet import Quiet
+from lamella.qos.profiling.shape import shape_of
 
 T = TypeVar("T")
 LONG_SECONDS = 3.0

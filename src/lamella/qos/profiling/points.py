@@ -33,22 +33,33 @@ class Points:
     def within(self, shape: EngineShape) -> Points:
         """Those that an engine can be asked for, with its most sequences added.
 
+        Streams write on while the prompts of the others are read, so that each needs more cells than its depth; where
+        cells are shared, all have to find room in them together.
+
         Raises:
-            InvalidRequest: its context is too small for the fewest.
+            InvalidRequest: its context, or what each sequence has of the shared cells, is too small for the fewest.
         """
-        room = shape.n_ctx - self.n_steps - 8
-        if room <= self.shallow or not any(p <= room for p in self.prompts):
-            raise InvalidRequest(f"a context of {shape.n_ctx} tokens is too small to measure in; take at least 128")
-        most = shape.n_sequences
+        most, slack = shape.n_sequences, self.n_steps + 8
+        room = shape.n_ctx - slack
+        together = min(room, shape.n_cells // most - slack - self.n_steps) if shape.n_cells else room
+        if together <= self.shallow or not any(p <= room for p in self.prompts):
+            cells = f" and {shape.n_cells} cells for {most} sequences" if shape.n_cells else ""
+            raise InvalidRequest(
+                f"a context of {shape.n_ctx} tokens{cells} is too small to measure in; take at least 128 for each"
+            )
         return Points(
             prompts=tuple(p for p in self.prompts if p <= room),
             sequences=tuple(sorted({n for n in (*self.sequences, most) if n <= most})),
             shallow=self.shallow,
-            deep=min(self.deep, room),
-            mixed=tuple((n, m) for n, m in self.mixed if n < most and m <= room),
+            deep=min(self.deep, together),
+            mixed=tuple((n, m) for n, m in self.mixed if n < most and m <= room and self._fits(n, m, shape)),
             n_steps=self.n_steps,
             repeats=self.repeats,
         )
+
+    def _fits(self, n_streams: int, n_prompt: int, shape: EngineShape) -> bool:
+        """Whether shared cells hold streams that write and a prompt beside them."""
+        return not shape.n_cells or n_streams * (self.shallow + 2 * self.n_steps + 8) + n_prompt <= shape.n_cells
 
 
 QUICK = Points(
