@@ -7,6 +7,7 @@ import math
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from benchmarks.placements import random_several
@@ -14,8 +15,11 @@ from lamella.core.errors import InvalidRequest, NoPlacement
 from lamella.planning.placement import Cluster, Layer, Link, Node, Option, PlacementProblem, Request, Speed
 from lamella.planning.placement.result import account
 from lamella.planning.placement.several import SeveralProblem, Tenant, place_several, solve_several
+from lamella.planning.placement.several.combining import prices_of
+from lamella.planning.placement.several.joint_bits import joint_bits
 from lamella.planning.placement.several.prices import find_prices
 from lamella.planning.placement.several.problem import several_violations, total
+from lamella.planning.placement.several.quick import Choice, QuickPlanner
 from tests.planning.placement.small import every_placement
 
 
@@ -92,10 +96,54 @@ def test_six_models_on_twenty_nodes_within_all_limits() -> None:
 
 
 def test_more_tries_find_better_placements_and_equal_questions_get_equal_answers() -> None:
-    problem = random_several(1, 5, 10, 6)
+    problem = random_several(2, 6, 12, 8)
     few, many, again = (place_several(problem, tries=tries) for tries in (1, 20, 20))
     assert many.objective < few.objective
     assert many == again
+
+
+def test_models_leave_room_for_one_that_would_find_none() -> None:
+    problem = random_several(6, 6, 12, 8)  # at one to two times the prices five of six find a place
+    assert not several_violations(problem, place_several(problem, tries=20).placements)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_precisions_of_all_models_at_once_are_no_worse_and_within_all_limits(seed: int) -> None:
+    problem = random_several(seed, 4, 8, 6)
+    planners = [QuickPlanner(tenant) for tenant in problem.tenants]
+    memory = np.array([node.memory_bytes for node in problem.cluster.nodes], dtype=np.int64)
+    busy = np.full(len(memory), problem.busy_limit)
+    before: dict[int, Choice] = {}
+    for k, planner in enumerate(planners):  # the first ones take what is best for them
+        left = memory - sum(c.n_bytes for c in before.values()), busy - sum(c.busy for c in before.values())
+        choice = planner.place(*left)
+        if choice is not None:
+            before[k] = choice
+    after = joint_bits(planners, before, memory, busy)
+    assert after is not None
+    assert {k: c.route for k, c in after.items()} == {k: c.route for k, c in before.items()}
+    assert sum(c.cost for c in after.values()) < sum(c.cost for c in before.values())
+    assert np.all(sum(c.n_bytes for c in after.values()) <= memory)
+    assert np.all(sum(c.busy for c in after.values()) <= busy)
+    for k, choice in after.items():
+        arrays = planners[k].arrays
+        assert arrays.loss[np.arange(arrays.n_layers), list(choice.picks)].sum() <= arrays.loss_budget
+
+
+def test_what_one_more_byte_is_worth_while_placements_are_mixed() -> None:
+    """Two models, each for 1 in 10 bytes or for 3 in 5, on 12 bytes: 2 are saved for 5 bytes more."""
+    seen = {k: [_choice(1.0, 10), _choice(3.0, 5)] for k in range(2)}
+    found = prices_of(seen, np.array([12], dtype=np.int64), np.array([1.0]))
+    assert found is not None
+    assert (found.memory.tolist(), found.time.tolist()) == ([pytest.approx(0.4)], [0.0])
+    plenty = prices_of(seen, np.array([20], dtype=np.int64), np.array([1.0]))
+    assert plenty is not None
+    assert plenty.memory.tolist() == [0.0]
+    assert prices_of({0: []}, np.array([12], dtype=np.int64), np.array([1.0])) is None
+
+
+def _choice(cost: float, n_bytes: int) -> Choice:
+    return Choice((), (n_bytes,), cost, np.array([n_bytes], dtype=np.int64), np.zeros(1))
 
 
 def test_a_busy_node_is_left_to_others() -> None:

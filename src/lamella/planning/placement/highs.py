@@ -51,6 +51,22 @@ class Answer:
     bound: float
 
 
+def row_prices(costs: Floats, rows: Rows) -> Floats | None:
+    """What one more of each row's limit would save, were the variables shares; None where there is no choice."""
+    import highspy
+
+    model: Any = highspy.Highs()  # type: ignore[no-untyped-call]
+    model.setOptionValue("output_flag", False)  # an option's value
+    model.setOptionValue("threads", 1)
+    program = _program(highspy, costs, rows)
+    program.integrality_ = []
+    model.passModel(program)
+    model.run()
+    if model.getModelStatus() != highspy.HighsModelStatus.kOptimal:
+        return None
+    return -np.array(model.getSolution().row_dual)
+
+
 def solve(costs: Floats, rows: Rows, *, gap: float, most_nodes: int, cutoff: float = np.inf) -> Answer:
     """Minimise over binary variables.
 

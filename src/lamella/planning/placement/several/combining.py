@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lamella.planning.placement.arrays import Floats, Ints
-from lamella.planning.placement.highs import Rows, solve
+from lamella.planning.placement.highs import Rows, row_prices, solve
 from lamella.planning.placement.several.prices import Shared
 from lamella.planning.placement.several.quick import Choice
 
@@ -44,6 +44,39 @@ def combine(
     used, taken = sum(c.n_bytes for c in found.values()), sum(c.busy for c in found.values())
     kept = found.keys() >= known.keys() and bool(np.all(used <= memory) and np.all(taken <= busy))
     return found if kept else dict(known)
+
+
+def prices_of(seen: Mapping[int, Sequence[Choice]], memory: Ints, busy: Floats) -> Shared | None:
+    """Prices at which each model would just mix the placements that were seen of it; None where some has none.
+
+    A placement that costs less at these prices than those seen may be a part of better choices (column generation;
+    Dantzig, Wolfe 1960).  A model may go without a place, at the dearest price.
+    """
+    choices = [(k, choice) for k, of_model in seen.items() for choice in of_model]
+    if not all(seen.values()):
+        return None
+    costs = np.array([choice.cost for _, choice in choices], dtype=np.float64)
+    without = np.full(len(seen), _PRIZE * float(costs.max()))
+    rows, models = Rows(), np.array([model for model, _ in choices])
+    for i, model in enumerate(seen):
+        columns = [*np.flatnonzero(models == model).tolist(), len(choices) + i]
+        rows.add(1.0, 1.0, ((column, 1.0) for column in columns))
+    limits: list[tuple[int, int, float]] = []
+    for kind, taken, limit in (
+        (0, np.array([choice.n_bytes for _, choice in choices], dtype=np.float64), memory.astype(np.float64)),
+        (1, np.array([choice.busy for _, choice in choices]), busy),
+    ):
+        for node in np.flatnonzero(taken.any(axis=0) & (limit > 0)).tolist():
+            column = taken[:, node] / limit[node]
+            rows.add(-np.inf, 1.0, ((int(v), float(column[v])) for v in np.flatnonzero(column)))
+            limits.append((kind, node, float(limit[node])))
+    found = row_prices(np.concatenate([costs, without]), rows)
+    if found is None:
+        return None
+    prices = np.zeros((2, len(memory)))
+    for (kind, node, scale), price in zip(limits, found[len(seen) :], strict=True):
+        prices[kind, node] = max(0.0, float(price)) / scale
+    return Shared(prices[0], prices[1])
 
 
 def _limits(choices: Sequence[tuple[int, Choice]], known: Mapping[int, Choice], memory: Ints, busy: Floats) -> Rows:

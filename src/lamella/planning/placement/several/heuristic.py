@@ -6,7 +6,10 @@
 3. A few models that meet on the same nodes are taken out and placed again, in another order, at shaken prices, with
    some nodes hidden; then each once more at true cost.  What is not much worse is gone on from (Dueck 1993: record to
    record travel).
-4. Now and then an integer program chooses one for each model of all placements seen (``combining``).
+4. Now and then an integer program chooses one for each model of all placements seen (``combining``), and another one
+   the precisions of all of them on the routes that they have (``joint_bits``).
+
+While a model has no place, the others pay several times the prices: they leave more room than is cheapest for them.
 
 Nothing is drawn from a clock: equal questions get equal answers.
 """
@@ -22,7 +25,8 @@ import numpy as np
 from lamella.core.errors import NoPlacement
 from lamella.planning.placement.arrays import Floats, Ints, Route, to_placement
 from lamella.planning.placement.result import account
-from lamella.planning.placement.several.combining import combine
+from lamella.planning.placement.several.combining import combine, prices_of
+from lamella.planning.placement.several.joint_bits import joint_bits
 from lamella.planning.placement.several.prices import Dual, Shared, find_prices
 from lamella.planning.placement.several.problem import (
     SeveralProblem,
@@ -42,10 +46,14 @@ _GROUP = 4
 """Models placed again at once, at most."""
 _ORDERS, _SHARES = 3, (1.0, 0.5, 0.0, 2.0)
 """Of models at first, and the shares of the prices that they pay while they are placed."""
+_FRUGAL_SHARES = (2.0, 4.0, 8.0, 16.0)
+"""The same while a model has no place."""
 _SPREAD, _HIDDEN = 1.0, (0.0, 0.1, 0.3)
 """Of the lognormal factors that shake prices, and shares of the nodes that are hidden."""
 _SLACK = 0.03
 """Share of the best cost by which the next choices may be worse, at first; it falls to nothing."""
+_ROUNDS = 10
+"""Of placing each model alone at prices of what was seen, before it is combined."""
 _HOPELESS = 0.8
 """Share of its cost that placing again at true cost may leave."""
 
@@ -106,8 +114,9 @@ class _Search:
         """Place them one after another, in some orders."""
         alone = [self._place(k, {}) for k in range(len(self._tenants))]
         self._wanted = [np.flatnonzero(c.n_bytes) if c else np.array([], dtype=np.int64) for c in alone]
-        starts = (self._in_order(order, share) for order in self._orders() for share in _SHARES)
-        self._best = min(starts, key=_worth)
+        self._best = min(self._starts(_SHARES), key=_worth)
+        if not self._is_complete(self._best):
+            self._best = min((*self._starts(_FRUGAL_SHARES), self._best), key=_worth)
 
     def improve(self, tries: int) -> None:
         """Place a few models again, many times, and combine what was seen; few models are begun with anew between."""
@@ -115,7 +124,29 @@ class _Search:
         phases = _BEGINNINGS if few else _PHASES
         for phase in range(phases):
             self._travel(self._fresh() if phase and few else self._best, math.ceil(tries / phases))
-            self._combine()
+            self._combine(self._generate(_ROUNDS))
+            self._share_out()
+
+    def _generate(self, rounds: int) -> Shared:
+        """Placements that are cheap at the prices at which those seen would be mixed; returns the last prices."""
+        prices = self._prices
+        for _ in range(rounds):
+            mixing = prices_of({k: list(of.values()) for k, of in enumerate(self._seen)}, self._memory, self._busy)
+            if mixing is None:
+                break
+            prices = mixing
+            before = sum(map(len, self._seen))
+            for k in range(len(self._tenants)):
+                self._place(k, {}, prices)
+            if sum(map(len, self._seen)) == before:
+                break
+        return prices
+
+    def _starts(self, shares: Sequence[float]) -> Iterator[_Choices]:
+        return (self._in_order(order, share) for order in self._orders() for share in shares)
+
+    def _is_complete(self, choices: _Choices) -> bool:
+        return len(choices) == len(self._tenants)
 
     def _travel(self, current: _Choices, tries: int) -> None:
         record = current
@@ -137,11 +168,17 @@ class _Search:
             choices[k] = self._planners[k].polish(choice, *self._left(choices, k))
         return choices
 
-    def _combine(self) -> None:
-        """One placement of each model, of all that were seen."""
+    def _combine(self, prices: Shared) -> None:
+        """One placement of each model, of all that were seen, the most promising ones at these prices."""
         seen = {k: list(of_model.values()) for k, of_model in enumerate(self._seen)}
-        found = combine(seen, self._best, self._memory, self._busy, self._prices)
+        found = combine(seen, self._best, self._memory, self._busy, prices)
         self._best = min(found, self._best, key=_worth)
+
+    def _share_out(self) -> None:
+        """The best precisions of all models on the routes that they have."""
+        found = joint_bits(self._planners, self._best, self._memory, self._busy)
+        if found is not None:
+            self._best = {k: self._seen[k].setdefault((c.route, c.picks), c) for k, c in found.items()}
 
     def _orders(self) -> Iterator[Sequence[int]]:
         """By size, by how much their time counts, and at random."""
@@ -162,9 +199,10 @@ class _Search:
     def _again(self, before: _Choices, record: _Choices) -> _Choices:
         """Place a group again on what the others leave."""
         group = self._group(before)
+        shares = _SHARES if self._is_complete(before) else _FRUGAL_SHARES
         choices = {k: c for k, c in before.items() if k not in group}
         for k in group if len(group) > 1 else ():
-            self._put(choices, k, self._place(k, choices, self._shaken(), self._hidden()))
+            self._put(choices, k, self._place(k, choices, self._shaken(self._prices, shares), self._hidden()))
         if len(group) == 1 or _worth(choices, 1 / _HOPELESS) < _worth(record):
             self._once_more(choices, group)
         return choices
@@ -183,8 +221,8 @@ class _Search:
         return group
 
     def _once_more(self, choices: dict[int, Choice], order: Sequence[int]) -> None:
-        """Place each again at true cost."""
-        for k in order:
+        """Place each again at true cost; only those without a place where there are any, who need what is left."""
+        for k in [k for k in order if k not in choices] or order:
             self._put(choices, k, self._place(k, choices))
 
     @staticmethod
@@ -211,10 +249,10 @@ class _Search:
                 busy -= choice.busy
         return memory, busy
 
-    def _shaken(self) -> Shared:
+    def _shaken(self, prices: Shared, shares: Sequence[float]) -> Shared:
         """Each node's prices times a random factor: other nodes are spared each time."""
         factors = np.array([self._draw.lognormvariate(0, _SPREAD) for _ in self._memory])
-        return _scaled(self._prices, self._draw.choice(_SHARES) * factors)
+        return _scaled(prices, self._draw.choice(shares) * factors)
 
     def _hidden(self) -> Ints:
         share = self._draw.choice(_HIDDEN)

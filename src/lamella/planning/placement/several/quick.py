@@ -51,12 +51,19 @@ class Choice:
 
 
 class QuickPlanner:
-    """Places one model again and again.  It remembers the last price on loss, where the next search begins."""
+    """Places one model again and again.  It remembers the last price on loss, where the next search begins.
+
+    Attributes:
+        arrays: the model's question.
+        rate: requests per second.
+        weight: of its seconds.
+    """
 
     def __init__(self, tenant: Tenant) -> None:
         """Write the model's question as arrays, once."""
         self.arrays = to_arrays(tenant.problem)
-        self._tenant, self._rate = tenant, tenant.requests_per_second
+        self.rate, self.weight = tenant.requests_per_second, tenant.weight
+        self._tenant = tenant
         self._buffers, self._pass_seconds = buffers_of(tenant), pass_seconds_of(tenant)
         self._known: float | None = None
 
@@ -104,12 +111,12 @@ class QuickPlanner:
         n_bytes[used] += self._buffers[used]
         seconds[used] += self._pass_seconds[used]
         cost = float(self.arrays.cost[layers, nodes, picks].sum()) + route_cost(self.arrays, route)
-        return Choice(route, tuple(int(p) for p in picks), self._tenant.weight * cost, n_bytes, self._rate * seconds)
+        return Choice(route, tuple(int(p) for p in picks), self.weight * cost, n_bytes, self.rate * seconds)
 
     def _left(self, memory: Ints, time: Floats) -> Arrays:
         limit = self.arrays.seconds_limit
-        if self._rate > 0:
-            limit = np.maximum(time, 0.0) / self._rate - self._pass_seconds
+        if self.rate > 0:
+            limit = np.maximum(time, 0.0) / self.rate - self._pass_seconds
         return replace(self.arrays, capacity=memory - self._buffers, seconds_limit=limit)
 
 
