@@ -13,7 +13,7 @@ from lamella.core.errors import StoreFormatError
 from lamella.remote.serving import StoreServer
 from lamella.store.layout import Layout
 from lamella.store.store import Store
-from tests.store.conftest import MakeVariant
+from tests.store.conftest import IDENTITY, MakeVariant, add_shard
 
 
 @pytest.fixture
@@ -25,7 +25,13 @@ def outside(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["incoming", "leases", "shards", "variants", "recipes", "pins", "origins", "sources"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "incoming", "leases", "shards", "variants", "recipes", "pins", "origins", "sources",
+        "shards/ab", "recipes/ab", "dropped/ab", "origins/ab", "variants/w", "use/w",
+    ],
+)  # fmt: skip
 def test_a_folder_that_leads_out_is_refused_before_anything_is_written(
     store: Store, make_variant: MakeVariant, outside: Path, name: str
 ) -> None:
@@ -33,10 +39,37 @@ def test_a_folder_that_leads_out_is_refused_before_anything_is_written(
     folder = store.path / name
     if folder.exists():
         shutil.rmtree(folder)
+    folder.parent.mkdir(exist_ok=True)
     folder.symlink_to(outside)
     with pytest.raises(StoreFormatError, match=f"{name} leads out of the store, to {outside}"):
         Store.open(store.path)
     assert [path.name for path in outside.iterdir()] == ["private"]
+
+
+def test_a_note_of_use_makes_no_file_outside(store: Store, make_variant: MakeVariant, outside: Path) -> None:
+    make_variant("v", b"a")
+    (store.path / "use").mkdir(exist_ok=True)
+    (store.path / "use" / "v").symlink_to(outside / "new")  # there is no such file yet
+    with pytest.raises(StoreFormatError, match="use/v leads out of the store"):
+        Store.open(store.path)
+
+
+def test_shards_of_another_store_that_are_linked_in_are_not_collected(store: Store, tmp_path: Path) -> None:
+    other = Store.create(tmp_path / "other", IDENTITY)
+    shard = add_shard(other, "layer 0", b"theirs")
+    linked = store.path / "shards" / shard.id[:2]
+    linked.parent.mkdir(exist_ok=True)
+    linked.symlink_to(other.shard_path(shard.id).parent)
+    with pytest.raises(StoreFormatError, match="leads out of the store"):
+        Store.open(store.path).collect_garbage()
+    assert other.has_shard(shard)
+
+
+def test_a_link_to_itself_leads_nowhere(store: Store, make_variant: MakeVariant) -> None:
+    made = make_variant("v", b"a")
+    (store.path / "use").mkdir(exist_ok=True)
+    (store.path / "use" / "v").symlink_to("v")
+    assert Store.open(store.path).ready_paths(made)
 
 
 def test_a_store_document_that_leads_out_is_refused(store: Store, outside: Path) -> None:

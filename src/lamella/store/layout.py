@@ -8,6 +8,8 @@ path, so nothing can lead out of the store.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,9 +21,10 @@ STORE_FORMAT = "lamella.store"
 RECIPE_FORMAT = "lamella.recipe"
 FORMAT_VERSION = 1
 CLAIM_SUFFIX = ".claim"
-_FOLDERS = (
-    "incoming", "leases", "shards", "variants", "recipes", "pins", "use", "dropped", "origins", "sources", "importance"
-)  # fmt: skip
+_DOCUMENTS = ("store.json", "quota.json", "lock")
+_PASSING = ("incoming", "leases")
+"""Folders whose entries are made under new names, opened without following links, and removed, link and not target."""
+_KEPT = ("shards", "variants", "recipes", "pins", "use", "dropped", "origins", "sources", "importance")
 
 _VARIANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LEASE_NAME = re.compile(r"[0-9a-f]{32}")
@@ -76,14 +79,19 @@ class Layout:
         return sorted(path for path in self.leases.iterdir() if _LEASE_NAME.fullmatch(path.name))
 
     def link_outside(self) -> Path | None:
-        """A folder or document of the store that is a link to somewhere else, if there is one.
+        """A folder of the store, an entry of one, or a document that is a link to somewhere else, if there is one.
 
-        Whoever packed a store may have laid such links; what is written into it would land there.
+        Whoever packed a store may have laid such links; what is written into it or deleted from it would be so there.
         """
-        names = (*_FOLDERS, "store.json", "quota.json", "lock")
-        links = (path for name in names if (path := self.root / name).is_symlink())
-        root = self.root.resolve()
-        return next((path for path in links if not path.resolve().is_relative_to(root)), None)
+        root = os.path.realpath(self.root)
+        outside = (path for path in self._links() if not Path(os.path.realpath(path)).is_relative_to(root))
+        return next(outside, None)
+
+    def _links(self) -> Iterator[Path]:
+        yield from (path for name in (*_DOCUMENTS, *_PASSING, *_KEPT) if (path := self.root / name).is_symlink())
+        for name in _KEPT:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.root / name) as entries:
+                yield from (Path(entry.path) for entry in entries if entry.is_symlink())
 
     def is_inside(self, path: Path) -> bool:
         """Whether a path below the root leads to something below it, whatever links there are on the way."""
