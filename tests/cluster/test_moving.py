@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lamella.api import serving
 from lamella.api.served_cluster import models_of
 from lamella.batching.messages import CacheSaved
 from lamella.batching.settings import EngineSettings
@@ -292,6 +293,25 @@ def test_a_fault_that_stays_is_told_once_and_again_when_it_comes_back(
 
 def test_looks_that_fail_one_after_the_other_are_further_and_further_apart() -> None:
     assert [pause_seconds(n) for n in range(8)] == [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0]
+    assert pause_seconds(5000) == 8.0  # hours of them
+
+
+def test_what_ends_beside_the_server_by_a_fault_is_told() -> None:
+    lines: list[str] = []
+
+    async def faulty() -> None:
+        raise OverflowError("too large")
+
+    async def main() -> None:
+        async with serving._beside(faulty(), lines.append):
+            await asyncio.sleep(0.05)
+            assert lines == ["what goes on beside the server has ended, by a fault: OverflowError: too large"]
+        async with serving._beside(asyncio.sleep(60), lines.append):
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert len(lines) == 1  # what is ended with the server is no fault
+
+    asyncio.run(main())
 
 
 def test_a_home_that_is_slower_by_more_than_the_gain_is_left_and_by_less_kept(models: list[ServedModel]) -> None:

@@ -103,7 +103,7 @@ async def serve(
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(client.close)
         if beside is not None:
-            await stack.enter_async_context(_beside(beside(client)))
+            await stack.enter_async_context(_beside(beside(client), on_line))
         await client.start()
         facts = client.facts
         assert facts is not None  # it has started
@@ -123,9 +123,15 @@ async def serve(
 
 
 @contextlib.asynccontextmanager
-async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Something that goes on for as long as the block does."""
+async def _beside(work: Coroutine[Any, Any, None], on_line: Callable[[str], None]) -> AsyncIterator[None]:
+    """Something that goes on for as long as the block does; should it end by a fault, that is told at once."""
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            on_line(f"what goes on beside the server has ended, by a fault: {type(error).__name__}: {error}")
+
     task = asyncio.create_task(work)
+    task.add_done_callback(ended)
     try:
         yield
     finally:

@@ -38,6 +38,7 @@ from lamella.core.units import format_bytes
 TICK_SECONDS = 0.25
 LONGEST_PAUSE_SECONDS = 8.0
 """Between two looks where one after the other fails."""
+_MOST_DOUBLINGS = 16  # far beyond the longest pause; 2.0 ** 1024 is more than a float holds
 READY_SECONDS = 30.0
 """For a node to begin another session."""
 SAVE_SECONDS = 30.0
@@ -268,7 +269,7 @@ class Mover:
 
 def pause_seconds(n_failures: int) -> float:
     """Until the next look, after so many in a row that failed."""
-    return float(min(LONGEST_PAUSE_SECONDS, TICK_SECONDS * 2**n_failures))
+    return min(LONGEST_PAUSE_SECONDS, TICK_SECONDS * 2.0 ** min(n_failures, _MOST_DOUBLINGS))
 
 
 def layers_at(layers: Sequence[LayersOf], nodes: Mapping[str, Forwarder]) -> list[LayersAt]:
