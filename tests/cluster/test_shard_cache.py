@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import pytest
 from lamella.cluster import shard_cache
 from lamella.cluster.shard_cache import ShardCache
 from lamella.core.artifacts import ShardRef
-from lamella.core.errors import StorageFailed
+from lamella.core.errors import StorageFailed, StoreBusy
 from lamella.remote.remote_store import RemoteStore
 from lamella.store.layout import Layout
 from lamella.store.store import Store
 from tests.cluster.test_node import layer_shards
+from tests.fakes.disks import small_disk
 from tests.fakes.web import serving_store
 
 
@@ -27,10 +29,13 @@ def large(store: Store) -> list[ShardRef]:
 @pytest.fixture
 def cache(store: Store, large: Sequence[ShardRef], tmp_path: Path) -> ShardCache:
     """With the layers of the largest variant."""
-    found = ShardCache(tmp_path / "cache")
+    return filled(ShardCache(tmp_path / "cache"), store, large)
+
+
+def filled(cache: ShardCache, store: Store, shards: Sequence[ShardRef]) -> ShardCache:
     with serving_store(store.path) as server, RemoteStore(server.url) as remote:
-        found.bring(store.identity, large, remote)
-    return found
+        cache.bring(store.identity, shards, remote)
+    return cache
 
 
 def shard_file(folder: Path, shard: ShardRef) -> Path:
@@ -75,3 +80,25 @@ def test_a_shard_that_goes_while_they_are_counted_is_not_counted(
 
     monkeypatch.setattr(Layout, "shard_files", with_one_that_has_gone)
     assert cache.usage() == (sum(shard.n_bytes for shard in large), len(large))
+
+
+def test_a_session_begins_where_the_cache_has_filled_the_disk(
+    store: Store, large: Sequence[ShardRef], tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", 16 << 20) as disk:
+        cache = filled(ShardCache(disk / "cache"), store, large)
+        with contextlib.suppress(OSError), (disk / "more").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        with cache.hold(large) as held:
+            assert {found.path for found in held.tensors.values()} == {shard_file(disk, shard) for shard in large}
+
+
+def test_what_was_brought_is_there_though_nothing_can_be_removed_now(
+    store: Store, large: Sequence[ShardRef], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(_: Store) -> Any:
+        raise StoreBusy("somebody reads it who could not write a lease")
+
+    monkeypatch.setattr(Store, "collect_garbage", busy)
+    assert filled(ShardCache(tmp_path / "cache", limit_bytes=1), store, large).usage()[1] == len(large)

@@ -18,7 +18,7 @@ import msgspec
 from lamella.cluster.rpc_stream import LEAST_KNOWN_BYTES, Slice
 from lamella.core.artifacts import ShardRef
 from lamella.core.closing import Closing
-from lamella.core.errors import InvalidRequest, RemoteInvalid
+from lamella.core.errors import InvalidRequest, RemoteInvalid, StoreBusy
 from lamella.core.foreign import UNREADABLE
 from lamella.core.model import ModelIdentity
 from lamella.llama.gguf import padding
@@ -82,13 +82,15 @@ class ShardCache:
     def hold(self, shards: Sequence[ShardRef]) -> HeldShards:
         """Keep those of some shards that are here; one whose header is damaged has no tensor that anybody could find.
 
+        A full disk is no reason against it: the cache itself may have filled it.
+
         Raises:
             StorageFailed: the file system refused; nothing is kept then.
         """
         with contextlib.ExitStack() as leases:
             tensors: dict[bytes, Slice] = {}
             for store in self._stores():
-                lease = leases.enter_context(store.lease())
+                lease = leases.enter_context(store.lease(reading=True))
                 lease.protect(shard.id for shard in shards)
                 for shard in shards:
                     if store.has_shard(shard):
@@ -120,7 +122,8 @@ class ShardCache:
     def _keep_below_the_limit(self) -> None:
         if self._limit_bytes and self.usage()[0] > self._limit_bytes:
             for store in self._stores():
-                store.collect_garbage()
+                with contextlib.suppress(StoreBusy):  # a session could not write its lease: next time
+                    store.collect_garbage()
 
 
 def _tensors(store: Store, shard: ShardRef) -> dict[bytes, Slice]:
