@@ -58,6 +58,19 @@ def test_what_could_not_be_held_as_a_whole_is_not_held_at_all(
         assert [path for folder in tmp_path.rglob("leases") for path in folder.iterdir()]
 
 
+def test_what_was_brought_is_not_hashed_when_it_is_held(
+    cache: ShardCache, large: Sequence[ShardRef], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed = {digest for shard in large for digest in shard_cache._hashed(shard_file(tmp_path, shard), shard)}
+
+    def slow(*_: Any) -> Any:
+        raise AssertionError("the coordinator waits")
+
+    monkeypatch.setattr(shard_cache, "_hashed", slow)
+    with cache.hold(large) as held:
+        assert set(held.tensors) == hashed
+
+
 def test_a_file_whose_header_is_damaged_costs_its_own_tensors_only(
     cache: ShardCache, large: Sequence[ShardRef], tmp_path: Path
 ) -> None:
@@ -65,6 +78,8 @@ def test_a_file_whose_header_is_damaged_costs_its_own_tensors_only(
     damaged = b"XXXX" + path.read_bytes()[4:]
     path.unlink()
     path.write_bytes(damaged)
+    for note in tmp_path.rglob("digests/*"):
+        note.unlink()
     with cache.hold(large) as held:
         assert {found.path for found in held.tensors.values()} == {shard_file(tmp_path, shard) for shard in large[1:]}
 

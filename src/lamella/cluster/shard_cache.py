@@ -63,6 +63,8 @@ class ShardCache:
     def bring(self, model: ModelIdentity, shards: Sequence[ShardRef], remote: RemoteStore) -> tuple[int, int]:
         """Have shards of a model; returns how many were missing, and the bytes that travelled for them.
 
+        Their tensors are hashed here, where nobody waits for an answer within seconds, and not when they are held.
+
         Raises:
             RemoteFailed: not reached, refused, or not what it should be; what arrived stays for the next time.
             StorageFailed: the file system refused.
@@ -76,6 +78,9 @@ class ShardCache:
                 with contextlib.closing(fetch_shard(remote, shard, Layout(store.path).incoming)) as part:
                     part.flush()
                     lease.place(part, shard.id)
+            for shard in dict.fromkeys(shards):
+                with contextlib.suppress(RemoteInvalid):  # its header: see ``hold``
+                    _tensors(store, shard)
             self._keep_below_the_limit()
         return len(missing), remote.moved_bytes - before
 
