@@ -101,3 +101,18 @@ def test_a_cached_file_that_was_cut_short_is_an_error_and_no_short_message(tmp_p
     back = Expand({digest: Slice(tmp_path / "shard", 0, 5000)}.get)
     with pytest.raises(RemoteInvalid, match="shorter"):
         list(back(request(KNOWN_TENSOR, bytes(TENSOR_HEAD_BYTES) + digest)))
+
+
+@pytest.mark.parametrize("size", [2000, 300_000])
+def test_known_data_that_is_damaged_is_told_and_never_whole_at_the_rpc_server(tmp_path: Path, size: int) -> None:
+    data = bytearray(size)
+    digest = hashlib.sha256(data).digest()
+    data[777] ^= 1
+    (tmp_path / "shard").write_bytes(data)
+    told: list[bytes] = []
+    back = Expand({digest: Slice(tmp_path / "shard", 0, size)}.get, lambda found, why: told.append(found))
+    left: list[bytes] = []
+    with pytest.raises(RemoteInvalid, match="damaged"):
+        left.extend(back(request(KNOWN_TENSOR, bytes(TENSOR_HEAD_BYTES) + digest)))
+    assert told == [digest]
+    assert 0 < len(b"".join(left)) < REQUEST_HEAD_BYTES + TENSOR_HEAD_BYTES + size

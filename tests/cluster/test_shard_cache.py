@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from lamella.cluster import shard_cache
+from lamella.cluster.rpc_stream import KNOWN_TENSOR, TENSOR_HEAD_BYTES, Expand, Slice
 from lamella.cluster.shard_cache import ShardCache
 from lamella.core.artifacts import ShardRef
-from lamella.core.errors import StorageFailed, StoreBusy
+from lamella.core.errors import RemoteInvalid, StorageFailed, StoreBusy
 from lamella.remote.remote_store import RemoteStore
+from lamella.store.documents import write_document
 from lamella.store.layout import Layout
 from lamella.store.store import Store
 from tests.cluster.test_node import layer_shards
@@ -82,6 +84,57 @@ def test_a_file_whose_header_is_damaged_costs_its_own_tensors_only(
         note.unlink()
     with cache.hold(large) as held:
         assert {found.path for found in held.tensors.values()} == {shard_file(tmp_path, shard) for shard in large[1:]}
+
+
+def damage(slice_: Slice) -> None:
+    """One byte of a tensor is another."""
+    data = bytearray(slice_.path.read_bytes())
+    data[slice_.offset + slice_.n_bytes // 2] ^= 1
+    slice_.path.unlink()
+    slice_.path.write_bytes(data)
+
+
+def test_a_shard_that_is_damaged_is_removed_when_it_is_used_and_brought_anew(
+    cache: ShardCache, store: Store, large: Sequence[ShardRef], tmp_path: Path
+) -> None:
+    with cache.hold(large) as held:
+        digest, found = next(iter(held.tensors.items()))
+        damage(found)
+        expand = Expand(held.find, held.remove_damaged)
+        with pytest.raises(RemoteInvalid, match="damaged"):
+            list(expand(set_known_tensor(digest)))
+        assert str(found.path) in held.damage
+        assert held.find(digest) is None
+        assert held.tensors
+    assert not found.path.exists()
+    assert not list(tmp_path.rglob(f"digests/{found.path.stem}.json"))
+    with cache.hold(large) as held:
+        assert held.find(digest) is None
+    filled(cache, store, large)
+    with cache.hold(large) as held:
+        assert list(Expand(held.find)(set_known_tensor(digest)))
+
+
+def set_known_tensor(digest: bytes) -> bytes:
+    size = TENSOR_HEAD_BYTES + len(digest)
+    return bytes([KNOWN_TENSOR]) + size.to_bytes(8, "little") + bytes(TENSOR_HEAD_BYTES) + digest
+
+
+def test_notes_go_with_their_shards(store: Store, large: Sequence[ShardRef], tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path / "cache", limit_bytes=1)
+    for shard in large:  # each is the only one that stays
+        filled(cache, store, [shard])
+        assert [path.stem for path in tmp_path.rglob("cache/*/digests/*")] == [shard.id]
+
+
+def test_a_note_that_cannot_be_read_is_made_again(cache: ShardCache, large: Sequence[ShardRef], tmp_path: Path) -> None:
+    with cache.hold(large) as held:
+        known = held.tensors
+    for note in tmp_path.rglob("digests/*"):
+        note.unlink()
+        note.write_bytes(write_document("lamella.digests", {"shard": note.stem, "tensors": [["no digest", 0, 0]]}))
+    with cache.hold(large) as held:
+        assert held.tensors == known
 
 
 def test_a_shard_that_goes_while_they_are_counted_is_not_counted(

@@ -20,6 +20,7 @@ import pytest
 from lamella.cluster import passes, rpc_server
 from lamella.cluster.bringing import bring
 from lamella.cluster.forwarding import Forwarder
+from lamella.cluster.messages import Ready, UseRpc
 from lamella.cluster.passes import measure_pass
 from lamella.cluster.rpc_server import RpcServer
 from lamella.core.errors import RemoteFailed
@@ -29,6 +30,7 @@ from lamella.run.engine import Engine, EngineOptions
 from lamella.store.store import Store
 from tests.cluster.conftest import TestBed
 from tests.cluster.test_node import LIMIT_SECONDS, Run, layer_shards
+from tests.cluster.test_shard_cache import damage, set_known_tensor
 
 TOKENS = [1, 300, 301, 302, 303, 304]
 OPTIONS = EngineOptions(ContextOptions(n_ctx=128, n_batch=64, n_threads=1), layout="mapped")
@@ -235,3 +237,26 @@ def test_revoking_a_node_cuts_its_open_connections(run: Run, store_folder: Path)
             return seconds
 
     assert run(test) < 10
+
+
+def test_a_session_with_a_damaged_shard_ends_and_the_next_one_does_without(run: Run, store: Store) -> None:
+    large = layer_shards(store, "large")
+
+    async def test(bed: TestBed) -> None:
+        async with bed.node("laptop") as agent, Forwarder(bed.dialler, "laptop", shards=large) as forwarder:
+            await bring(bed.dialler, "laptop", store, large)
+            forwarder.begin_again()
+            await forwarder.ready(LIMIT_SECONDS)
+            name = next(name for name, session in agent.sessions.items() if session.held.tensors)
+            digest, found = next(iter(agent.sessions[name].held.tensors.items()))
+            damage(found)
+            channel, _ = await bed.dialler.ask("laptop", UseRpc(name), Ready, LIMIT_SECONDS)
+            channel.write(set_known_tensor(digest))
+            await until(lambda: name not in agent.sessions)
+            await until(lambda: forwarder.is_up and bool(agent.sessions))
+            assert "is damaged" in forwarder.trouble
+            (other,) = agent.sessions.values()
+            assert other.held.tensors
+            assert digest not in other.held.tensors
+
+    run(test)

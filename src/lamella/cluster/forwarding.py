@@ -21,7 +21,7 @@ import msgspec
 
 from lamella.cluster.addresses import LOOPBACK
 from lamella.cluster.channel import Channel, join
-from lamella.cluster.dialling import Dialler
+from lamella.cluster.dialling import Dialler, answer
 from lamella.cluster.messages import Begin, Begun, Ping, Pong, Ready, UseRpc
 from lamella.cluster.pace import Pace, Stopwatch
 from lamella.cluster.rpc_stream import ANSWER_HEAD_BYTES, Gather, Shorten
@@ -178,7 +178,7 @@ class Forwarder:
             number += 1
             start = time.perf_counter()
             channel.send(Ping(number))
-            await channel.receive(Pong, SILENCE_SECONDS)
+            await answer(channel, Pong, SILENCE_SECONDS)
             self.round_trip_seconds = time.perf_counter() - start
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(PING_SECONDS):

@@ -68,10 +68,15 @@ class NodeOptions:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What a coordinator computes with."""
+    """What a coordinator computes with.
+
+    Attributes:
+        channel: which the session lasts as long as.
+    """
 
     server: RpcServer
     held: HeldShards
+    channel: Channel
 
 
 class NodeAgent:
@@ -200,7 +205,7 @@ class NodeAgent:
             held = await asyncio.to_thread(self._cache.hold, asked.shards)
         finally:
             self._n_beginning -= 1
-        session = Session(RpcServer(asked.n_threads or self._options.n_threads), held)
+        session = Session(RpcServer(asked.n_threads or self._options.n_threads), held, channel)
         name = uuid.uuid4().hex
         self.sessions[name] = session
         self._servers.add(session.server)
@@ -211,7 +216,7 @@ class NodeAgent:
                 ping: Ping = await channel.receive(Ping, SILENCE_SECONDS)
                 channel.send(Pong(ping.number, session.server.n_starts))
         except RemoteFailed as error:
-            self._on_line(f"session {name[:8]} ends: {error}")
+            self._on_line(f"session {name[:8]} ends: {held.damage or error}")
         finally:
             del self.sessions[name]
             held.close()
@@ -227,7 +232,11 @@ class NodeAgent:
             server.abort()
             raise RemoteFailed(f"session {name[:8]} has ended")
         channel.send(Ready())
-        await join(channel, server, Expand(session.held.find), Gather(ANSWER_HEAD_BYTES))
+        expand = Expand(session.held.find, session.held.remove_damaged)
+        await join(channel, server, expand, Gather(ANSWER_HEAD_BYTES))
+        if session.held.damage:  # the coordinator thinks that this node has it: the next session says otherwise
+            session.channel.send(Refused(session.held.damage))
+            session.channel.close()
 
     # --- the shard cache ---------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from lamella.core.errors import RemoteInvalid
+from lamella.core.errors import LamellaError, RemoteInvalid
 from lamella.store.files import storage_errors
 
 SET_TENSOR = 6  # enum rpc_cmd
@@ -150,19 +150,43 @@ class Shorten(Gather):
 class Expand(Gather):
     """Requests on the node's side."""
 
-    def __init__(self, find: Callable[[bytes], Slice | None]) -> None:
-        """``find`` says where the data of a digest is."""
+    def __init__(
+        self, find: Callable[[bytes], Slice | None], on_damage: Callable[[bytes, str], None] = lambda *_: None
+    ) -> None:
+        """Nothing has come yet.
+
+        Args:
+            find: says where the data of a digest is.
+            on_damage: told the digest where it is not there, and what is instead.
+        """
         super().__init__(REQUEST_HEAD_BYTES)
-        self._find = find
+        self._find, self._on_damage = find, on_damage
 
     def _changed(self, message: bytearray) -> Iterator[bytes]:
         if message[0] != KNOWN_TENSOR:
             yield bytes(message)
             return
         head = REQUEST_HEAD_BYTES + TENSOR_HEAD_BYTES
-        found = self._find(bytes(message[head:]))
+        digest = bytes(message[head:])
+        found = self._find(digest)
         if found is None:
             raise RemoteInvalid("the coordinator means data that this node was not given")
         size = TENSOR_HEAD_BYTES + found.n_bytes
         yield bytes([SET_TENSOR]) + size.to_bytes(8, "little") + bytes(message[REQUEST_HEAD_BYTES:head])
-        yield from found.pieces()
+        yield from self._checked(found, digest)
+
+    def _checked(self, found: Slice, digest: bytes) -> Iterator[bytes]:
+        """The data; its last piece leaves once all of it has the digest, so nobody computes with what is damaged."""
+        hashed, last = hashlib.sha256(), b""
+        try:
+            for piece in found.pieces():
+                hashed.update(piece)
+                if last:
+                    yield last
+                last = piece
+            if hashed.digest() != digest:
+                raise RemoteInvalid(f"{found.path} is damaged: a tensor in it has other bytes than it had")
+        except LamellaError as error:
+            self._on_damage(digest, str(error))
+            raise
+        yield last

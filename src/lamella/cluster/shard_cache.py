@@ -10,24 +10,32 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import msgspec
 
 from lamella.cluster.rpc_stream import LEAST_KNOWN_BYTES, Slice
 from lamella.core.artifacts import ShardRef
 from lamella.core.closing import Closing
-from lamella.core.errors import InvalidRequest, RemoteInvalid, StoreBusy
-from lamella.core.foreign import UNREADABLE
+from lamella.core.errors import InvalidRequest, LamellaError, RemoteInvalid, StorageFailed, StoreBusy
 from lamella.core.model import ModelIdentity
 from lamella.llama.gguf import padding
 from lamella.remote.fetching import fetch_shard
 from lamella.remote.headers import read_header
 from lamella.remote.remote_store import RemoteStore
-from lamella.store.files import storage_errors
+from lamella.store.documents import read_note, write_document
+from lamella.store.files import storage_errors, write_atomically
 from lamella.store.layout import Layout, check_sha256
 from lamella.store.store import Store
+
+DIGESTS_FORMAT = "lamella.digests"
+
+
+@dataclass(frozen=True, slots=True)
+class _Digests:
+    """What is noted of a shard: SHA-256, offset and size of each of its tensors that need not travel."""
+
+    shard: str
+    tensors: list[tuple[str, int, int]]
 
 
 @dataclass(slots=True)
@@ -36,14 +44,27 @@ class HeldShards(Closing):
 
     Attributes:
         tensors: SHA-256 of a tensor's bytes -> where they are.
+        damage: what was found otherwise than it was noted; "" as long as nothing was.
     """
 
     tensors: dict[bytes, Slice]
     _leases: contextlib.ExitStack
+    damage: str = ""
 
     def find(self, digest: bytes) -> Slice | None:
         """Where these bytes are; None if no shard has them."""
         return self.tensors.get(digest)
+
+    def remove_damaged(self, digest: bytes, why: str) -> None:
+        """The bytes are not where they were noted: that shard goes, with its note, and is fetched anew."""
+        found = self.tensors.get(digest)
+        if found is None:
+            return
+        self.damage = why
+        self.tensors = {other: at for other, at in self.tensors.items() if at.path != found.path}
+        for path in (Layout(found.path.parents[2]).digests(found.path.stem), found.path):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
     def close(self) -> None:
         self._leases.close()
@@ -129,22 +150,30 @@ class ShardCache:
             for store in self._stores():
                 with contextlib.suppress(StoreBusy):  # a session could not write its lease: next time
                     store.collect_garbage()
+                _forget_removed(Layout(store.path))
+
+
+def _forget_removed(layout: Layout) -> None:
+    """Notes of shards that are gone."""
+    for shard_id, note in layout.digest_files():
+        if not layout.shard(shard_id).exists():
+            with storage_errors(note, "remove"):
+                note.unlink(missing_ok=True)
 
 
 def _tensors(store: Store, shard: ShardRef) -> dict[bytes, Slice]:
     """The tensors of a shard by their digest; hashed once, and noted beside the shards."""
-    note = store.path / "digests" / f"{shard.id}.json"
-    path = store.shard_path(shard.id)
-    with contextlib.suppress(OSError, *UNREADABLE):
-        noted = msgspec.json.decode(note.read_bytes(), type=list[tuple[bytes, int, int]])
-        return {digest: Slice(path, offset, n_bytes) for digest, offset, n_bytes in noted}
+    layout = Layout(store.path)
+    note, path = layout.digests(shard.id), layout.shard(shard.id)
+    with contextlib.suppress(LamellaError, ValueError):  # a cache of a cache: what cannot be read is made again
+        noted = read_note(note, DIGESTS_FORMAT, _Digests, f"rm {note}")
+        if noted is not None and noted.shard == shard.id:
+            return {bytes.fromhex(digest): Slice(path, offset, n_bytes) for digest, offset, n_bytes in noted.tensors}
     found = _hashed(path, shard)
-    document = msgspec.json.encode([(digest, s.offset, s.n_bytes) for digest, s in found.items()])
-    with contextlib.suppress(OSError):  # a cache of a cache
-        note.parent.mkdir(exist_ok=True)
-        temporary = note.with_suffix(".new")
-        temporary.write_bytes(document)
-        temporary.replace(note)
+    tensors = [(digest.hex(), place.offset, place.n_bytes) for digest, place in found.items()]
+    with contextlib.suppress(StorageFailed):
+        document = write_document(DIGESTS_FORMAT, asdict(_Digests(shard.id, tensors)))
+        write_atomically(layout.incoming, note, document, durable=False)
     return found
 
 

@@ -24,7 +24,7 @@ CLAIM_SUFFIX = ".claim"
 _DOCUMENTS = ("store.json", "quota.json", "lock")
 _PASSING = ("incoming", "leases")
 """Folders whose entries are made under new names, opened without following links, and removed, link and not target."""
-_KEPT = ("shards", "variants", "recipes", "pins", "use", "dropped", "origins", "sources", "importance")
+_KEPT = ("shards", "variants", "recipes", "pins", "use", "dropped", "origins", "sources", "importance", "digests")
 
 _VARIANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LEASE_NAME = re.compile(r"[0-9a-f]{32}")
@@ -121,6 +121,9 @@ class Layout:
     def importance(self, used: str) -> Path:
         return self.root / "importance" / f"{check_sha256(used, 'hash of an importance matrix')}.gguf"
 
+    def digests(self, shard_id: str) -> Path:
+        return self.root / "digests" / f"{check_sha256(shard_id, 'shard id')}.json"
+
     def shard_files(self) -> Iterator[tuple[str, Path]]:
         """(id, path) of every shard there is; files of other names are no shards and are left alone."""
         yield from _content_named(self.root / "shards", ".gguf")
@@ -135,6 +138,10 @@ class Layout:
     def origin_files(self) -> Iterator[tuple[str, Path]]:
         """(id, path) of what is noted of every shard that was pulled."""
         yield from _content_named(self.root / "origins", ".json")
+
+    def digest_files(self) -> Iterator[tuple[str, Path]]:
+        """(shard id, path) of every note of where the tensors of a shard are, by their digests."""
+        yield from _named(self.root / "digests", "*.json", _SHA256)
 
     def importance_files(self) -> Iterator[tuple[str, Path]]:
         """(hash, path) of every importance matrix that is kept."""
