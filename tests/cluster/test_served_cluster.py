@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,11 +13,15 @@ from lamella import api
 from lamella.api import served_cluster
 from lamella.batching.settings import EngineSettings
 from lamella.cluster.layers import LayersOf
+from lamella.cluster.node_folder import NodeFolder
+from lamella.cluster.shard_cache import ShardCache
 from lamella.core.errors import RemoteFailed, UnknownVariant
 from lamella.llama import library
+from lamella.quantize.trimming import trim
 from lamella.serving.settings import FrontSettings
+from lamella.store.store import Store
 from tests.cluster.conftest import TestBed, admit
-from tests.cluster.test_node import Run
+from tests.cluster.test_node import Run, layer_shards
 
 needs_rpc = pytest.mark.skipif(not library.supports_rpc(), reason="llama.cpp was built without its RPC backend")
 
@@ -77,3 +82,43 @@ def test_a_variant_that_is_not_served_is_refused_and_the_others_named(run: Run, 
             )
 
     run(test)
+
+
+@pytest.fixture
+def trimmed(store_folder: Path, tmp_path: Path) -> Store:
+    """A store whose layers were dropped, of all variants."""
+    shutil.copytree(store_folder, tmp_path / "trimmed", symlinks=True)
+    store = api.open_store(tmp_path / "trimmed")
+    store.state.set_quota(1)
+    trim(store)
+    store.state.set_quota(None)
+    assert not any(store.has_shard(shard) for shard in layer_shards(store, "large"))
+    return store
+
+
+def test_variants_whose_shards_were_dropped_are_served_as_the_others(store: Store, trimmed: Store) -> None:
+    settings = EngineSettings(store=str(trimmed.path), variant="middle", n_ctx=64, n_sequences=1)
+    assert served_cluster.models_of(trimmed, settings) == served_cluster.models_of(store, settings)
+    assert all(trimmed.has_shard(shard) for shard in layer_shards(trimmed, "middle"))
+    assert not any(trimmed.has_shard(shard) for shard in layer_shards(trimmed, "large"))  # not before it is used
+
+
+def test_a_node_gets_the_layers_that_were_dropped(run: Run, trimmed: Store) -> None:
+    shards = layer_shards(trimmed, "large")
+
+    async def test(bed: TestBed) -> list[str]:
+        said: list[str] = []
+        served = api.ServedCluster(EngineSettings(store=str(trimmed.path)), FrontSettings(), None, bed.path / "kernels")
+        async with bed.node("laptop"):
+            serving = served_cluster._Serving(bed.folder, served, trimmed, [], bed.dialler, said.append)
+            await serving._fill("laptop", shards)
+            with ShardCache(NodeFolder(bed.path / "laptop").cache).hold(shards) as held:
+                assert {at.path.stem for at in held.tensors.values()} == {shard.id for shard in shards}
+            shutil.rmtree(trimmed.path / "sources")  # the rest cannot be made
+            await serving._fill("laptop", [*shards, *layer_shards(trimmed, "small")])
+        return said
+
+    said = run(test)
+    assert said[0].startswith("node 'laptop' fetched 3 shards")
+    assert len(said) == 2
+    assert said[1].startswith("node 'laptop' gets not all of variant small: ")

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from lamella.api.placed import shards_of
 from lamella.api.serving import Listening, serve
+from lamella.api.variants import open_store
 from lamella.cluster.layers import LayersOf, nodes_of
-from lamella.core.artifacts import ShardRef
-from lamella.core.errors import NoPlacement, RemoteFailed, UnknownVariant
+from lamella.core.artifacts import ShardRef, Variant
+from lamella.core.errors import LamellaError, NoPlacement, RemoteFailed, UnknownVariant
+from lamella.core.model import ModelSpec
 from lamella.llama.gguf import read_model
 from lamella.store.store import Store
 
@@ -33,6 +36,8 @@ if TYPE_CHECKING:  # cryptography is an extra, and TLS takes a while to import
     from lamella.serving.settings import FrontSettings
     from lamella.serving.supervision import EngineEvent
     from lamella.serving.supervisor import SupervisedEngine
+
+T = TypeVar("T")
 
 READY_SECONDS = 60.0
 """How long the first start of a served cluster waits for nodes that were named."""
@@ -86,6 +91,7 @@ async def serve_cluster(
 
     Raises:
         UnknownVariant: there is none of that name.
+        ShardDamaged: no variant is there as a whole, and the one to begin with cannot be got back.
         InvalidRequest: an unknown node, or layers that are not all of the model's, once each.
         NoPlacement: nothing was said of layers, and they fit nowhere.
         RemoteFailed: a node that was named does not answer, and layers may not go elsewhere.
@@ -95,12 +101,16 @@ async def serve_cluster(
 
     how = served.replanning
     ReplanLimits(how.gain, how.hold_seconds, n_moves=how.n_moves)  # what is wrong with them is said now
-    store = Store.open(Path(served.engine.store))
+    store = open_store(served.engine.store, served.engine.n_threads)
     named = nodes_of(served.layers or ())
     for name in named:
         cluster.needed_node(name)
+    models = await _in_thread(partial(models_of, store, served.engine))
+    wanted, known = served.engine.variant, [model.name for model in models]
+    if wanted is not None and wanted not in known:
+        raise UnknownVariant(f"no variant '{wanted}' is served; there are: {', '.join(known)}")
     async with Dialler(cluster) as dialler:
-        serving = _Serving(cluster, served, store, dialler, on_line)
+        serving = _Serving(cluster, served, store, models, dialler, on_line)
         await serving.run(named, on_listening)
 
 
@@ -112,15 +122,12 @@ class _Serving:
         cluster: ClusterFolder,
         served: ServedCluster,
         store: Store,
+        models: Sequence[ServedModel],
         dialler: Dialler,
         on_line: Callable[[str], None],
     ) -> None:
-        self._cluster, self._served, self._store = cluster, served, store
+        self._cluster, self._served, self._store, self._models = cluster, served, store, models
         self._dialler, self._on_line = dialler, on_line
-        self._models = models_of(store, served.engine)
-        wanted, known = served.engine.variant, [model.name for model in self._models]
-        if wanted is not None and wanted not in known:
-            raise UnknownVariant(f"no variant '{wanted}' is served; there are: {', '.join(known)}")
         self._mover: Mover | None = None
         self._layers: tuple[LayersOf, ...] = ()
 
@@ -250,22 +257,76 @@ class _Serving:
 
         with self._store.lease(reading=True) as lease:
             lease.hold_everything()
-            brought = await bring(self._dialler, node, self._store, shards)
+            reasons = await _in_thread(partial(get_shards_back, self._store, shards))
+            for name, reason in reasons.items():  # the others can be served
+                self._on_line(f"node '{node}' gets not all of variant {name}: {reason}")
+            there = [shard for shard in shards if self._store.has_shard(shard)]
+            brought = await bring(self._dialler, node, self._store, there)
         if brought.n_fetched:
             moved = format_bytes(brought.moved_bytes)
             self._on_line(f"node '{node}' fetched {brought.n_fetched} shards, {moved}")
 
 
-def models_of(store: Store, engine: EngineSettings) -> list[ServedModel]:
-    """The variants that may be served, largest first."""
+def models_of(
+    store: Store, engine: EngineSettings, should_stop: Callable[[], bool] = lambda: False
+) -> list[ServedModel]:
+    """The variants that may be served, largest first.
+
+    Raises:
+        ShardDamaged: none is there as a whole, and the one to begin with cannot be got back; says why.
+    """
     from lamella.cluster.placing import ServedModel
 
     found = [v for v in store.readable_variants()[0] if engine.variants is None or v.name in engine.variants]
+    if not found:
+        return []
+    found.sort(key=lambda v: -v.n_bytes)
+    spec = _spec_of(store, found, engine.variant, should_stop)
     n_copies = max(1, min(engine.n_warm, len(found)))
-    return [
-        ServedModel.of(read_model(store.first_link(v.name)).spec, v, engine.cells, engine.kv_type, n_copies)
-        for v in sorted(found, key=lambda v: -v.n_bytes)
-    ]
+    return [ServedModel.of(spec, v, engine.cells, engine.kv_type, n_copies) for v in found]
+
+
+def _spec_of(
+    store: Store, variants: Sequence[Variant], wanted: str | None, should_stop: Callable[[], bool]
+) -> ModelSpec:
+    """The model's shape, which is that of any variant: of one that is there, else of the one that will be got back."""
+    first = min(variants, key=lambda v: (_lacks_shards(store, v), v.name != wanted))
+    with store.lease(reading=True) as lease:
+        lease.hold(first.name)
+        if _lacks_shards(store, first):
+            store.ready_paths(first, should_stop)
+        return read_model(store.first_link(first.name)).spec
+
+
+def _lacks_shards(store: Store, variant: Variant) -> bool:
+    return any(map(store.quick_damage, variant.shards))
+
+
+def get_shards_back(
+    store: Store, shards: Sequence[ShardRef], should_stop: Callable[[], bool] = lambda: False
+) -> Mapping[str, str]:
+    """Have shards that were dropped or are missing made or fetched again; of variants where that fails: name -> why.
+
+    The caller holds a lease on them.
+    """
+    missing = {shard.id for shard in shards if not store.has_shard(shard)}
+    reasons = {}
+    for variant in store.readable_variants()[0] if missing else ():
+        if not missing.isdisjoint(shard.id for shard in variant.shards):
+            try:
+                store.ready_paths(variant, should_stop)
+            except LamellaError as error:
+                reasons[variant.name] = str(error)
+    return reasons
+
+
+async def _in_thread(work: Callable[[Callable[[], bool]], T]) -> T:
+    """Something that takes long, in a thread, and gives up once nobody waits for it any more."""
+    is_over = threading.Event()
+    try:
+        return await asyncio.to_thread(work, is_over.is_set)
+    finally:
+        is_over.set()
 
 
 def figures_of(forwarder: Forwarder) -> NodeFigures:
