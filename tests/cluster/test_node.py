@@ -198,3 +198,19 @@ def test_a_damaged_cache_file_is_not_taken_for_the_shard(run: Run, store: Store,
             assert again.n_fetched == 1
 
     run(test)
+
+
+def test_shards_come_from_the_coordinator_also_where_a_proxy_is_set(
+    run: Run, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nobody is to hear the token
+    large = layer_shards(store, "large")
+
+    async def test(bed: TestBed) -> int:
+        async with bed.node("laptop"):
+            return (await bring(bed.dialler, "laptop", store, large)).n_fetched
+
+    assert run(test) == len(large)

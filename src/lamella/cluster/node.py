@@ -44,6 +44,7 @@ from lamella.cluster.shard_cache import HeldShards, ShardCache
 from lamella.cluster.tls import HANDSHAKE_SECONDS, peer_on, server_context
 from lamella.core.errors import ClusterRefused, InvalidRequest, LamellaError, RemoteFailed
 from lamella.remote.remote_store import RemoteStore
+from lamella.remote.web import WebOptions
 
 PURPOSE_SECONDS = 10.0
 """How long who has connected may take to say what for."""
@@ -252,7 +253,8 @@ class NodeAgent:
             server = await asyncio.get_running_loop().create_server(lambda: Channel(dial_back), LOOPBACK, 0)
             try:
                 port = server.sockets[0].getsockname()[1]
-                with RemoteStore(f"http://{LOOPBACK}:{port}", asked.token) as remote:
+                here = f"http://{LOOPBACK}:{port}"
+                with RemoteStore(here, asked.token, WebOptions(uses_proxies=False)) as remote:
                     fetching = asyncio.create_task(
                         asyncio.to_thread(self._cache.bring, asked.model, asked.shards, remote)
                     )

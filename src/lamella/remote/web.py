@@ -49,6 +49,7 @@ class WebOptions:
         first_pause_s, longest_pause_s: between attempts; each pause is twice the one before.
         silence_s: a connection that says nothing for so long counts as cut.
         n_redirects: most redirects of one request.
+        uses_proxies: whether all requests, to loopback too, go through the proxies of the environment (``HTTP_PROXY``).
     """
 
     n_tries: int = 6
@@ -56,6 +57,7 @@ class WebOptions:
     longest_pause_s: float = 10.0
     silence_s: float = 30.0
     n_redirects: int = 5
+    uses_proxies: bool = True
 
     def pause_s(self, n_failures: int, luck: float) -> float:
         """How long to wait after so many failures in a row.
@@ -93,6 +95,7 @@ class Web(Closing):
             follow_redirects=True,
             max_redirects=self.options.n_redirects,
             event_hooks={"request": [self._check_request]},
+            trust_env=self.options.uses_proxies,
         )
 
     def close(self) -> None:
