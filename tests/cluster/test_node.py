@@ -8,15 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from lamella.cluster.bringing import bring
+from lamella.cluster.channel import Channel
 from lamella.cluster.links import LinkMeter, measure_link
-from lamella.cluster.messages import Begin, Begun, Describe, Described
+from lamella.cluster.messages import Back, Begin, Begun, Bring, Describe, Described, Dial
 from lamella.cluster.node import NodeOptions
 from lamella.cluster.node_folder import NodeFolder
 from lamella.cluster.shard_cache import ShardCache
-from lamella.core.errors import RemoteFailed
+from lamella.core.errors import RemoteFailed, RemoteInvalid
 from lamella.llama import gguf
 from lamella.resources.machine import cpu_memory
 from lamella.store.store import Store
@@ -214,3 +216,34 @@ def test_shards_come_from_the_coordinator_also_where_a_proxy_is_set(
             return (await bring(bed.dialler, "laptop", store, large)).n_fetched
 
     assert run(test) == len(large)
+
+
+class Greedy:
+    """A dialler to a node that asks for many connections, none of which ever opens.
+
+    Attributes:
+        n_asked: connections that were dialled for it.
+    """
+
+    def __init__(self) -> None:
+        self.n_asked = 0
+
+    async def dial(self, node: str, purpose: Bring | Back) -> Channel:
+        if isinstance(purpose, Back):
+            self.n_asked += 1
+            await asyncio.Event().wait()
+        channel = Channel()
+        for number in range(1000):
+            body = msgspec.json.encode(Dial(number))
+            channel.data_received(len(body).to_bytes(4, "big") + body)
+        return channel
+
+
+def test_a_node_that_asks_for_connections_without_end_gets_few(store: Store) -> None:
+    async def main() -> None:
+        node: Any = Greedy()
+        with pytest.raises(RemoteInvalid, match="node 'laptop': it asked for more than 16 connections at once"):
+            await bring(node, "laptop", store, layer_shards(store, "large"))
+        assert node.n_asked <= 16
+
+    asyncio.run(main())

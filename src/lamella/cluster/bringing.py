@@ -20,12 +20,14 @@ from lamella.cluster.channel import Channel, join
 from lamella.cluster.dialling import Dialler, answer
 from lamella.cluster.messages import Back, Bring, Brought, Dial
 from lamella.core.artifacts import ShardRef
-from lamella.core.errors import LamellaError, RemoteFailed
+from lamella.core.errors import LamellaError, RemoteFailed, RemoteInvalid
 from lamella.remote.serving import StoreServer
 from lamella.store.store import Store
 
 LONGEST_PAUSE_SECONDS = 3600.0
 """Within which the node must have fetched all, or ask for another connection."""
+MOST_CONNECTIONS = 16
+"""That a node may have at once; it needs one, and another where that was cut."""
 
 
 async def bring(dialler: Dialler, node: str, store: Store, shards: Sequence[ShardRef]) -> Brought:
@@ -33,6 +35,7 @@ async def bring(dialler: Dialler, node: str, store: Store, shards: Sequence[Shar
 
     Raises:
         RemoteFailed: the node is not reached, or cannot; says why.  What it has got it keeps.
+        RemoteInvalid: it asks for connections without end.
     """
     token = secrets.token_urlsafe(32)
     with _served(store, token) as port:
@@ -43,6 +46,8 @@ async def bring(dialler: Dialler, node: str, store: Store, shards: Sequence[Shar
                 said: Dial | Brought = await answer(channel, Dial | Brought, LONGEST_PAUSE_SECONDS)
                 if isinstance(said, Brought):
                     return said
+                if len(carrying) >= MOST_CONNECTIONS:
+                    raise RemoteInvalid(f"it asked for more than {MOST_CONNECTIONS} connections at once")
                 task = asyncio.create_task(_carry(dialler, node, said.number, port))
                 carrying.add(task)
                 task.add_done_callback(carrying.discard)
