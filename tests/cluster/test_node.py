@@ -20,6 +20,7 @@ from lamella.cluster.node_folder import NodeFolder
 from lamella.cluster.shard_cache import ShardCache
 from lamella.core.errors import RemoteFailed, RemoteInvalid
 from lamella.llama import gguf
+from lamella.remote.serving import StoreServer
 from lamella.resources.machine import cpu_memory
 from lamella.store.store import Store
 from tests.cluster.conftest import TestBed
@@ -247,3 +248,27 @@ def test_a_node_that_asks_for_connections_without_end_gets_few(store: Store) -> 
         assert node.n_asked <= 16
 
     asyncio.run(main())
+
+
+def test_the_end_of_fetching_holds_up_nobody(run: Run, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server of shards ends only once the event loop has had a turn."""
+    serve, stop, had_a_turn, ends = StoreServer.run, StoreServer.stop, threading.Event(), list[bool]()
+
+    def slow_to_end(server: StoreServer) -> None:
+        serve(server)
+        ends.append(had_a_turn.wait(10))
+
+    async def test(bed: TestBed) -> None:
+        loop = asyncio.get_running_loop()
+
+        def stop_and_go_on(server: StoreServer) -> None:
+            stop(server)
+            loop.call_soon(had_a_turn.set)
+
+        monkeypatch.setattr(StoreServer, "run", slow_to_end)
+        monkeypatch.setattr(StoreServer, "stop", stop_and_go_on)
+        async with bed.node("laptop"):
+            await bring(bed.dialler, "laptop", store, layer_shards(store, "small"))
+
+    run(test)
+    assert ends == [True]

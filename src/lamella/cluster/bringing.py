@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import secrets
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from lamella.cluster.addresses import LOOPBACK
 from lamella.cluster.channel import Channel, join
@@ -38,7 +38,7 @@ async def bring(dialler: Dialler, node: str, store: Store, shards: Sequence[Shar
         RemoteInvalid: it asks for connections without end.
     """
     token = secrets.token_urlsafe(32)
-    with _served(store, token) as port:
+    async with _served(store, token) as port:
         carrying: set[asyncio.Task[None]] = set()
         channel = await dialler.dial(node, Bring(store.identity, list(shards), token))
         try:
@@ -72,8 +72,8 @@ async def _carry(dialler: Dialler, node: str, number: int, port: int) -> None:
         await join(tunnel, plain)
 
 
-@contextlib.contextmanager
-def _served(store: Store, token: str) -> Iterator[int]:
+@contextlib.asynccontextmanager
+async def _served(store: Store, token: str) -> AsyncIterator[int]:
     """The store on a loopback port, for who knows the token."""
     with StoreServer(store, LOOPBACK, 0, token) as server:
         running = threading.Thread(target=server.run, name="store-server")
@@ -82,4 +82,4 @@ def _served(store: Store, token: str) -> Iterator[int]:
             yield int(server.url.rpartition(":")[2])
         finally:
             server.stop()
-            running.join()
+            await asyncio.to_thread(running.join)  # it looks every 0.1 s whether it is to end
