@@ -143,6 +143,12 @@ def test_a_node_is_not_replaced_by_who_comes_with_another_invite_for_its_name(fo
     assert folder.needed_node("laptop") == record
 
 
+@pytest.mark.parametrize("host", ["a..b", ".a", "x" * 64])
+def test_a_host_that_no_resolver_takes_is_refused(host: str) -> None:
+    with pytest.raises(InvalidRequest, match="names no host"):
+        split_address(f"{host}:7410")
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:7410\x1b[2J", "a\x1b[2J:7410", "a b:7410", "a\nb:7410"])
 def test_an_address_that_a_terminal_would_obey_is_refused(folder: ClusterFolder, address: str) -> None:
     async def work(at: str) -> object:

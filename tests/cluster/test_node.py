@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from lamella.cluster import dialling
 from lamella.cluster.bringing import bring
 from lamella.cluster.channel import Channel
 from lamella.cluster.links import LinkMeter, measure_link
@@ -18,12 +19,12 @@ from lamella.cluster.messages import Back, Begin, Begun, Bring, Describe, Descri
 from lamella.cluster.node import NodeOptions
 from lamella.cluster.node_folder import NodeFolder
 from lamella.cluster.shard_cache import ShardCache
-from lamella.core.errors import RemoteFailed, RemoteInvalid
+from lamella.core.errors import LamellaError, RemoteFailed, RemoteInvalid
 from lamella.llama import gguf
 from lamella.remote.serving import StoreServer
 from lamella.resources.machine import cpu_memory
 from lamella.store.store import Store
-from tests.cluster.conftest import TestBed
+from tests.cluster.conftest import TestBed, admit, move
 
 Run = Callable[[Any], Any]
 LIMIT_SECONDS = 60
@@ -88,6 +89,33 @@ def test_links_are_measured_and_measured_again(run: Run) -> None:
                     seen.update(found.at for found in meter.links.values())
             running.cancel()
             assert min(seen) >= link.at
+
+    run(test)
+
+
+@pytest.mark.parametrize("is_checked", [True, False])
+def test_a_node_whose_address_cannot_be_looked_up_keeps_no_other_from_being_measured(
+    run: Run, monkeypatch: pytest.MonkeyPatch, is_checked: bool
+) -> None:
+    def unchecked(address: str) -> tuple[str, int]:
+        host, _, port = address.rpartition(":")
+        return host, int(port)
+
+    if not is_checked:
+        monkeypatch.setattr(dialling, "split_address", unchecked)
+
+    async def test(bed: TestBed) -> None:
+        admit(bed.folder, "nowhere", bed.path / "nowhere")
+        move(bed.folder, "nowhere", "a..b:7410")
+        async with bed.node("laptop"):
+            with pytest.raises(LamellaError):
+                await bed.dialler.ask("nowhere", Describe(), Described)
+            meter = LinkMeter(bed.dialler, ["nowhere", "laptop"])
+            running = asyncio.create_task(meter.run())
+            async with asyncio.timeout(LIMIT_SECONDS):
+                while "laptop" not in meter.links:
+                    await asyncio.sleep(0.01)
+            running.cancel()
 
     run(test)
 

@@ -14,18 +14,27 @@ def split_address(address: str) -> tuple[str, int]:
     """Host and port of ``HOST:PORT`` or ``[IPv6]:PORT``.
 
     Raises:
-        InvalidRequest: something else, or a host that a terminal would not show as it is: addresses come from machines
-            that nobody knows yet.
+        InvalidRequest: something else, or a host that cannot be looked up, or that a terminal would not show as it is:
+            addresses come from machines that nobody knows yet.
     """
     host, colon, port = address.rpartition(":")
     bare = host.removeprefix("[").removesuffix("]")
     if not colon or not bare or not _PORT.fullmatch(port) or int(port) >= 1 << 16:
         raise InvalidRequest(f"{address[:100]!r} is no HOST:PORT")
-    if not bare.isprintable() or " " in bare:
+    if not bare.isprintable() or " " in bare or not _can_be_looked_up(bare):
         raise InvalidRequest(f"{address[:100]!r} names no host")
     if ":" in bare and not host.startswith("["):
         raise InvalidRequest(f"'{address}': write an IPv6 address in brackets, as in [::1]:7400")
     return bare, int(port)
+
+
+def _can_be_looked_up(host: str) -> bool:
+    """Whether a resolver takes the name: parts of 1 to 63 characters between dots."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return True
 
 
 def join_address(host: str, port: int) -> str:

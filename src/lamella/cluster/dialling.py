@@ -68,7 +68,7 @@ class Dialler:
                 )
         except ssl.SSLError as error:
             raise ClusterRefused(f"{address} does not show a certificate of this cluster: {error.reason}") from None
-        except (OSError, TimeoutError) as error:
+        except (OSError, TimeoutError, UnicodeError) as error:  # the last of names that no resolver takes
             raise RemoteFailed(f"node '{node}' does not answer at {address}: {error or 'no answer'}") from None
         if channel.refused is not None:
             raise channel.refused
