@@ -8,9 +8,11 @@ import json
 import shutil
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from lamella.core.artifacts import ShardRef
@@ -353,14 +355,19 @@ def test_a_redirect_is_followed_without_the_token(origin: Store, local: Path) ->
     assert_same(local, origin, "eight")
 
 
-def test_from_https_there_is_no_way_back_to_http() -> None:
-    import httpx
+@pytest.mark.parametrize("url", ["https://host/store", "HTTPS://host/store"])
+def test_from_https_there_is_no_way_back_to_http(url: str) -> None:
+    asked: list[str] = []
 
-    with (
-        RemoteStore("https://host/store", "secret", HASTY) as remote,
-        pytest.raises(RemoteInvalid, match="anybody may"),
-    ):
-        remote.web._check_request(httpx.Request("GET", "http://host/store/store.json"))
+    def redirect(request: httpx.Request) -> httpx.Response:
+        asked.append(str(request.url))
+        return httpx.Response(302, headers={"Location": "http://host/store/store.json"})
+
+    with RemoteStore(url, "secret", replace(HASTY, uses_proxies=False)) as remote:
+        remote.web._client._transport = httpx.MockTransport(redirect)
+        with pytest.raises(RemoteInvalid, match="anybody may"):
+            remote.web.body("store.json", 1000)
+    assert asked == ["https://host/store/store.json"]
 
 
 def test_an_error_page_is_no_store(origin: Store, local: Path) -> None:

@@ -204,7 +204,7 @@ class Web(Closing):
 
     def _check_request(self, request: httpx.Request) -> None:
         """Called before each request, redirected ones included."""
-        if self.url.startswith("https:") and request.url.scheme == "http":
+        if httpx.URL(self.url).scheme == "https" and request.url.scheme == "http":
             raise RemoteInvalid(f"{self.url} redirects from https to {request.url}, where anybody may listen")
 
     @contextlib.contextmanager
