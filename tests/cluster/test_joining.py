@@ -19,7 +19,7 @@ from lamella.cluster.invites import Invite, secret_id
 from lamella.cluster.joining import Join, Joined, JoinServer, NotJoined, join_cluster
 from lamella.cluster.node_folder import NodeFolder
 from lamella.cluster.tls import joining_client_context
-from lamella.core.errors import ClusterRefused, InvalidRequest, RemoteFailed
+from lamella.core.errors import ClusterRefused, InvalidRequest, RemoteFailed, StorageFailed
 
 LISTEN = "127.0.0.1:7410"
 
@@ -117,6 +117,34 @@ def test_an_invite_ends_in_time(folder: ClusterFolder, clock: Clock, tmp_path: P
 
     joining(folder, work)
     assert folder.nodes() == ()
+
+
+def test_an_authority_that_cannot_be_read_is_said_and_costs_no_invite(folder: ClusterFolder, tmp_path: Path) -> None:
+    key = folder.path / "authority.key"
+
+    async def work(address: str) -> None:
+        invite = folder.invite("laptop", address, 60)
+        key.rename(tmp_path / "key")
+        with pytest.raises(StorageFailed, match=r"cannot read .*authority\.key"):
+            folder.invite("server", address, 60)
+        with pytest.raises(ClusterRefused, match=r"cannot read .*authority\.key"):
+            await join_cluster(invite, NodeFolder(tmp_path / "node"), LISTEN)
+        with pytest.raises(ClusterRefused, match="this invite is not open"):  # strangers are told of no file
+            await join_cluster(Invite(address, invite.fingerprint, bytes(16)), NodeFolder(tmp_path / "node"), LISTEN)
+        (tmp_path / "key").rename(key)
+        await join_cluster(invite, NodeFolder(tmp_path / "node"), LISTEN)
+
+    joining(folder, work)
+
+
+def test_a_machine_that_comes_to_a_damaged_cluster_is_told_so(folder: ClusterFolder, tmp_path: Path) -> None:
+    async def work(address: str) -> None:
+        invite = folder.invite("laptop", address, 60)
+        (folder.path / "authority.key").write_text("no key")
+        with pytest.raises(ClusterRefused):
+            await join_cluster(invite, NodeFolder(tmp_path / "node"), LISTEN)
+
+    joining(folder, work)
 
 
 def test_a_name_has_one_open_invite(folder: ClusterFolder, clock: Clock) -> None:

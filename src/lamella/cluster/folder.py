@@ -149,7 +149,7 @@ class ClusterFolder:
 
         Raises:
             InvalidRequest: no name for a node, one that a node has, no address, or no time.
-            StorageFailed: the file system refused.
+            StorageFailed: the file system refused, perhaps to read the authority, without which nobody is admitted.
         """
         check_node_name(name)
         split_address(address)
@@ -157,6 +157,7 @@ class ClusterFolder:
             raise InvalidRequest(f"an invite must be good for some time, not {seconds:g} s")
         if self.node(name) is not None:
             raise InvalidRequest(f"there is a node '{name}' already; revoke it first: lamella cluster revoke {name}")
+        self._authority()
         self._withdraw_invites(name)
         secret = new_secret()
         open_invite = OpenInvite(name, self._clock() + seconds)
@@ -177,23 +178,26 @@ class ClusterFolder:
         Raises:
             ClusterRefused: no such invite is open, whether it never was, was used, or its time is over; there is a node
                 of its name; or the request is none.  An invite is used up by the attempt.
+            StorageFailed: the file system refused; where it does not give the authority, the invite stays open.
         """
-        path = self._invite(secret)
+        path, not_open = self._invite(secret), "this invite is not open: it was used, its time is over, or it never was"
+        if not path.exists():
+            raise ClusterRefused(not_open)
+        authority = self._authority()
         claimed = path.with_suffix(f".{uuid.uuid4().hex[:8]}")
         try:
             path.rename(claimed)  # of two who come with it at once, one gets past here
         except OSError:
-            raise ClusterRefused("this invite is not open: it was used, its time is over, or it never was") from None
+            raise ClusterRefused(not_open) from None
         try:
             found = read_note(claimed, INVITE_FORMAT, OpenInvite, REMOVE)
         finally:
             claimed.unlink(missing_ok=True)
         if found is None or self._clock() >= found.until:
-            raise ClusterRefused("this invite is not open: it was used, its time is over, or it never was")
+            raise ClusterRefused(not_open)
         if self.node(found.name) is not None:  # whom it would shut out
             raise ClusterRefused(f"there is a node '{found.name}' already")
         identity = Identity(self.id, "node", found.name)
-        authority = Authority((self.path / "authority.crt").read_bytes(), (self.path / "authority.key").read_bytes())
         signed = authority.sign(request, identity)
         record = NodeRecord(found.name, address, signed.serial, self._clock())
         write_private(self._node(found.name), write_document(NODE_FORMAT, asdict(record)))
@@ -257,6 +261,10 @@ class ClusterFolder:
                 found = read_note(path, INVITE_FORMAT, OpenInvite, REMOVE)
                 if found is not None and (found.name == name or self._clock() >= found.until):
                     path.unlink(missing_ok=True)
+
+    def _authority(self) -> Authority:
+        with storage_errors(self.path / "authority.key", "read"):
+            return Authority((self.path / "authority.crt").read_bytes(), (self.path / "authority.key").read_bytes())
 
     def _invite(self, secret: bytes) -> Path:
         return self.path / "invites" / f"{secret_id(secret)}.json"

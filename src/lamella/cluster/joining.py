@@ -127,10 +127,11 @@ class JoinServer:
         try:
             split_address(asked.address)
             identity, certificate = self._folder.admit(asked.secret, asked.request, asked.address)
-        except LamellaError as error:
+            authority = (self._folder.path / "authority.crt").read_bytes()
+        except (LamellaError, OSError, ValueError) as error:  # the last two: of a folder that is damaged
             return NotJoined(str(error))
         self._on_joined(identity, asked.address)
-        return Joined(identity.uri, (self._folder.path / "authority.crt").read_bytes(), certificate)
+        return Joined(identity.uri, authority, certificate)
 
 
 async def join_cluster(invite: Invite, folder: NodeFolder, listen: str) -> Credentials:
