@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from lamella.cluster import folder as folder_module
 from lamella.cluster.addresses import split_address
 from lamella.cluster.certificates import new_request
 from lamella.cluster.channel import Channel
@@ -18,8 +19,9 @@ from lamella.cluster.identity import Identity, Peer
 from lamella.cluster.invites import Invite, secret_id
 from lamella.cluster.joining import Join, Joined, JoinServer, NotJoined, join_cluster
 from lamella.cluster.node_folder import NodeFolder
+from lamella.cluster.private_files import write_private
 from lamella.cluster.tls import joining_client_context
-from lamella.core.errors import ClusterRefused, InvalidRequest, RemoteFailed, StorageFailed
+from lamella.core.errors import ClusterRefused, InvalidRequest, RemoteFailed, StorageFailed, StoreFormatError
 
 LISTEN = "127.0.0.1:7410"
 
@@ -305,3 +307,60 @@ def test_a_cluster_is_founded_in_an_empty_place_only(folder: ClusterFolder) -> N
         ClusterFolder.create(folder.path)
     with pytest.raises(InvalidRequest, match="lamella cluster init"):
         ClusterFolder.open(folder.path / "nodes")
+
+
+class Killed(BaseException):
+    """Stands in for the end of the process."""
+
+
+@pytest.mark.parametrize("n_written", range(5))
+def test_a_founding_that_was_ended_in_the_middle_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_written: int
+) -> None:
+    path, written = tmp_path / "new", list[Path]()
+
+    def write_and_die(target: Path, data: bytes) -> None:
+        if len(written) == n_written:
+            (target.with_name(f".{target.name}.0123abcd")).write_bytes(data[:10])
+            raise Killed
+        written.append(target)
+        write_private(target, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(folder_module, "write_private", write_and_die)
+        with pytest.raises(Killed):
+            ClusterFolder.create(path)
+    with pytest.raises(InvalidRequest, match="lamella cluster init"):
+        ClusterFolder.open(path)
+    founded = ClusterFolder.create(path)
+    assert ClusterFolder.open(path).id == founded.id
+    assert not [found for found in path.iterdir() if found.name.startswith(".")]
+    join(founded, "laptop", tmp_path / "node")
+    with pytest.raises(InvalidRequest, match="not empty"):
+        ClusterFolder.create(path)
+
+
+def test_of_two_who_found_a_cluster_at_once_one_does(tmp_path: Path) -> None:
+    path = tmp_path / "new"
+    path.mkdir()
+    with folder_module._founding(path), pytest.raises(InvalidRequest, match="another"):
+        ClusterFolder.create(path)
+    assert not list(path.iterdir())
+
+
+def test_a_folder_with_other_things_in_it_is_no_place_for_a_cluster(tmp_path: Path) -> None:
+    (tmp_path / "authority.key").write_text("of another program")
+    with pytest.raises(InvalidRequest, match="not empty"):
+        ClusterFolder.create(tmp_path)
+    assert (tmp_path / "authority.key").read_text() == "of another program"
+
+
+def test_a_node_whose_record_cannot_be_read_can_be_revoked(folder: ClusterFolder, tmp_path: Path) -> None:
+    join(folder, "laptop", tmp_path / "node")
+    (folder.path / "nodes" / "laptop.json").write_text("{")
+    with pytest.raises(StoreFormatError, match="lamella cluster revoke laptop"):
+        folder.node("laptop")
+    assert folder.revoke("laptop").name == "laptop"
+    assert folder.nodes() == ()
+    with pytest.raises(InvalidRequest, match="no node is called 'laptop'"):
+        folder.revoke("laptop")

@@ -5,6 +5,7 @@
     coordinator.crt, coordinator.key
     invites/HASH.json                   open invites, by the hash of their secret
     nodes/NAME.json                     who belongs to it: address, and the serial of the one certificate that counts
+    .founding                           only until all this is there
 
 Nodes are known by that list: a certificate that is not in it is refused, whoever signed it.  So revoking is removing a
 file, and every process of the coordinator sees it at once.
@@ -12,9 +13,11 @@ file, and every process of the coordinator sees it at once.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,12 +27,14 @@ from lamella.cluster.identity import Identity, Peer, check_node_name
 from lamella.cluster.invites import Invite, new_secret, secret_id
 from lamella.cluster.layers import COORDINATOR
 from lamella.cluster.private_files import make_private_folder, write_private
-from lamella.core.errors import ClusterRefused, InvalidRequest
+from lamella.core.errors import ClusterRefused, InvalidRequest, StorageFailed, StoreFormatError
 from lamella.store.documents import read_document, read_note, write_document
-from lamella.store.files import storage_errors
+from lamella.store.files import storage_errors, take_over
 
 CLUSTER_FORMAT = "lamella.cluster-folder"
 INVITE_FORMAT, NODE_FORMAT = "lamella.invite", "lamella.node"
+FOUNDING = ".founding"
+"""A file that is there, and locked, while a cluster is founded; without an owner, that was ended in the middle."""
 REMOVE = "rm on that file, and make another invite"
 
 
@@ -92,24 +97,26 @@ class ClusterFolder:
     def create(cls, path: Path, clock: Callable[[], float] = time.time) -> ClusterFolder:
         """Found a cluster: an authority, and the coordinator's certificate.
 
+        What was ended in the middle is begun anew by the next call.
+
         Raises:
-            InvalidRequest: something is there already.
+            InvalidRequest: something is there already, or somebody else is founding one there.
             StorageFailed: the file system refused.
         """
-        with storage_errors(path, "read"):
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
-                raise InvalidRequest(f"{path} is there already, and not empty; name a new folder for the cluster")
+        _check_place(path)
+        make_private_folder(path)
         cluster_id = uuid.uuid4().hex
-        for folder in (path, path / "invites", path / "nodes"):
-            make_private_folder(folder)
-        authority = new_authority(cluster_id)
-        key, request = new_request()
-        signed = authority.sign(request, Identity(cluster_id, "coordinator", COORDINATOR))
-        write_private(path / "authority.key", authority.key)
-        write_private(path / "authority.crt", authority.certificate)
-        write_private(path / "coordinator.key", key)
-        write_private(path / "coordinator.crt", signed.certificate)
-        write_private(path / "cluster.json", write_document(CLUSTER_FORMAT, {"id": cluster_id}))
+        with _founding(path):
+            for folder in (path / "invites", path / "nodes"):
+                make_private_folder(folder)
+            authority = new_authority(cluster_id)
+            key, request = new_request()
+            signed = authority.sign(request, Identity(cluster_id, "coordinator", COORDINATOR))
+            write_private(path / "authority.key", authority.key)
+            write_private(path / "authority.crt", authority.certificate)
+            write_private(path / "coordinator.key", key)
+            write_private(path / "coordinator.crt", signed.certificate)
+            write_private(path / "cluster.json", write_document(CLUSTER_FORMAT, {"id": cluster_id}))
         return cls(path, cluster_id, clock)
 
     @classmethod
@@ -233,14 +240,23 @@ class ClusterFolder:
     def revoke(self, name: str) -> NodeRecord:
         """Shut a node out: its certificate counts no more, and open connections to it are cut.
 
+        Returns:
+            Its record; address and serial are "" where that could not be read.
+
         Raises:
             InvalidRequest: there is no such node.
             StorageFailed: the file system refused.
         """
-        record = self.needed_node(name)
+        try:
+            record = self.node(name)
+        except (StoreFormatError, StorageFailed):
+            record = None
         with storage_errors(self._node(name), "remove"):
-            self._node(name).unlink(missing_ok=True)
-        return record
+            try:
+                self._node(name).unlink()
+            except FileNotFoundError:
+                return self.needed_node(name)  # which lists those there are
+        return record or NodeRecord(name, "", "", 0.0)
 
     def check_member(self, peer: Peer) -> None:
         """Refuse whoever is not in the list of nodes with this very certificate.
@@ -271,3 +287,43 @@ class ClusterFolder:
 
     def _node(self, name: str) -> Path:
         return self.path / "nodes" / f"{check_node_name(name)}.json"
+
+
+def _check_place(path: Path) -> None:
+    """Refuse a place where no cluster can be founded; one whose founding was ended in the middle is a good one.
+
+    Raises:
+        InvalidRequest: a file, or a folder with other things in it.
+    """
+    with storage_errors(path, "read"):
+        if not path.exists():
+            return
+        names = {entry.name for entry in path.iterdir()} if path.is_dir() else {path.name}
+    if names and (FOUNDING not in names or "cluster.json" in names):
+        raise InvalidRequest(f"{path} is there already, and not empty; name a new folder for the cluster")
+
+
+@contextlib.contextmanager
+def _founding(path: Path) -> Iterator[None]:
+    """Mark a folder as one in which a cluster is being founded, until that has come to its end.
+
+    Raises:
+        InvalidRequest: somebody else is founding one there, or has just done so.
+    """
+    marker = path / FOUNDING
+    with storage_errors(marker, "write"):
+        fd = take_over(marker)
+    if fd is None:
+        raise InvalidRequest(f"{path}: another 'lamella cluster init' is at work there")
+    try:
+        with storage_errors(path, "remove from"):
+            if (path / "cluster.json").exists():
+                marker.unlink()
+                raise InvalidRequest(f"{path}: another 'lamella cluster init' was faster")
+            for left in path.glob(".*.*"):  # what a process that was killed was writing
+                left.unlink()
+        yield
+        with storage_errors(marker, "remove"):
+            marker.unlink()
+    finally:
+        os.close(fd)
