@@ -14,6 +14,7 @@ from lamella.quantize.build import build_variant
 from lamella.remote.push import PushReport, push_to_folder, push_to_web
 from lamella.remote.web import Web
 from lamella.store.keeping import KeptShard
+from lamella.store.layout import Layout
 from lamella.store.store import Store
 from tests.fakes.plans import make_plan
 from tests.fakes.tiny_model import write_tiny_model
@@ -80,6 +81,32 @@ def test_a_taken_name_is_refused_before_anything_is_sent(
         with pytest.raises(VariantExists, match="variant 'eight' with other contents"):
             push(mine, "eight", site.url)
     assert [path for method, path, _ in site.asked if method == "PUT"] == []
+
+
+@pytest.mark.parametrize("moment", ["/shards/", "/variants/"])
+def test_a_name_that_is_taken_while_shards_are_sent_is_left_to_who_took_it(
+    origin: Store, source: ModelFile, site_folder: Path, tmp_path: Path, moment: str
+) -> None:
+    other = Store.create(tmp_path / "other", source.spec.identity)
+    build_variant(source, make_plan(source.spec, "int4"), other, "eight")
+    theirs = Layout(other.path).variant_document("eight").read_bytes()
+    document = Layout(site_folder).variant_document("eight")
+
+    class TakenMeanwhile(Putting):
+        def put(self, data: bytes) -> None:
+            if self.path.startswith(moment) and not document.exists():
+                document.parent.mkdir(parents=True, exist_ok=True)
+                document.write_bytes(theirs)
+            if self.headers.get("If-None-Match") == "*" and (site_folder / self.path.lstrip("/")).exists():
+                self.say(412)
+            else:
+                super().put(data)
+
+    with serving(site_folder, TakenMeanwhile) as site:
+        with pytest.raises(VariantExists, match="variant 'eight' with other contents"):
+            push(origin, "eight", site.url)
+        assert document.read_bytes() == theirs
+        assert push(other, "eight", site.url).n_sent > 0  # the same contents are no conflict
 
 
 @pytest.mark.parametrize("to_web", [True, False])

@@ -33,6 +33,8 @@ from lamella.store.store import Store
 from lamella.store.variants import variant_exists
 from lamella.store.verify import describe, find_damage, users_of
 
+PRECONDITION_FAILED = 412
+
 
 @dataclass(frozen=True, slots=True)
 class PushReport:
@@ -79,7 +81,7 @@ def push_to_web(
         _check_hashes(store, missing, paths)
         _send_all(web, missing, paths, n_connections, on_progress)
         if not is_there:
-            _put(web, variant_path(name), to_json(variant))
+            _add_variant(web, variant, store.identity)
     return _report(variant, missing, started)
 
 
@@ -180,6 +182,22 @@ def _has_same_variant(web: Web, variant: Variant, identity: ModelIdentity) -> bo
     return True
 
 
+def _add_variant(web: Web, variant: Variant, identity: ModelIdentity) -> None:
+    """Give the other store a variant of shards that it has, and replace none that came there meanwhile.
+
+    Where the server knows no ``If-None-Match``, a moment is left in which one could come.
+
+    Raises:
+        VariantExists: another one has the name.
+    """
+    if _has_same_variant(web, variant, identity):
+        return
+    path = variant_path(variant.name)
+    status = _put(web, path, to_json(variant), {"If-None-Match": "*"})
+    if status == PRECONDITION_FAILED and not _has_same_variant(web, variant, identity):
+        raise RemoteFailed(f"PUT {web.url}/{path}: {status}, though nothing is there")
+
+
 def _has_shard(web: Web, shard: ShardRef) -> bool:
     """Whether the server has the shard in its full size; one that cannot say is sent it again."""
 
@@ -238,19 +256,22 @@ class _CountedFile:
             self._watch.moved(len(piece))
 
 
-def _put(web: Web, path: str, content: Content, headers: dict[str, str] | None = None) -> None:
-    """Send a file.  412 (somebody else was first) is left to the caller to look into."""
+def _put(web: Web, path: str, content: Content, headers: dict[str, str] | None = None) -> int:
+    """Send a file; returns the status.  412 (somebody else was first) is left to the caller to look into."""
 
     def attempt() -> int:
         with web.request("PUT", path, headers, content) as response:
             if response.status_code != 409:
-                web.expect(response, 200, 201, 202, 204, 412)
+                web.expect(response, 200, 201, 202, 204, PRECONDITION_FAILED)
             return response.status_code
 
-    if web.patiently(attempt) == 409:  # WebDAV: no such folder (RFC 4918, 9.7.1)
+    status = web.patiently(attempt)
+    if status == 409:  # WebDAV: no such folder (RFC 4918, 9.7.1)
         _make_folders(web, path)
-        if web.patiently(attempt) == 409:
+        status = web.patiently(attempt)
+        if status == 409:
             raise RemoteFailed(f"PUT {web.url}/{path}: 409, even after its folders were made with MKCOL")
+    return status
 
 
 def _make_folders(web: Web, path: str) -> None:
