@@ -328,11 +328,16 @@ def is_at(fd: int, path: Path) -> bool:
 
 
 def has_living_owner(path: Path) -> bool:
-    """Whether a process holds the ``flock`` of a file or folder; those who ask do not see each other."""
+    """Whether a process holds the ``flock`` of a file or folder; those who ask do not see each other.
+
+    What this user may not open counts as owned: it is another's to say.
+    """
     try:
         fd = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return False
+    except PermissionError:
+        return True
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -343,10 +348,13 @@ def has_living_owner(path: Path) -> bool:
 
 
 def remove_dead(path: Path) -> int | None:
-    """Remove a file or folder that no living process owns; its bytes, or None if it has an owner or is gone."""
+    """Remove a file or folder that no living process owns; its bytes, or None if it has an owner or is gone.
+
+    What this user may not open is left alone.
+    """
     try:
         fd = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
