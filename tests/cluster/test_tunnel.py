@@ -8,10 +8,12 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from lamella.core.errors import RemoteFailed
 from lamella.llama import library, rpc
 from lamella.llama.context import ContextOptions
 from lamella.run.engine import Engine, EngineOptions
+from lamella.serving.restarts import RestartLimits
 from lamella.store.store import Store
 from tests.cluster.conftest import TestBed
 from tests.cluster.test_node import LIMIT_SECONDS, Run, layer_shards
@@ -168,6 +171,26 @@ def test_a_server_that_is_closed_while_it_starts_leaves_no_process() -> None:
             await connecting
         with pytest.raises(RemoteFailed, match="has ended"):
             await server.connect()
+
+    asyncio.run(main())
+
+
+def test_a_server_that_died_at_once_was_of_no_use_however_late_that_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rpc_server, "RPC_COMMAND", (sys.executable, "-c", ""))
+    monkeypatch.setattr(rpc_server, "FRUITFUL_SECONDS", 600.0)
+    monkeypatch.setattr(rpc_server, "START_SECONDS", 0.0)
+    later = SimpleNamespace(monotonic=lambda: time.monotonic() + 3600)
+
+    async def main() -> None:
+        server = RpcServer(1, RestartLimits(n_fruitless=0))
+        with pytest.raises(RemoteFailed, match="does not listen"):
+            await server.connect()
+        assert server._reader is not None
+        await server._reader  # to its end
+        monkeypatch.setattr(rpc_server, "time", later)
+        with pytest.raises(RemoteFailed, match="no RPC server can be kept up"):
+            await server.connect()
+        await server.close()
 
     asyncio.run(main())
 

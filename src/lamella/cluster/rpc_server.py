@@ -18,7 +18,7 @@ RPC_COMMAND = (sys.executable, "-P", "-m", "lamella.cluster.rpc_process")
 START_SECONDS = 60.0
 STOP_SECONDS = 5.0
 FRUITFUL_SECONDS = 5.0
-"""A server that lived for so long, with a client, was not ended by its start."""
+"""A server that lived for so long was not ended by its start."""
 _POLL_SECONDS = 0.02
 
 
@@ -36,6 +36,7 @@ class RpcServer:
         self._history = RestartHistory()
         self._process: asyncio.subprocess.Process | None = None
         self._port, self._started = 0, 0.0
+        self._ended: float | None = None
         self._starting, self._is_closed = asyncio.Lock(), False
         self._lines: deque[str] = deque(maxlen=10)
         self._reader: asyncio.Task[None] | None = None
@@ -66,14 +67,14 @@ class RpcServer:
                 self._history,
                 self._limits,
                 now=time.monotonic(),
-                was_fruitful=time.monotonic() - self._started >= FRUITFUL_SECONDS,
+                was_fruitful=(self._ended or time.monotonic()) - self._started >= FRUITFUL_SECONDS,
             )
             if isinstance(decision, GiveUp):
                 last = "; ".join(self._lines) or f"exit code {self._process.returncode}"
                 raise RemoteFailed(f"no RPC server can be kept up: {decision.reason}; its last words: {last}")
             self._history = decision.history
             await asyncio.sleep(decision.pause_seconds)
-        self._port, self._started = _free_port(), time.monotonic()
+        self._port, self._started, self._ended = _free_port(), time.monotonic(), None
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *RPC_COMMAND,
@@ -101,6 +102,7 @@ class RpcServer:
                 break
             self._lines.append(line.decode(errors="replace").rstrip())
         await process.wait()
+        self._ended = time.monotonic()  # it may be long until the next one is wanted
 
     @property
     def pid(self) -> int | None:
