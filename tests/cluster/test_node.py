@@ -13,9 +13,9 @@ import pytest
 
 from lamella.cluster import dialling
 from lamella.cluster.bringing import bring
-from lamella.cluster.channel import Channel
+from lamella.cluster.channel import MOST_WAITING_BYTES, Channel
 from lamella.cluster.links import LinkMeter, measure_link
-from lamella.cluster.messages import Back, Begin, Begun, Bring, Describe, Described, Dial
+from lamella.cluster.messages import Back, Begin, Begun, Blob, Bring, Describe, Described, Dial, Pong, Probe, Ready
 from lamella.cluster.node import NodeOptions
 from lamella.cluster.node_folder import NodeFolder
 from lamella.cluster.shard_cache import ShardCache
@@ -57,6 +57,17 @@ def test_what_a_node_cannot_do_it_refuses_with_a_reason(run: Run) -> None:
         async with bed.node("laptop"):
             with pytest.raises(RemoteFailed, match=r"node 'laptop': .*unknown ggml type 'Q9_9'"):
                 await bed.dialler.ask("laptop", Describe(["Q9_9"]), Described)
+
+    run(test)
+
+
+def test_more_than_may_be_sent_at_once_is_refused_in_words(run: Run) -> None:
+    async def test(bed: TestBed) -> None:
+        async with bed.node("laptop"):
+            channel, _ = await bed.dialler.ask("laptop", Probe(), Ready)
+            channel.send(Blob(MOST_WAITING_BYTES + 1, 0))
+            with pytest.raises(RemoteFailed, match=f"at most {MOST_WAITING_BYTES} bytes are sent at once"):
+                await dialling.answer(channel, Pong)
 
     run(test)
 

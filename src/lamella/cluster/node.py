@@ -304,7 +304,8 @@ async def _be_probed(channel: Channel) -> None:
                 channel.send(Pong(asked.number))
                 continue
             if max(asked.up, asked.down) > MOST_WAITING_BYTES:
-                raise RemoteFailed(f"at most {MOST_WAITING_BYTES} bytes are sent at once")
+                channel.send(Refused(f"at most {MOST_WAITING_BYTES} bytes are sent at once"))
+                return
             await channel.read(asked.up, SILENCE_SECONDS)
             channel.write(bytes(asked.down or 1))
             await channel.drain()
