@@ -19,7 +19,7 @@ from lamella.cluster.tls import HANDSHAKE_SECONDS, client_context, peer_on
 from lamella.core.errors import ClusterRefused, RemoteFailed
 
 WATCH_SECONDS = 0.1
-"""How long after a revocation an open connection may live."""
+"""How often it is looked whether a node was revoked whose connections are open."""
 ANSWER_SECONDS = 30.0
 MOST_SHOWN_CHARACTERS = 1000
 """Of what a node says in words."""

@@ -3,7 +3,7 @@
 The coordinator dials for one purpose, which its first message says:
 
     Describe     -> Described                                     what the node is
-    Probe        -> Ready, then Echo and Blob measurements        how fast the way is
+    Probe        -> Ready, then Ping and Blob measurements        how fast the way is
     Begin        -> Begun, then Ping -> Pong as long as it lasts  a session: an RPC server of its own
     UseRpc       -> Ready, then llama.cpp's bytes                 a connection to the RPC server of a session
     Bring        -> Dial ..., Brought                             fill the shard cache

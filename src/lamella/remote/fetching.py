@@ -1,7 +1,8 @@
 """One shard, from a remote store into a part file, until every byte is there and the hash is right.
 
-with fetch_shard(remote, shard, store / "incoming") as part:
-    part.commit(...)
+with store.lease() as lease, fetch_shard(remote, shard, Layout(store.path).incoming) as part:
+    part.flush()
+    lease.place(part, shard.id)
 """
 
 from __future__ import annotations
