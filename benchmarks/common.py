@@ -124,8 +124,12 @@ def run_facts() -> dict[str, str]:
 
 
 def commit() -> str:
-    """What is checked out, and whether it was changed since."""
-    done = subprocess.run(
-        ["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or "unknown"
+    """What is checked out, and whether it was changed since; records that a run has just written do not count."""
+    others = (".", ":(exclude)benchmarks/results", ":(exclude)docs/benchmarks.md")
+    checked_out = _git("describe", "--always")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", *others)
+    return (checked_out + ("-dirty" if changed else "")) or "unknown"
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True, check=False).stdout.strip()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import subprocess
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -11,6 +12,7 @@ from typing import NoReturn
 import pytest
 
 from benchmarks import __main__ as runner
+from benchmarks import common
 from benchmarks.claims import CLAIMS, Claim
 from benchmarks.common import RESULTS
 
@@ -113,3 +115,20 @@ def test_a_claim_that_there_is_not_is_refused(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit):
         runner.main(["--only", "warp-drive", "--list"])
     assert "warp-drive" in capsys.readouterr().err
+
+
+def test_a_record_names_the_commit_that_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common, "ROOT", tmp_path)
+    assert common.commit() == "unknown"
+    code, result = tmp_path / "code.py", tmp_path / "benchmarks" / "results" / "a.json"
+    result.parent.mkdir(parents=True)
+    for path in (code, result):
+        path.write_text("1")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "a"]):
+        subprocess.run([*git, *arguments], check=True)
+    clean = common.commit()
+    result.write_text("2")  # by a benchmark before, or a part of this one
+    assert common.commit() == clean
+    code.write_text("2")
+    assert common.commit() == f"{clean}-dirty"
