@@ -7,6 +7,7 @@ from typing import Any, cast
 import pytest
 
 from lamella.batching.cache import STEPS_APART, SequenceCache
+from lamella.batching.shelf import ParkedState
 from lamella.llama.context import Context, ContextOptions
 
 
@@ -85,3 +86,16 @@ def test_what_is_put_away_for_a_prompt_is_counted(cache: SequenceCache, context:
     slot = cache.place([50, 51, 52], None, 7, 1)
     assert context.copied == [("save", slot.id)]
     assert cache.copy_seconds == 1
+
+
+@pytest.mark.parametrize("n_states", [1, 2])
+def test_a_chat_comes_back_from_a_shelf_that_is_full(cache: SequenceCache, n_states: int) -> None:
+    """What has to leave for it goes to the shelf, and pushes the oldest out: the chat itself, or another."""
+    cache.shelf.most_bytes = n_states * len(b"state")
+    for i in range(n_states):
+        cache.shelf.put(ParkedState((50 + i,) * 40, frozenset("a"), b"state"))
+    slot = cache.place([50] * 40 + [1], None, 7, 1)
+    assert slot.tokens == [50] * 40
+    assert len(cache.shelf) == n_states
+    stays = cache.shelf.find([50] * 40 + [1], None, can_share_parts=True)
+    assert (stays is not None) == (n_states == 2)

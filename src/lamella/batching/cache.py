@@ -72,9 +72,9 @@ class SequenceCache:
             return self._take(place, owner)
         slot = place.slot
         slot.owner = owner
+        self.shelf.used(found.state)  # before what is put there may push it out
         self._leave(slot)
         if self.restore(slot, found.state, step):
-            self.shelf.used(found.state)
             self._cut(slot, found.n_shared)
         return slot
 
