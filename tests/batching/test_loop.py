@@ -41,6 +41,7 @@ from lamella.llama.batch import BatchPart
 from lamella.llama.context import Context
 from lamella.llama.sampling import SamplingOptions
 from lamella.run.engine import Engine, EngineOptions
+from lamella.run.shards import ShardPool
 from lamella.store.store import Store
 from tests.batching.conftest import GREEDY, FakeFront, OpenFront
 
@@ -270,6 +271,43 @@ def test_urgent_requests_push_others_aside_and_those_go_on(open_front: OpenFront
         tokens = front.tokens_of(slow)
     with open_front() as other:
         assert other.write(PROMPTS[0], max_tokens=60) == tokens
+
+
+def test_an_urgent_request_takes_the_variant_of_the_one_that_it_pushes_aside(open_front: OpenFront) -> None:
+    with open_front(n_sequences=1) as front:
+        slow = front.start(PROMPTS[0], max_tokens=100, variant="int4")
+        front.wait(lambda m: isinstance(m, Step))
+        urgent = front.start(PROMPTS[1], priority=1, variant="int4")
+        assert front.end_of(urgent).generated_tokens == 12
+        assert slow not in {m.id for m in front.told if isinstance(m, Finished)}
+        assert front.end_of(slow).generated_tokens == 100
+
+
+def test_the_variant_of_a_request_that_waits_is_opened_once_and_let_go_after_it(
+    open_front: OpenFront, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    plain = ShardPool.open
+
+    def counted(pool: ShardPool, shard_id: str, *others: Any) -> Any:
+        opened.append(shard_id)
+        return plain(pool, shard_id, *others)
+
+    with open_front(n_sequences=1, n_warm=1, n_ctx=2048) as front:
+        running = front.start(PROMPTS[0], max_tokens=1900)
+        front.wait(lambda m: isinstance(m, Step))
+        monkeypatch.setattr(ShardPool, "open", counted)
+        waits, leaves = (front.start(PROMPTS[1], variant="int4") for _ in range(2))
+        front.wait(lambda _: "int4" in front.loop._variants._held)
+        front.tell(Cancel(id=leaves))
+        front.end_of(leaves)
+        front.tell(Cancel(id=running))
+        assert front.end_of(running).reason == "cancelled"
+        assert front.end_of(waits).generated_tokens == 12
+        front.write(PROMPTS[2])
+        assert front.loop.status().warm == ["int8"]
+    assert opened
+    assert len(opened) == len(set(opened))
 
 
 def test_what_an_earlier_engine_wrote_is_continued(front: FakeFront) -> None:

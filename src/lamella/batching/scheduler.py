@@ -169,8 +169,12 @@ class Scheduler:
         request.close()
 
     def _admit(self) -> None:
-        if not self._waiting:
-            return
+        if self._waiting:
+            self._fill_places()
+        self._variants.forget_unused({r.request.variant for r in self._waiting.values() if r.request.variant})
+
+    def _fill_places(self) -> None:
+        """Let the most urgent of those that wait run."""
         default = self._variants.default
         ready = self._ready()
         decision = steps.admit(
@@ -185,7 +189,6 @@ class Scheduler:
             if has_streams and self._pace.streams_go_first:  # the others begin after the next step
                 break
             self._start(self._waiting[number])
-        self._variants.forget_unused()
 
     def _ready(self) -> list[RunningRequest]:
         """Requests that could run now: those whose beginning somebody is about to compute wait for it."""

@@ -6,7 +6,7 @@ Everything is called between two steps, by the loop's thread.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent import futures
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -150,14 +150,16 @@ class ServedVariants:
         self._users[variant] += 1
 
     def release(self, variant: str) -> None:
-        """One less."""
+        """One less; the variant stays until ``forget_unused``, since the next may begin in the same turn."""
         self._users[variant] -= 1
-        if self._users[variant] == 0:
-            self._let_go(variant)
 
-    def forget_unused(self) -> None:
-        """Let go of variants that were opened for requests that have ended before they began."""
-        for variant in [v for v, n in self._users.items() if n == 0]:
+    def forget_unused(self, wanted: Collection[str]) -> None:
+        """Let go of variants at which no request runs.
+
+        Args:
+            wanted: by requests that wait; these stay, unless a variant of others found no room beside them.
+        """
+        for variant in [v for v, n in self._users.items() if n == 0 and (v not in wanted or self._without_room)]:
             self._let_go(variant)
 
     def _let_go(self, variant: str) -> None:
