@@ -155,6 +155,7 @@ class RunningRequest:
         if not self._scores:  # nothing comes before the first token, so nothing predicts it
             first = self.tokens[0]
             self._scores.append(TokenScore(Logprob(first, self._vocabulary.piece(first), 0.0), True, []))
+        del self._scores[start + 1 :]  # pushed aside without its state, it is computed, and scored, again
         for i, row in enumerate(logits, start + 1):
             if i < self.n_prompt:
                 self._scores.append(self._score(row, self.tokens[i]))
