@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -434,14 +435,56 @@ def test_logprobs_are_a_distribution(front: FakeFront) -> None:
 def test_a_kept_beginning_is_computed_again_after_a_switch_that_asks_for_it(front: FakeFront) -> None:
     front.write(PROMPTS[0])
     front.tell(Switch(id=900, variant="int4", cache="recompute"))
+    _wait_for_recomputing(front)
+    end = front.end_of(front.start(PROMPTS[0] + " and", variant="int4"))
+    assert end.cached_tokens >= end.prompt_tokens - len(" and")
+
+
+def _wait_for_recomputing(front: FakeFront) -> None:
+    """Until a switch has happened, and there is nothing left to compute again."""
     front.wait(lambda m: isinstance(m, Switched))
-    number = front.start(PROMPTS[0] + " and", variant="int4")
-    end = front.end_of(number)
-    for _ in range(100):  # the loop recomputes when it is idle, which it may not have been before the request
-        if end.cached_tokens > 0:
-            break
-        end = front.end_of(front.start(PROMPTS[0] + " and", variant="int4"))
-    assert end.cached_tokens > 0
+    end = time.monotonic() + 60
+    while front.loop._recomputes:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_request_waits_for_one_pass_of_what_is_computed_again(
+    open_front: OpenFront, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    asked: list[int] = []
+    decode_parts = Context.decode_parts
+
+    def noted(context: Context, parts: Sequence[BatchPart]) -> tuple[int, ...]:
+        done.append("asked" if parts[0].n_outputs else "again")
+        if not asked:  # while the first pass is computed
+            asked.append(front.start([60] * 5, max_tokens=3))
+        return decode_parts(context, parts)
+
+    kept = [1 + i % 50 for i in range(100)]
+    with open_front(n_batch=32) as front:
+        front.write(kept, max_tokens=1)
+        monkeypatch.setattr(Context, "decode_parts", noted)
+        front.tell(Switch(id=900, variant="int4", cache="recompute"))
+        _wait_for_recomputing(front)
+        assert front.end_of(*asked).generated_tokens == 3
+        assert done == ["again", "asked", "asked", "asked", "again", "again", "again"]
+        assert front.end_of(front.start([*kept, 70], variant="int4")).cached_tokens == len(kept)
+
+
+def test_what_has_no_room_to_be_computed_again_beside_what_it_shared_cells_with_is_left_out(
+    open_front: OpenFront,
+) -> None:
+    beginning = [1 + i % 50 for i in range(120)]
+    with open_front(n_ctx=256, n_cells=256) as front:
+        numbers = [front.start([*beginning, *[end] * 10], max_tokens=50) for end in (70, 71)]
+        assert all(front.end_of(n).generated_tokens == 50 for n in numbers)
+        kept = front.loop._cache.table.kept
+        assert sum(len(slot.tokens) for slot in kept) > 256  # their beginning is there once
+        front.tell(Switch(id=900, variant="int4", cache="recompute"))
+        _wait_for_recomputing(front)
+        assert front.end_of(front.start([*beginning, 72], variant="int4")).cached_tokens == len(beginning)
 
 
 @pytest.mark.parametrize(("n_bytes", "comes_back"), [(None, True), (0, False)])

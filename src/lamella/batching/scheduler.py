@@ -16,6 +16,7 @@ from lamella.batching.messages import EngineMessage, FinishReason, Step, TokenEv
 from lamella.batching.refusals import refusal
 from lamella.batching.running import RunningRequest
 from lamella.batching.served import ServedVariants
+from lamella.batching.slots import Slot
 from lamella.batching.speeds import Speeds
 from lamella.batching.steps import Pace, StepPlan
 from lamella.core.errors import CacheFull, LamellaError
@@ -32,6 +33,22 @@ class Counters:
     n_prompt_tokens: int = 0
     n_cached_tokens: int = 0
     n_generated_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """A kept beginning that is being computed again: its slot, what that held, and the variant that computes it."""
+
+    slot: Slot
+    tokens: tuple[int, ...]
+    variant: str
+
+    def is_valid(self, variant: str) -> bool:
+        """Whether it can go on at the variant that runs now: nobody has used the slot since."""
+        if self.slot.owner is not None or self.slot.variants != {self.variant} or variant != self.variant:
+            return False
+        done = tuple(self.slot.tokens)
+        return len(done) < len(self.tokens) and self.tokens[: len(done)] == done
 
 
 class Scheduler:
@@ -70,6 +87,7 @@ class Scheduler:
         self._steps_since_flip = 0
         self._repeated: tuple[StepPlan, str] | None = None
         self._copied_before = 0.0
+        self._again: Again | None = None
         self.counters = Counters()
         self.step_began = 0.0
 
@@ -368,15 +386,29 @@ class Scheduler:
 
     def recompute_some(self) -> bool:
         """Compute a piece of a kept beginning again by the variant that runs now; whether anything is left to do."""
-        stale = self._cache.table.stale(self._variants.default)
-        if not stale:
+        variant = self._variants.default
+        if self._again is None or not self._again.is_valid(variant):
+            stale = self._cache.table.stale(variant)
+            if not stale:
+                return False
+            slot = stale[-1]  # the most recently used: the likeliest to be asked for
+            self._again = Again(slot, tuple(slot.tokens), variant)
+            self._cache.clear(slot)
+        if not self._recompute_piece(self._again):
+            self._again = None
+        return True
+
+    def _recompute_piece(self, again: Again) -> bool:
+        """One pass; whether more is to come.  What finds no room, beside others whose cells it shared, is left out."""
+        slot = again.slot
+        start = len(slot.tokens)
+        piece = again.tokens[start : start + self._n_batch]
+        if self._cache.free_cells < len(piece):
             return False
-        slot = stale[-1]  # the most recently used: the likeliest to be asked for
-        tokens = list(slot.tokens)
-        self._cache.clear(slot)
-        for start in range(0, len(tokens), self._n_batch):
-            piece = tokens[start : start + self._n_batch]
-            self._variants.point_at(self._variants.default, reads_prompt=True)
+        self._variants.point_at(again.variant, reads_prompt=True)
+        try:
             self._context.decode_parts([BatchPart(slot.id, start, piece, 0)])
-            self._cache.table.extend(slot, piece, self._variants.default, self.counters.n_steps)
-        return len(stale) > 1
+        except CacheFull:  # as in a step
+            return False
+        self._cache.table.extend(slot, piece, again.variant, self.counters.n_steps)
+        return start + len(piece) < len(again.tokens)
