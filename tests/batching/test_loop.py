@@ -262,6 +262,55 @@ def test_a_cache_that_is_too_small_for_all_makes_some_wait(open_front: OpenFront
             assert_same_but_for_ties(_events(other, other.start(prompt * 2, max_tokens=40, n_logprobs=2)), events)
 
 
+def test_what_gives_way_for_want_of_cells_begins_again_when_there_are_enough(
+    open_front: OpenFront, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both prompts have room side by side, both answers have not: one is copied out and in, and none is read twice."""
+    parked: list[int] = []
+    park = SequenceCache.park
+
+    def counted(cache: SequenceCache, slot: Slot) -> ParkedState | None:
+        parked.append(len(slot.tokens))
+        return park(cache, slot)
+
+    monkeypatch.setattr(SequenceCache, "park", counted)
+    prompts = [[token] * 400 for token in (5, 6)]
+    with open_front(n_ctx=1024, n_cells=1024, n_batch=32) as front:
+        numbers = [front.start(p, max_tokens=200, n_logprobs=2) for p in prompts]
+        written = [_events(front, n) for n in numbers]
+        assert [len(events) for events in written] == [200, 200]
+        assert front.loop.status().n_prompt_tokens == 800
+    assert len(parked) == 1
+    for prompt, events in zip(prompts, written, strict=True):
+        with open_front(n_ctx=1024) as other:
+            assert_same_but_for_ties(_events(other, other.start(prompt, max_tokens=200, n_logprobs=2)), events)
+
+
+def test_a_prompt_without_room_beside_others_waits_for_them_and_is_read_once(open_front: OpenFront) -> None:
+    with open_front(n_ctx=256, n_cells=256) as front:
+        long = front.start([5] * 150, max_tokens=80)
+        waits = front.start([6] * 100, max_tokens=0, echo=True, n_logprobs=0)
+        after = front.start([7] * 5, max_tokens=2)
+        for number in (long, waits, after):
+            front.end_of(number)
+        scored = front.wait(lambda m: isinstance(m, Scored))
+        assert [score.chosen.token for score in scored.scores] == [6] * 100
+        assert front.loop.status().n_prompt_tokens == 150 + 100 + 5
+    ended = [m.id for m in front.told if isinstance(m, Finished)]
+    assert ended[0] == long  # who would fit beside it does not overtake who waits for its end
+
+
+def test_an_urgent_prompt_takes_the_cells_of_others(open_front: OpenFront) -> None:
+    with open_front(n_ctx=512, n_cells=512) as front:
+        slow = front.start([5] * 300, max_tokens=200)
+        front.wait(lambda m: isinstance(m, Step))
+        urgent = front.start([6] * 300, max_tokens=2, priority=1)
+        front.end_of(urgent)
+        assert slow not in {m.id for m in front.told if isinstance(m, Finished)}
+        assert front.end_of(slow).generated_tokens == 200
+        assert front.loop.status().n_prompt_tokens == 600
+
+
 def test_urgent_requests_push_others_aside_and_those_go_on(open_front: OpenFront) -> None:
     with open_front(n_sequences=1) as front:
         slow = front.start(PROMPTS[0], max_tokens=60)

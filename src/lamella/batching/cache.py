@@ -58,6 +58,10 @@ class SequenceCache:
     def free_cells(self) -> int:
         return self.n_cells - self.cells_used
 
+    def free_beside(self, slots: Sequence[Slot]) -> int:
+        """Cells that are left where only these slots stay."""
+        return self.n_cells - self.table.cells_of(slots)
+
     def place(self, tokens: Sequence[int], variant: str | None, owner: int, step: int) -> Slot:
         """Give a slot to a request, with as much of its prompt in it as is anywhere; one must be free.
 

@@ -22,6 +22,11 @@ from lamella.run.text import TextStream
 SCORED_AT_ONCE = 32
 """Prompt tokens of a step whose logits are kept; more would cost memory of the size of the vocabulary each."""
 
+CELLS_AHEAD = 32
+"""Tokens that a request shall at least be able to write before it has to give way for want of cells.
+
+Copying a sequence out and in again takes about as long as computing a 30th of it (``slots.COPIES_FOR_ONE``)."""
+
 
 class RunningRequest:
     """One ``Generate`` from its arrival to its end.  Owned by the loop's thread.
@@ -84,6 +89,11 @@ class RunningRequest:
     def n_computed(self) -> int:
         """Tokens that the cache holds."""
         return len(self.slot.tokens) if self.slot else 0
+
+    @property
+    def n_cells_wanted(self) -> int:
+        """Cells that it takes until it has written a little more, or has ended."""
+        return min(len(self.tokens) + CELLS_AHEAD, self.n_prompt + self._max_tokens)
 
     @property
     def n_slot(self) -> int:

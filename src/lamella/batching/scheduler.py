@@ -194,7 +194,7 @@ class Scheduler:
     def _fill_places(self) -> None:
         """Let the most urgent of those that wait run."""
         default = self._variants.default
-        ready = self._ready()
+        ready = self._with_room(self._ready())
         decision = steps.admit(
             [r.candidate(default) for r in self._running.values()],
             [r.candidate(default) for r in ready],
@@ -234,6 +234,30 @@ class Scheduler:
             return False
         now = self._cache.shared_with_kept(request.tokens, wish)
         return any(r.shares_prompt_with(request) >= now + steps.WORTH_WAITING_FOR for r in readers)
+
+    def _with_room(self, ready: Sequence[RunningRequest]) -> Sequence[RunningRequest]:
+        """The most urgent ones, as long as there are cells for them beside those who do not give way to them.
+
+        One that began all the same would give way at once, and its state would be copied to and fro, or computed again.
+        """
+        if not self._cache.has_shared_cells:
+            return ready
+        n_wanted = 0
+        for i, request in enumerate(ready):
+            beside = list(self._running.values())
+            if not request.parked:  # what was saved needs all its cells at once, before anybody gives way
+                beside = [r for r in beside if r.request.priority >= request.request.priority]
+            n_wanted += self._new_cells(request)
+            n_free = self._cache.free_beside([r.slot for r in beside if r.slot])
+            if (beside or i) and n_wanted + sum(r.n_cells_wanted - r.n_computed for r in beside) > n_free:
+                return ready[:i]
+        return ready
+
+    def _new_cells(self, request: RunningRequest) -> int:
+        """Cells that a request takes when it begins; what was saved of it is put back into cells of its own."""
+        if request.parked or request.scores_prompt:
+            return request.n_cells_wanted
+        return request.n_cells_wanted - self._cache.table.shared_with_owned(request.tokens, request.request.variant)
 
     def _start(self, request: RunningRequest) -> None:
         """Give a request a slot: the one that still holds its state, or a place that shares its beginning."""

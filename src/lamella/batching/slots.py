@@ -103,10 +103,14 @@ class SlotTable:
     @property
     def cells_used(self) -> int:
         """Cells in use; shared ones count once."""
+        return self.cells_of(self.slots)
+
+    def cells_of(self, slots: Iterable[Slot]) -> int:
+        """Cells that some slots use; those that they share count once."""
         if not self.has_shared_cells:
-            return sum(len(slot.tokens) for slot in self.slots)
+            return sum(len(slot.tokens) for slot in slots)
         longest: dict[int, int] = {}
-        for slot in self.slots:
+        for slot in slots:
             for extent in slot.extents:
                 longest[extent.run] = max(longest.get(extent.run, 0), extent.length)
         return sum(longest.values())
@@ -200,8 +204,13 @@ class SlotTable:
         self.slots[one.id], self.slots[other.id] = one, other
 
     def shared_with_kept(self, tokens: Sequence[int], variant: str | None) -> int:
-        """How many tokens ``find_place`` would not compute."""
+        """How many tokens some slot holds that ``find_place`` may use, be it kept or owned."""
         return self._best_source(tokens, variant)[1]
+
+    def shared_with_owned(self, tokens: Sequence[int], variant: str | None) -> int:
+        """How many tokens a slot holds that somebody owns: cells that are there as long as it runs."""
+        owned = (s for s in self.slots if s.owner is not None and not (variant is not None and s.variants - {variant}))
+        return max((self._usable(slot, tokens) for slot in owned), default=0)
 
     def shared_with_others(self, slot: Slot) -> int:
         """How many first tokens of a slot another slot holds too, computed by the same variants."""
