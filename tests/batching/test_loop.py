@@ -257,6 +257,7 @@ def test_a_cache_that_is_too_small_for_all_makes_some_wait(open_front: OpenFront
         written = [_events(front, n) for n in numbers]
         assert all(len(events) == 40 for events in written)
         assert front.loop.status().cells_used <= 128
+        assert front.loop.status().n_prompt_tokens == _n_read_once(front, numbers)
     for prompt, events in zip(PROMPTS, written, strict=True):
         with open_front() as other:
             assert_same_but_for_ties(_events(other, other.start(prompt * 2, max_tokens=40, n_logprobs=2)), events)
@@ -319,8 +320,15 @@ def test_urgent_requests_push_others_aside_and_those_go_on(open_front: OpenFront
         front.end_of(urgent)
         assert slow not in {m.id for m in front.told if isinstance(m, Finished)}
         tokens = front.tokens_of(slow)
+        assert front.loop.status().n_prompt_tokens == _n_read_once(front, [slow, urgent])
     with open_front() as other:
         assert other.write(PROMPTS[0], max_tokens=60) == tokens
+
+
+def _n_read_once(front: FakeFront, numbers: Sequence[int]) -> int:
+    """Prompt tokens of requests that have ended, where none was read twice."""
+    ends = [front.end_of(number) for number in numbers]
+    return sum(end.prompt_tokens - end.cached_tokens for end in ends)
 
 
 def test_an_urgent_request_takes_the_variant_of_the_one_that_it_pushes_aside(open_front: OpenFront) -> None:

@@ -133,7 +133,13 @@ def _other_tokens(folder: Path) -> None:
     (folder / SLOTS).write_bytes(msgspec.msgpack.encode(found))
 
 
-@pytest.mark.parametrize("spoil", [_cut, _no_slots, _broken_slots, _other_version, _other_tokens])
+def _other_slots(folder: Path) -> None:
+    found = msgspec.msgpack.decode((folder / SLOTS).read_bytes())
+    found["slots"][0]["id"] = 99
+    (folder / SLOTS).write_bytes(msgspec.msgpack.encode(found))
+
+
+@pytest.mark.parametrize("spoil", [_cut, _no_slots, _broken_slots, _other_version, _other_tokens, _other_slots])
 def test_what_cannot_be_used_is_computed_again(open_front: OpenFront, tmp_path: Path, spoil: Any) -> None:
     with open_front(**ALIKE) as front:
         expected = {prompt: front.write(prompt, max_tokens=N_TOKENS) for prompt in PROMPTS}
@@ -144,15 +150,17 @@ def test_what_cannot_be_used_is_computed_again(open_front: OpenFront, tmp_path: 
         assert go_on(front, begun) == expected
 
 
-@pytest.mark.parametrize("settings", [{"n_cells": 0}, {"kv_type": "F32"}, {"n_sequences": 1, "n_cells": 128}])
-def test_a_cache_of_another_kind_or_size_is_computed_again(
-    open_front: OpenFront, tmp_path: Path, settings: dict[str, Any]
+@pytest.mark.parametrize(
+    ("settings", "is_taken_over"), [({"n_cells": 0}, False), ({"kv_type": "F32"}, False), ({"n_sequences": 1}, True)]
+)
+def test_a_cache_of_another_kind_is_computed_again_and_one_of_more_sequences_is_used(
+    open_front: OpenFront, tmp_path: Path, settings: dict[str, Any], is_taken_over: bool
 ) -> None:
     begun = begin(open_front, tmp_path, **SHARED)
     with open_front(**{**SHARED, **settings}, cache_folder=str(tmp_path)) as front:
-        taken_over = front.loop.hello().n_taken_over
-        assert taken_over == 0 or "n_sequences" in settings  # fewer sequences may still hold what was there
+        assert (front.loop.hello().n_taken_over > 0) == is_taken_over
         assert {len(tokens) for tokens in go_on(front, begun).values()} == {N_TOKENS}
+        assert nothing_was_read(front, begun) == is_taken_over
 
 
 def test_a_cache_that_cannot_be_written_is_refused_and_the_engine_goes_on(front: FakeFront, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def recorded(engine: PanelEngine, clock: Clock, seconds: int = 1, **options: obj
 
 def test_a_point_says_what_the_engine_said() -> None:
     (point,) = recorded(PanelEngine(), Clock()).points()
-    assert (point.at, point.variant, point.n_running, point.n_waiting) == (1001.0, "large", 1, 2 + 3)
+    assert (point.at, point.variant, point.n_running, point.n_waiting) == (1001.0, "large", 1, 2)
     assert point.engine_bytes == 3000 + 4000
     assert (point.tokens_per_second, point.watts, point.latencies) == (None, None, ())
 

@@ -262,7 +262,7 @@ def test_metrics_tell_of_requests_and_of_the_engine(front: Make) -> None:
         assert now[f"lamella_{name}", (("priority", "normal"),)] == 1
     assert plain["lamella_requests_waiting"] == 2
     assert plain["lamella_requests_running"] == 1
-    assert plain["lamella_requests_parked"] == 3
+    assert plain["lamella_requests_parked"] == 1
     assert (plain["lamella_kv_cells"], plain["lamella_kv_cells_used"]) == (256, 40)
     assert (plain["lamella_switches_total"], plain["lamella_switch_stall_seconds_total"]) == (5, 0.25)
     assert (plain["lamella_steps_total"], plain["lamella_flip_seconds_total"]) == (7, 0.5)

@@ -119,7 +119,7 @@ class Recorder:
                 at=now,
                 variant=self._variant,
                 n_running=status.n_running if status else 0,
-                n_waiting=status.n_waiting + status.n_parked if status else 0,
+                n_waiting=status.n_waiting if status else 0,
                 tokens_per_second=self._tokens_per_second(now, status),
                 engine_bytes=status.mapped_bytes + status.private_bytes if status else None,
                 available_bytes=self.machine.available_bytes,
