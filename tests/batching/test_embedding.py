@@ -69,7 +69,7 @@ def test_embeddings_are_of_the_variant_that_runs_whatever_others_ask_for(open_fr
 @pytest.mark.parametrize(
     ("pooling", "inputs", "why"),
     [
-        ("mean", ["a" * 500], "invalid"),
+        ("mean", ["a" * 500], "context_length"),
         ("mean", [[]], "invalid"),
         ("mean", [[10**6]], "invalid"),
         ("off", ["a"], "no_embeddings"),
@@ -82,6 +82,16 @@ def test_what_cannot_be_embedded_is_refused(
         front.tell(Embed(id=900, inputs=inputs))
         refused = front.wait(lambda m: isinstance(m, Embedded | Refused))
         assert (refused.id, refused.why) == (900, why)
+
+
+def test_an_input_may_be_as_long_as_the_server_takes(open_front: OpenFront) -> None:
+    with open_front(pooling="mean") as front:
+        front.tell(Embed(id=900, inputs=["a", [5] * 20], most_tokens=20))
+        assert vectors_of(front, 900).shape[0] == 2
+        front.tell(Embed(id=901, inputs=["a", [5] * 21], most_tokens=20))
+        refused = front.wait(lambda m: isinstance(m, Refused))
+        assert (refused.id, refused.why) == (901, "context_length")
+        assert "Input 1 has 21 tokens" in refused.message
 
 
 def test_texts_become_tokens_and_back(front: FakeFront) -> None:

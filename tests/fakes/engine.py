@@ -152,9 +152,11 @@ class FakeEngine:
         self.streams.append(FakeStream(self, request, script))
         return self.streams[-1]
 
-    async def embed(self, inputs: list[str | list[int]]) -> Embedded:
+    async def embed(self, inputs: list[str | list[int]], *, most_tokens: int | None = None) -> Embedded:
         if self.facts is None or not self.facts.has_embeddings:
             raise RequestRefused("This model has no embeddings.", why="no_embeddings")
+        if most_tokens is not None and any(_n_tokens(text) > most_tokens for text in inputs):
+            raise RequestRefused("An input is too long.", why="context_length")
         msgspec.msgpack.encode(inputs)
         await self._wait_to_embed()
         vectors = [[float(_n_tokens(text)), 0.5, -1.25] for text in inputs]

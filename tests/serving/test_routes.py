@@ -95,6 +95,14 @@ def test_embeddings_that_cannot_be_had(front: Make, fields: dict[str, Any]) -> N
     assert front(limits=Limits(n_inputs=2, prompt_tokens=8)).post("/v1/embeddings", fields).status_code == 400
 
 
+@pytest.mark.parametrize("asked", ["a b c", [7, 8, 9]])
+def test_texts_and_tokens_to_embed_have_the_same_limit(front: Make, asked: str | list[int]) -> None:
+    one = front(limits=Limits(prompt_tokens=2))
+    answer = one.post("/v1/embeddings", {"input": asked})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+    assert one.post("/v1/embeddings", {"input": asked[:2]}).status_code == 200
+
+
 def test_a_model_without_embeddings_says_so(front: Make) -> None:
     engine = FakeEngine(facts=msgspec.structs.replace(FACTS, has_embeddings=False))
     answer = front(engine).post("/v1/embeddings", {"input": "a"})

@@ -140,8 +140,7 @@ class EngineLoop:
                 case Generate():
                     self._arrivals.append(self._understand(message))
                 case Embed():
-                    inputs = [self._parts.prompts.make(text).tokens for text in message.inputs]
-                    self._arrivals.append(EmbedJob(message.id, inputs))
+                    self._arrivals.append(EmbedJob(message.id, self._inputs(message)))
                 case Tokenize():
                     tokens = self._parts.model.vocabulary.tokenize(message.text, add_special=message.add_special)
                     self._send(Tokenized(id=message.id, tokens=tokens))
@@ -149,6 +148,18 @@ class EngineLoop:
                     self._send(Detokenized(id=message.id, text=self._text(message.tokens)))
         except LamellaError as error:
             self._send(refusal(message.id, error))
+
+    def _inputs(self, message: Embed) -> list[list[int]]:
+        """Tokens of the texts to embed, each short enough."""
+        n_ctx = self._parts.settings.n_ctx
+        most = n_ctx if message.most_tokens is None else min(n_ctx, message.most_tokens)
+        inputs: list[list[int]] = []
+        for i, text in enumerate(message.inputs):
+            inputs.append(self._parts.prompts.make(text).tokens)
+            if len(inputs[i]) > most:
+                said = f"Input {i} has {len(inputs[i])} tokens; this server takes at most {most}."
+                raise RequestRefused(said, why="context_length")
+        return inputs
 
     def _text(self, tokens: list[int]) -> str:
         self._parts.prompts.check_tokens(tokens)

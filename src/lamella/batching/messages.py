@@ -117,10 +117,15 @@ class Generate(_Message, frozen=True, kw_only=True):
 
 
 class Embed(_Message, frozen=True, kw_only=True):
-    """The embedding of each input: text or token ids."""
+    """The embedding of each input: text or token ids.
+
+    Attributes:
+        most_tokens: of one input, beside what the context holds; None for no other limit.
+    """
 
     id: int
     inputs: list[str | list[int]]
+    most_tokens: int | None = None
 
 
 class Tokenize(_Message, frozen=True, kw_only=True):

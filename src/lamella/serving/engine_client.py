@@ -74,11 +74,14 @@ class EngineClient(Protocol):
             Draining: the server is shutting down.
         """
 
-    async def embed(self, inputs: list[str | list[int]]) -> Embedded:
+    async def embed(self, inputs: list[str | list[int]], *, most_tokens: int | None = None) -> Embedded:
         """One vector for each input; cancelled, the engine stops too.
 
+        Args:
+            most_tokens: of one input; None for what the context holds.
+
         Raises:
-            RequestRefused: the model has none.
+            RequestRefused: the model has none, or an input is too long.
             QueueFull, Draining: as ``generate``.
         """
 

@@ -155,10 +155,10 @@ class SupervisedEngine:
         self.check_room(1)
         return self._traffic.submit(msgspec.structs.replace(request, id=next(self._numbers)))
 
-    async def embed(self, inputs: list[str | list[int]]) -> Embedded:
+    async def embed(self, inputs: list[str | list[int]], *, most_tokens: int | None = None) -> Embedded:
         """See ``EngineClient``; raises what ``generate`` raises besides."""
         self.check_room(1)
-        answer = await self._ask(Embed(id=next(self._numbers), inputs=inputs))
+        answer = await self._ask(Embed(id=next(self._numbers), inputs=inputs, most_tokens=most_tokens))
         assert isinstance(answer, Embedded)
         return answer
 

@@ -29,7 +29,8 @@ def embedding_routes(front: Front) -> APIRouter:
         front.gate.check()
         target = front.target(body.model)
         inputs = _inputs(front, body, target)
-        embedded = await while_connected(request.receive, front.client.embed(inputs))
+        asked = front.client.embed(inputs, most_tokens=front.settings.limits.prompt_tokens)
+        embedded = await while_connected(request.receive, asked)
         as_base64 = body.encoding_format == "base64"
         data = [
             {"object": "embedding", "index": index, "embedding": _base64(vector) if as_base64 else vector}
