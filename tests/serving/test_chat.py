@@ -241,6 +241,19 @@ def test_tokens_held_back_keep_their_logprobs_in_a_stream(front: Make) -> None:
     assert [entry["token"] for entry in scored] == pieces
 
 
+@pytest.mark.parametrize(("is_parallel", "n_calls"), [(False, 1), (True, 2)])
+def test_an_answer_calls_one_function_where_several_are_not_wanted(
+    front: Make, is_parallel: bool, n_calls: int
+) -> None:
+    one = front(FakeEngine(Script(pieces=["I add. ", CALL, CALL, " Done."])))
+    (choice,) = ask(one, tools=[TOOL], parallel_tool_calls=is_parallel)["choices"]
+    assert len(choice["message"]["tool_calls"]) == n_calls
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("I add.Done.", "tool_calls")
+    choices = [chunk["choices"][0] for chunk in stream(one, tools=[TOOL], parallel_tool_calls=is_parallel)]
+    calls = [call for choice in choices for call in choice["delta"].get("tool_calls", [])]
+    assert [call["index"] for call in calls] == list(range(n_calls))
+
+
 def test_without_tools_nothing_is_taken_out(front: Make) -> None:
     one = front(FakeEngine(Script(pieces=[CALL])))
     assert ask(one)["choices"][0]["message"]["content"] == CALL
@@ -251,10 +264,10 @@ def test_a_call_that_must_be_made_is_the_whole_text(front: Make) -> None:
     script = Script(pieces=['{"name": "add", ', '"arguments": {}}'], calls_tools=True)
     one = front(FakeEngine(script))
     named = {"type": "function", "function": {"name": "add"}}
-    (choice,) = ask(one, tools=[TOOL], tool_choice=named, parallel_tool_calls=False)["choices"]
+    (choice,) = ask(one, tools=[TOOL], tool_choice=named)["choices"]
     assert choice["message"]["content"] is None
     assert choice["message"]["tool_calls"][0]["function"] == {"name": "add", "arguments": "{}"}
-    assert (chat_of(one).tool_choice, chat_of(one).parallel_tool_calls) == ("add", False)
+    assert chat_of(one).tool_choice == "add"
     last = stream(one, tools=[TOOL], tool_choice="required")[-1]
     assert last["choices"][0]["finish_reason"] == "tool_calls"
 

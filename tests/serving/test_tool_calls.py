@@ -82,6 +82,13 @@ def test_text_around_calls_stays_and_white_space_beside_them_goes() -> None:
     assert read(BlockReader(), [f"First.\n{CALL}\n{CALL}\n Then."]) == ["First.", ADD, ADD, "Then."]
 
 
+def test_calls_beyond_the_most_are_left_out() -> None:
+    text = f"First.\n{CALL}\n{CALL}\n Then."
+    assert read(BlockReader(1), list(text)) == ["First.", ADD, "Then."]
+    assert read(BlockReader(2), list(text)) == ["First.", ADD, ADD, "Then."]
+    assert read(BlockReader(0), list(text)) == ["First.Then."]
+
+
 @pytest.mark.parametrize(
     "text",
     [

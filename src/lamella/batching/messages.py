@@ -70,7 +70,6 @@ class Chat(_Message, frozen=True, kw_only=True):
         messages: as OpenAI has them, contents already plain text.
         tools: OpenAI's tool definitions, or None.
         tool_choice: ``auto``, ``none``, ``required``, or the name of the function that must be called.
-        parallel_tool_calls: whether an answer may call more than one.
         continue_last: the last message is the assistant's and is to be continued.
         template_options: given to the template besides (for example ``enable_thinking``).
     """
@@ -78,7 +77,6 @@ class Chat(_Message, frozen=True, kw_only=True):
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
     tool_choice: str = "auto"
-    parallel_tool_calls: bool = True
     continue_last: bool = False
     template_options: dict[str, Any] = {}
 

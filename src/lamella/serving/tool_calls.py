@@ -41,7 +41,13 @@ class ToolCallReader(Protocol):
 class BlockReader:
     """Finds blocks between other text."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_calls: int | None = None) -> None:
+        """Nothing has come.
+
+        Args:
+            most_calls: what is called beyond them is left out; None for all.
+        """
+        self._most_calls, self._n_calls = most_calls, 0
         self._held = ""
         self._block: _Block | None = None
         self._after_block = False
@@ -80,7 +86,9 @@ class BlockReader:
             return False
         if state == "complete":
             assert self._block.call is not None
-            pieces.append(self._block.call)
+            if self._most_calls is None or self._n_calls < self._most_calls:
+                pieces.append(self._block.call)
+                self._n_calls += 1
             self._held, self._after_block = self._held[self._block.position :], True
         else:
             self._say(pieces, self._held[: self._block.start])

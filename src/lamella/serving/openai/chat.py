@@ -152,7 +152,8 @@ def _reader(run: Run, body: ChatBody) -> ToolCallReader | None:
     """What finds tool calls in this choice; None where there can be none."""
     if isinstance(run.accepted, Accepted) and run.accepted.calls_tools:
         return WholeReader()
-    return BlockReader() if body.tools and body.tool_choice != "none" else None
+    most_calls = 1 if body.parallel_tool_calls is False else None
+    return BlockReader(most_calls) if body.tools and body.tool_choice != "none" else None
 
 
 def _call_fields(call: ToolCall, new_id: Callable[[], str]) -> dict[str, Any]:

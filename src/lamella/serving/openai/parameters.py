@@ -192,7 +192,6 @@ def _chat(body: ChatBody, is_constrained: bool) -> Chat:
         messages=[_message(message, number) for number, message in enumerate(body.messages)],
         tools=tools or None,
         tool_choice=choice,
-        parallel_tool_calls=body.parallel_tool_calls is not False,
         continue_last=_continues(body),
         template_options=body.chat_template_kwargs or {},
     )
