@@ -22,6 +22,9 @@ class FakeVocabulary:
     def text(self, tokens: list[int]) -> str:
         return "".join(f"{token}," for token in tokens)
 
+    def ends_generation(self, token: int) -> bool:
+        return False
+
 
 class FakeSampler:
     """Draws nothing."""

@@ -7,6 +7,7 @@ import stat
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from lamella.batching.messages import Generate
 from lamella.batching.settings import EngineSettings
 from lamella.core.errors import EngineUnavailable, RequestRefused
+from lamella.serving.child import EngineChild
 from lamella.serving.nodes import ClusterState, LayersOn
 from lamella.serving.supervision import SupervisorOptions
 from lamella.serving.supervisor import SupervisedEngine
@@ -182,6 +184,43 @@ def test_an_engine_that_is_held_before_it_has_started_starts_with_what_it_is_tol
         await starting
         events = await read(engine.generate(Generate(id=0, prompt="abc", max_tokens=3)))
         check_whole(events, "abc", 3, "small")
+        await engine.close()
+
+    run(talk())
+
+
+@pytest.mark.parametrize("is_held", [False, True])
+def test_what_is_told_while_a_process_is_being_started_holds_for_it(
+    monkeypatch: pytest.MonkeyPatch, is_held: bool
+) -> None:
+    """The system takes its time to start a process, in which it is not known to anybody."""
+    started: list[EngineSettings] = []
+    start = EngineChild.start
+
+    async def talk() -> None:
+        engine = engine_of([])
+
+        async def slowly(command: Any, settings: EngineSettings, *others: Any) -> EngineChild:
+            child = await start(command, settings, *others)
+            started.append(settings)
+            if len(started) == 1 and is_held:
+                engine.hold("a node is away", refuses=False)
+            elif len(started) == 1:
+                engine.use(msgspec.structs.replace(SETTINGS, n_sequences=2))
+            return child
+
+        monkeypatch.setattr(EngineChild, "start", slowly)
+        starting = asyncio.create_task(engine.start())
+        if is_held:
+            await until(lambda: bool(started))
+            await asyncio.sleep(0.3)
+            assert not engine.is_ready
+            assert not starting.done()
+            engine.use(msgspec.structs.replace(SETTINGS, n_sequences=2))
+        await starting
+        assert engine.facts is not None
+        assert engine.facts.n_sequences == 2
+        assert len(started) == 2
         await engine.close()
 
     run(talk())

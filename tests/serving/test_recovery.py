@@ -1,4 +1,4 @@
-"""A real engine on a tiny model is killed under its streams: each goes on where it was, with the tokens it would have had.
+"""A real engine on a tiny model is killed under its streams: each goes on and writes what it would have written.
 
 The engine computes reproducibly: the tiny model's distributions are so flat that another order of sums changes what is
 drawn.

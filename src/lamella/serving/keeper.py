@@ -84,6 +84,7 @@ class EngineKeeper:
         self._may_run = asyncio.Event()
         self._may_run.set()
         self._was_told_to_end = False
+        self._why_to_end = ""
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -126,6 +127,7 @@ class EngineKeeper:
         self._may_run.set()
 
     def _end_child(self, why: str) -> None:
+        self._why_to_end = why  # also for one that is being started, and is nobody's child yet
         if self._child is not None:
             self.is_up, self._was_told_to_end = False, True
             self._child.kill(why)
@@ -154,6 +156,7 @@ class EngineKeeper:
 
     async def _bring_up_with(self, cache_folder: str) -> EngineChild | EngineDied:
         settings = msgspec.structs.replace(self._settings, variant=self._owner.variant, cache_folder=cache_folder)
+        self._why_to_end = ""  # what came before is in these settings
         self._watch = Watch(self._options.patience, self._clock())
         self._aside.lift()
         try:
@@ -161,6 +164,8 @@ class EngineKeeper:
         except OSError as error:
             return EngineDied(f"no process can be started: {error}")
         self._child = child
+        if self._why_to_end:
+            self._end_child(self._why_to_end)
         hello = await child.hello()
         if hello is None:
             return await self._end_of(child)
