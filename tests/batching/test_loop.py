@@ -15,23 +15,28 @@ import pytest
 
 from lamella.batching import steps
 from lamella.batching.cache import SequenceCache
+from lamella.batching.embedding import EmbedJobs
 from lamella.batching.engine_parts import KEPT_PREFIXES, EngineParts
 from lamella.batching.filling import Filling
 from lamella.batching.messages import (
     Accepted,
     Cancel,
+    Embed,
     Finished,
+    FrontMessage,
     Generate,
     Prepare,
     Prepared,
     Refused,
     Sampling,
+    SaveCache,
     Scored,
     Step,
     Switch,
     Switched,
     TokenEvent,
 )
+from lamella.batching.scheduler import Scheduler
 from lamella.batching.settings import EngineSettings
 from lamella.batching.shelf import ParkedState
 from lamella.batching.slots import Slot, SlotTable
@@ -619,6 +624,43 @@ def test_streams_go_on_between_sequences_that_are_put_away(
         front.end_of(stream)
     after_copies = [b for a, b in pairwise(done) if a == "copy"]
     assert after_copies == ["a token each"] * 3
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "message"),
+    [
+        (Context, "decode_parts", Generate(id=900, prompt="a", max_tokens=2)),
+        (SequenceCache, "place", Generate(id=900, prompt="a", max_tokens=2)),
+        (SequenceCache, "save", SaveCache(id=900, folder="nowhere")),
+        (EmbedJobs, "advance", Embed(id=900, inputs=["a"])),
+        (Scheduler, "recompute_some", Switch(id=900, variant="int4", cache="recompute")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_pulse_tells_of_whatever_does_not_end(
+    open_front: OpenFront, monkeypatch: pytest.MonkeyPatch, owner: type, method: str, message: FrontMessage
+) -> None:
+    is_at_it, may_go_on = threading.Event(), threading.Event()
+    plain = getattr(owner, method)
+
+    def hangs(*args: Any, **options: Any) -> Any:
+        is_at_it.set()
+        assert may_go_on.wait(60)
+        return plain(*args, **options)
+
+    with open_front(pooling="mean") as front:
+        front.write("b")
+        monkeypatch.setattr(owner, method, hangs)
+        front.tell(message)
+        assert is_at_it.wait(60)
+        before = front.loop.status().step_seconds_now
+        time.sleep(0.01)
+        assert front.loop.status().step_seconds_now > before > 0
+        may_go_on.set()
+        end = time.monotonic() + 60
+        while front.loop.status().step_seconds_now:
+            assert time.monotonic() < end
+            time.sleep(0.01)
 
 
 def test_accepted_comes_before_everything_else(front: FakeFront) -> None:

@@ -91,6 +91,7 @@ class EngineLoop:
         )
         self._embeddings = EmbedJobs(parts.open_embedder, send)
         self._n_arrived = 0
+        self._busy_since = 0.0
         self._recomputes = False
         self._is_stopping = False
 
@@ -194,7 +195,7 @@ class EngineLoop:
 
     def status(self) -> Status:
         """The figures of now."""
-        scheduler, began = self._scheduler, self._scheduler.step_began
+        scheduler, began = self._scheduler, self._busy_since
         counters = scheduler.counters
         return Status(
             variant=self._variants.name,
@@ -221,12 +222,14 @@ class EngineLoop:
         """Serve until ``Stop`` arrives."""
         while True:
             self._has_news.clear()
+            self._busy_since = time.monotonic()
             self._take_arrivals()
             if self._is_stopping:
                 return
             self._variants.advance()
             has_embedded = self._embed_some()
             if not self._scheduler.turn() and not has_embedded and not self._recompute():
+                self._busy_since = 0.0
                 self._has_news.wait(None if self._scheduler.is_idle else DEADLINE_CHECK_SECONDS)
 
     def _take_arrivals(self) -> None:

@@ -409,7 +409,8 @@ class Status(_Message, frozen=True, kw_only=True):
     """Heartbeat, and the figures that change.
 
     Attributes:
-        step_seconds_now: how long the step in progress has run; 0 between steps.  Grows without end in a hung engine.
+        step_seconds_now: how long the engine has been at the step in progress and what goes with it (copies, a pass for
+            embeddings, saving); 0 while it waits.  Grows without end in a hung engine.
         n_running, n_waiting, n_parked: requests that write, wait, and were pushed aside.
         cells_used: KV cells in use, prefixes kept for later included.
         n_steps, n_prompt_tokens, n_cached_tokens, n_generated_tokens, n_switches: since the process started.

@@ -56,7 +56,6 @@ class Scheduler:
 
     Attributes:
         counters: for the status.
-        step_began: monotonic time at which the step in progress began; 0 between steps.
     """
 
     def __init__(
@@ -89,7 +88,6 @@ class Scheduler:
         self._copied_before = 0.0
         self._again: Again | None = None
         self.counters = Counters()
-        self.step_began = 0.0
 
     @property
     def n_running(self) -> int:
@@ -322,15 +320,13 @@ class Scheduler:
         n_prompt = sum(n for r, n in parts if n > 1 or not r.n_generated)
         batch = [self._part(r, n) for r, n in parts]
         fillers = [] if n_prompt else self._fillers(plan.variant, batch)
-        self.step_began = self._clock()
+        began = self._clock()
         try:
             self._variants.point_at(plan.variant, reads_prompt=n_prompt >= LONG_PROMPT_TOKENS)
             first = self._compute(batch, fillers)
         except CacheFull:  # the books are wrong for this kind of cache (sliding windows pad): let somebody give way
             self._give_way()
             return
-        finally:
-            began, self.step_began = self.step_began, 0.0
         seconds = self._clock() - began
         self._count(n_prompt, seconds)
         if self._filling and n_prompt:

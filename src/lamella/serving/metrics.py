@@ -197,7 +197,7 @@ _GAUGES: tuple[tuple[str, str, Callable[[Status], float]], ...] = (
     ("kv_cells_used", "Tokens in the KV cache, kept prefixes included.", lambda status: status.cells_used),
     ("mapped_bytes", "Bytes of shards mapped.", lambda status: status.mapped_bytes),
     ("private_bytes", "Private memory of the engine.", lambda status: status.private_bytes),
-    ("step_seconds_now", "Age of the step in progress.", lambda status: status.step_seconds_now),
+    ("step_seconds_now", "Age of the step in progress and what goes with it.", lambda status: status.step_seconds_now),
 )
 _COUNTERS: tuple[tuple[str, str, Callable[[Status], float]], ...] = (
     ("steps", "Steps of the model.", lambda status: status.n_steps),
