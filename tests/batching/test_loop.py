@@ -285,7 +285,8 @@ def test_what_gives_way_for_want_of_cells_begins_again_when_there_are_enough(
         numbers = [front.start(p, max_tokens=200, n_logprobs=2) for p in prompts]
         written = [_events(front, n) for n in numbers]
         assert [len(events) for events in written] == [200, 200]
-        assert front.loop.status().n_prompt_tokens == 800
+        status = front.loop.status()
+        assert (status.n_prompt_tokens, status.n_cached_tokens) == (800, 0)
     assert len(parked) == 1
     for prompt, events in zip(prompts, written, strict=True):
         with open_front(n_ctx=1024) as other:
@@ -483,6 +484,7 @@ def test_the_end_of_a_scored_prompt_is_a_token_without_text(front: FakeFront) ->
     assert front.tokens_of(front.start("hello", **fields)) == []
     again = front.start("hello", echo=True, **fields, generated=[2])  # an engine that died just after telling it
     assert (front.end_of(again).reason, front.tokens_of(again)) == ("stop", [])
+    assert front.end_of(again).generated_tokens == 0
 
 
 def test_logprobs_are_a_distribution(front: FakeFront) -> None:

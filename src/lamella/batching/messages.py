@@ -90,7 +90,7 @@ class Generate(_Message, frozen=True, kw_only=True):
         max_tokens: most tokens to write; None fills the context.  0 with ``echo`` only scores the prompt.
         stop: the text ends before any of these.
         n_logprobs: log-probabilities of this many most likely tokens beside each token's own; None for none.
-        echo: log-probabilities of the prompt's tokens too (with ``n_logprobs``), in ``Accepted``'s place in ``Scored``.
+        echo: after ``Accepted`` the prompt itself, with ``n_logprobs`` its tokens' log-probabilities too, in ``Scored``.
         variant: the variant that must compute it; None for whatever runs.
         priority: higher goes first, and may push lower ones aside.
         deadline_seconds: from now; what is not finished then ends with ``deadline``.  None for none.
@@ -257,7 +257,10 @@ class Logprob(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TokenScore(msgspec.Struct, frozen=True, array_like=True):
-    """A token's own log-probability (None for the first of a prompt) and the most likely ones, best first."""
+    """A token's own log-probability and the most likely ones, best first.
+
+    Nothing predicts the first token of a prompt (``is_first``): it has 0.0, and no others beside it.
+    """
 
     chosen: Logprob
     is_first: bool
@@ -314,7 +317,7 @@ class Finished(_Message, frozen=True, kw_only=True):
     Attributes:
         text: text that was held back (a possible stop string) and now is certain.
         cached_tokens: tokens of the prompt that were found in the KV cache.
-        generated_tokens: all that were written, ``Generate.generated`` included.
+        generated_tokens: all that were written, ``Generate.generated`` included, without the end of the text.
         queue_seconds, prompt_seconds, token_seconds: waiting, reading the prompt, and writing.
     """
 
@@ -411,9 +414,11 @@ class Status(_Message, frozen=True, kw_only=True):
     Attributes:
         step_seconds_now: how long the engine has been at the step in progress and what goes with it (copies, a pass for
             embeddings, saving); 0 while it waits.  Grows without end in a hung engine.
-        n_running, n_waiting, n_parked: requests that write, wait, and were pushed aside.
+        n_running, n_waiting, n_parked: requests that have a place, to read their prompt or to write; that wait for one;
+            and those among the waiting that have had one, and were pushed aside.
         cells_used: KV cells in use, prefixes kept for later included.
-        n_steps, n_prompt_tokens, n_cached_tokens, n_generated_tokens, n_switches: since the process started.
+        n_steps, n_prompt_tokens, n_cached_tokens, n_generated_tokens, n_switches: since the process started; a request
+            that was pushed aside is not counted as cached when it goes on.
         switch_seconds: stall of all switches together.
         flip_seconds: time spent on alternating between variants of concurrent requests.
         mapped_bytes, private_bytes: pages of shards mapped now, and private memory of the process.

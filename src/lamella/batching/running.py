@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
 
@@ -61,7 +62,8 @@ class RunningRequest:
         """
         self.request, self.order = request, order
         self.n_prompt = len(prompt)
-        self.tokens = [*prompt, *request.generated]
+        written = self._before_the_end(request, vocabulary)
+        self.tokens = [*prompt, *written]
         self.slot: Slot | None = None
         self.parked: ParkedState | None = None
         self.was_parked = self.is_cancelled = False
@@ -75,11 +77,18 @@ class RunningRequest:
         self._scores: list[TokenScore] = []
         self._is_scored = not (request.echo and request.n_logprobs is not None) or bool(request.generated)
         self._text = TextStream(request.stop)
-        for token in request.generated:
+        for token in written:
             self._text.feed(vocabulary.piece(token))
-        sampler.replay(request.generated)
-        has_ended = not request.ignore_end and any(map(vocabulary.ends_generation, request.generated))
+        sampler.replay(written)
+        has_ended = len(written) < len(request.generated)
         self._end: FinishReason | None = "stop" if self._text.stopped or has_ended else None
+
+    @staticmethod
+    def _before_the_end(request: Generate, vocabulary: Vocabulary) -> list[int]:
+        """What an earlier engine wrote, without the end of the text, which it may have told as a token (``draw``)."""
+        if request.ignore_end:
+            return request.generated
+        return list(itertools.takewhile(lambda token: not vocabulary.ends_generation(token), request.generated))
 
     @property
     def n_generated(self) -> int:

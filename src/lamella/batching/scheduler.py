@@ -270,7 +270,8 @@ class Scheduler:
             self._cache.restore(slot, request.parked, self.counters.n_steps)
         request.parked = None
         request.start(slot)
-        self.counters.n_cached_tokens += len(slot.tokens)
+        if not request.was_parked:
+            self.counters.n_cached_tokens += len(slot.tokens)
 
     def _park(self, request: RunningRequest) -> None:
         """Push a request aside: its state goes to memory of our own, and its cells to others."""
