@@ -10,19 +10,37 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from lamella.batching import engine_parts
+from lamella.batching.embedding import embedder_bytes
 from lamella.batching.engine_parts import own_cells_where_there_is_room
-from lamella.batching.messages import Prepare, Prepared, Refused, Status, Step, Switch, Switched
+from lamella.batching.messages import (
+    Embed,
+    Embedded,
+    Finished,
+    Prepare,
+    Prepared,
+    Refused,
+    Status,
+    Step,
+    Switch,
+    Switched,
+)
 from lamella.batching.settings import EngineSettings
 from lamella.core.errors import ExceedsCeiling, ShardDamaged
+from lamella.core.units import format_bytes
 from lamella.llama.context import ContextOptions
+from lamella.llama.embeddings import Embedder
+from lamella.llama.model import Model
 from lamella.run.ceiling import Ceiling
+from lamella.run.process_memory import private_bytes
 from lamella.run.shards import ShardPool
 from lamella.run.starting import Start
 from lamella.store.store import Store
 from tests.batching.conftest import FakeFront, OpenFront
+from tests.fakes.tiny_model import write_tiny_model
 
 PROMPT = "the quick brown fox"
 ONE_MORE = 40_000
@@ -214,6 +232,48 @@ def test_a_start_without_room_says_what_would_do_and_that_does(open_front: OpenF
     with open_front(variant=None, memory_bytes=needed + (4 << 20)) as front:  # the process has grown meanwhile
         assert front.loop.status().variant in ("int8", "int4")
         assert len(front.write(PROMPT)) == 12
+
+
+def test_embeddings_have_the_room_that_the_ceiling_leaves(served_store: Path, open_front: OpenFront) -> None:
+    store = Store.open(served_store)
+    paths = store.ready_paths(store.variant("int8"))
+    with open_front(pooling="mean", memory_bytes=1 << 40) as front:
+        parts = front.loop._parts
+        needed = embedder_bytes(paths, "mean", 128)
+        settings = parts.settings
+        parts.settings = msgspec.structs.replace(settings, memory_bytes=(1 << 40) - parts.room_bytes + needed // 2)
+        front.tell(Embed(id=900, inputs=["a"]))
+        refused = front.wait(lambda m: isinstance(m, Embedded | Refused))
+        assert (refused.why, parts.bytes_to_embed) == ("no_memory", needed)
+        assert f"embeddings need {format_bytes(needed)} for texts of up to 128 tokens" in refused.message
+        parts.settings = settings
+        front.tell(Embed(id=901, inputs=["a"]))
+        assert front.wait(lambda m: isinstance(m, Embedded)).id == 901
+
+
+def test_what_embeddings_need_is_what_they_take(tmp_path: Path) -> None:
+    n_ctx = 4096
+    path = write_tiny_model(tmp_path / "tiny.gguf")
+    needed = embedder_bytes([path], "mean", n_ctx)
+    with Model.load([path]) as model:
+        before = private_bytes()
+        with Embedder(model, "mean", n_ctx) as embedder:
+            embedder.embed([[5] * n_ctx])
+            assert needed == pytest.approx(private_bytes() - before, rel=0.1)
+
+
+def test_a_request_that_is_pushed_aside_is_copied_out_where_the_ceiling_has_room(open_front: OpenFront) -> None:
+    for has_room in (True, False):
+        with open_front(n_sequences=1, memory_bytes=1 << 40) as front:
+            if not has_room:
+                parts = front.loop._parts
+                parts.settings = msgspec.structs.replace(parts.settings, memory_bytes=1)
+            slow = front.start([5] * 60, max_tokens=60)
+            front.wait(lambda m: isinstance(m, Step))
+            front.end_of(front.start([6] * 20, max_tokens=2, priority=1))
+            assert slow not in {m.id for m in front.told if isinstance(m, Finished)}
+            assert front.end_of(slow).generated_tokens == 60
+            assert (front.loop.status().n_prompt_tokens == 80) == has_room
 
 
 def test_sequences_have_cells_of_their_own_where_memory_is_plenty() -> None:

@@ -39,14 +39,21 @@ class SequenceCache:
         *,
         can_share_parts: bool,
         most_kept_bytes: int = 0,
+        may_copy_out: Callable[[int], bool] = lambda n_tokens: True,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        """The cache is empty.
+
+        Args:
+            most_kept_bytes: for sequences that had to leave it.
+            may_copy_out: whether memory has room for so many tokens of a request that is pushed aside.
+        """
         self.has_shared_cells = context.options.has_shared_cells
         self.table = SlotTable(n_slots, can_share_parts=can_share_parts, has_shared_cells=self.has_shared_cells)
         self.n_cells = n_cells
         self.shelf = Shelf(most_kept_bytes)
         self.copy_seconds = 0.0
-        self._context, self._clock = context, clock
+        self._context, self._clock, self._may_copy_out = context, clock, may_copy_out
         self._apart_since: int | None = None
 
     @property
@@ -203,11 +210,15 @@ class SequenceCache:
             self._context.restore_sequence(slot.id, data)
 
     def park(self, slot: Slot) -> ParkedState | None:
-        """Take a sequence out of the cache, to be restored into any slot of this context; None where there is none."""
-        parked = self._state_of(slot)
+        """Take a sequence out of the cache, to be restored into any slot of this context.
+
+        Returns:
+            None where it is empty, or memory has no room for it: what was computed of it is computed again then.
+        """
+        parked = self._state_of(slot) if slot.tokens and self._may_copy_out(len(slot.tokens)) else None
         self.release(slot)
         self.clear(slot)
-        return parked if parked.tokens else None
+        return parked
 
     def restore(self, slot: Slot, parked: ParkedState, step: int) -> bool:
         """Put a saved state into a slot.

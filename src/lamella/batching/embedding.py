@@ -10,6 +10,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,10 @@ from numpy.typing import NDArray
 from lamella.batching.messages import Embedded, EngineMessage
 from lamella.batching.refusals import refusal
 from lamella.core.errors import LamellaError
-from lamella.llama.embeddings import Embedder
+from lamella.llama import log
+from lamella.llama.embeddings import Embedder, Pooling
+from lamella.llama.memory import parse_log
+from lamella.llama.model import Model
 
 
 @dataclass(slots=True)
@@ -88,3 +92,19 @@ class EmbedJobs:
     def _end(self, answer: EngineMessage) -> None:
         self._jobs.popleft()
         self._send(answer)
+
+
+def embedder_bytes(paths: Sequence[Path], pooling: Pooling, n_ctx: int) -> int:
+    """Memory of an ``Embedder`` of a model, by a dry run: it is loaded without weights, and nothing is allocated.
+
+    The logits of all tokens of a text are not in llama.cpp's plan: they get their memory with the first pass.
+
+    Raises:
+        InvalidRequest: the model has no embeddings.
+        EngineFailed: llama.cpp does not say.
+    """
+    with log.listening() as lines:
+        model = Model.load(paths, without_weights=True)
+        with model, Embedder(model, pooling, n_ctx):
+            logits_bytes = np.dtype(np.float32).itemsize * n_ctx * model.vocabulary.n_tokens
+    return parse_log(lines).total_bytes + logits_bytes

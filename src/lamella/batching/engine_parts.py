@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Self
 
 from lamella.batching import spread
+from lamella.batching.embedding import embedder_bytes
 from lamella.batching.messages import PROTOCOL_VERSION, Hello, LayerFacts, Sampling, VariantFacts
 from lamella.batching.prompts import Prompt, PromptMaker
 from lamella.batching.running import SCORED_AT_ONCE
 from lamella.batching.settings import EngineSettings
 from lamella.core.artifacts import LayerPlan, Plan, Variant
 from lamella.core.cores import usable_cores
-from lamella.core.errors import InvalidRequest, UnknownVariant
+from lamella.core.errors import ExceedsCeiling, InvalidRequest, UnknownVariant
 from lamella.core.precision import GGML_TYPES, nominal_bits
+from lamella.core.units import format_bytes
 from lamella.llama import devices, reproducible, rpc
 from lamella.llama.context import Context, ContextOptions
 from lamella.llama.embeddings import Embedder
@@ -30,6 +32,7 @@ from lamella.run.engine import by_size
 from lamella.run.kernel_table import KernelTable, layouts_of
 from lamella.run.layouts import Layout
 from lamella.run.loading import Loaded, load
+from lamella.run.process_memory import private_bytes
 from lamella.run.starting import plan_start
 from lamella.run.variants import LiveVariants
 from lamella.store.store import Store
@@ -53,6 +56,7 @@ class EngineParts:
     prompts: PromptMaker
     load_seconds: float
     embedder: Embedder | None = None
+    bytes_to_embed: int = 0
 
     @classmethod
     def open(cls, settings: EngineSettings) -> Self:
@@ -169,13 +173,36 @@ class EngineParts:
 
         Raises:
             InvalidRequest: the model has none.
+            ExceedsCeiling: there is no room for it under the memory ceiling.
         """
         if self.embedder is None:
             settings = self.settings
             if settings.pooling == "off":
                 raise InvalidRequest("embeddings are switched off (--pooling off)")
+            if settings.memory_bytes:
+                self._check_room_to_embed()
             self.embedder = Embedder(self.model, settings.pooling, settings.n_ctx, settings.n_threads)
         return self.embedder
+
+    def _check_room_to_embed(self) -> None:
+        if not self.bytes_to_embed:
+            with self.store.lease(reading=True) as lease:
+                paths = self.store.ready_paths(lease.hold(self.live.name))
+            self.bytes_to_embed = embedder_bytes(paths, self.settings.pooling, self.settings.n_ctx)
+        if self.bytes_to_embed > self.room_bytes:
+            raise ExceedsCeiling(
+                f"embeddings need {format_bytes(self.bytes_to_embed)} for texts of up to {self.settings.n_ctx} tokens; "
+                f"under the memory ceiling of {format_bytes(self.settings.memory_bytes)} there is room for "
+                f"{format_bytes(max(0, self.room_bytes))}; a shorter context (--context), a smaller variant or a larger "
+                f"ceiling (--memory) would do",
+                needed_bytes=self.settings.memory_bytes - self.room_bytes + self.bytes_to_embed,
+                ceiling_bytes=self.settings.memory_bytes,
+            )
+
+    @property
+    def room_bytes(self) -> int:
+        """What the memory ceiling leaves now; negative where it is passed, or there is none."""
+        return self.settings.memory_bytes - private_bytes() - self.live.mapped_bytes
 
     def close(self) -> None:
         if self.embedder is not None:

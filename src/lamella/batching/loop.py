@@ -77,6 +77,7 @@ class EngineLoop:
             parts.n_cells,
             can_share_parts=not parts.model.has_recurrent_state,
             most_kept_bytes=prompt_cache_bytes(parts.settings),
+            may_copy_out=self._has_room_for,
         )
         self._n_taken_over = self._take_over()
         self._scheduler = Scheduler(
@@ -113,6 +114,11 @@ class EngineLoop:
     def hello(self) -> Hello:
         """What this engine is."""
         return msgspec.structs.replace(self._parts.hello(self._variants.name), n_taken_over=self._n_taken_over)
+
+    def _has_room_for(self, n_tokens: int) -> bool:
+        """Whether the memory ceiling, if there is one, leaves room for so many tokens outside of the KV cache."""
+        parts = self._parts
+        return not parts.settings.memory_bytes or n_tokens * parts.model.kv_bytes_per_token <= parts.room_bytes
 
     def _take_over(self) -> int:
         """Begin with the KV cache that the engine before has left; what cannot be used is computed again."""
