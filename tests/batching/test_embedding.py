@@ -91,7 +91,7 @@ def test_an_input_may_be_as_long_as_the_server_takes(open_front: OpenFront) -> N
         front.tell(Embed(id=901, inputs=["a", [5] * 21], most_tokens=20))
         refused = front.wait(lambda m: isinstance(m, Refused))
         assert (refused.id, refused.why) == (901, "context_length")
-        assert "Input 1 has 21 tokens" in refused.message
+        assert "Input 1 is longer than the 20 tokens" in refused.message
 
 
 def test_texts_become_tokens_and_back(front: FakeFront) -> None:

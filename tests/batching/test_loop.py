@@ -46,6 +46,7 @@ from lamella.llama import saving
 from lamella.llama.batch import BatchPart
 from lamella.llama.context import Context
 from lamella.llama.sampling import SamplingOptions
+from lamella.llama.vocabulary import Vocabulary
 from lamella.run.engine import Engine, EngineOptions
 from lamella.run.shards import ShardPool
 from lamella.store.store import Store
@@ -671,6 +672,24 @@ def test_accepted_comes_before_everything_else(front: FakeFront) -> None:
     mine = [m for m in front.told if getattr(m, "id", None) == number]
     assert isinstance(mine[0], Accepted)
     assert mine[0].prompt_tokens >= 3
+
+
+def test_a_prompt_of_several_choices_is_read_once(front: FakeFront, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    tokenize = Vocabulary.tokenize
+
+    def counted(vocabulary: Vocabulary, text: str, **options: Any) -> list[int]:
+        read.append(text)
+        return tokenize(vocabulary, text, **options)
+
+    monkeypatch.setattr(Vocabulary, "tokenize", counted)
+    first, *others = [front.write(PROMPTS[0]) for _ in range(3)]
+    assert others == [first, first]
+    assert front.write(PROMPTS[1]) != first
+    refused = [front.refusal_of(front.start("a " * 200)) for _ in range(2)]
+    assert [r.why for r in refused] == ["context_length"] * 2
+    assert refused[0].message == refused[1].message
+    assert read == [PROMPTS[0], PROMPTS[1], "a " * 200]
 
 
 def test_an_empty_prompt_is_refused(front: FakeFront) -> None:

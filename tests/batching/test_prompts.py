@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from lamella.batching.messages import Chat
-from lamella.batching.prompts import Prompt, PromptMaker
+from lamella.batching.prompts import LONGEST_PIECE_CHARACTERS, Prompt, PromptMaker
 from lamella.core.errors import RequestRefused
 from lamella.llama.context import Context, ContextOptions
 from lamella.llama.guide import Guide
 from lamella.llama.model import Model
 from lamella.llama.sampling import Sampler, SamplingOptions
+from lamella.llama.vocabulary import Vocabulary
 from tests.fakes.tiny_model import write_tiny_model
 
 PLAIN = (
@@ -264,3 +265,26 @@ def test_prompts_are_made_in_several_threads(plain: Maker) -> None:
     expected: list[Prompt] = [plain.make(chat) for chat in chats]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(plain.make, chats)) == expected
+
+
+@pytest.mark.parametrize("as_prompt", [str, lambda text: Chat(messages=[{"role": "user", "content": text}])])
+def test_text_that_cannot_fit_is_not_tokenized(
+    plain: Maker, monkeypatch: pytest.MonkeyPatch, as_prompt: Callable[[str], str | Chat]
+) -> None:
+    tokenized: list[int] = []
+    tokenize = Vocabulary.tokenize
+
+    def counted(vocabulary: Vocabulary, text: str, **options: Any) -> list[int]:
+        tokenized.append(len(text))
+        return tokenize(vocabulary, text, **options)
+
+    monkeypatch.setattr(Vocabulary, "tokenize", counted)
+    with pytest.raises(RequestRefused, match=r"maximum context length is 10 tokens\. .* in at least 11 tokens") as refused:
+        plain.make(as_prompt("a" * 11 * LONGEST_PIECE_CHARACTERS), 10)
+    assert (refused.value.why, tokenized) == ("context_length", [])
+    assert len(plain.make(as_prompt("a" * 10 * LONGEST_PIECE_CHARACTERS), 10).tokens) > 10
+
+
+def test_tokens_that_do_not_fit_are_counted_and_not_looked_at(plain: Maker) -> None:
+    with pytest.raises(RequestRefused, match=r"resulted in 11 tokens"):
+        plain.make([10**6] * 11, 10)

@@ -25,6 +25,7 @@ from lamella.batching.messages import (
     Accepted,
     CacheSaved,
     Cancel,
+    Chat,
     Detokenize,
     Detokenized,
     Embed,
@@ -41,6 +42,7 @@ from lamella.batching.messages import (
     Tokenize,
     Tokenized,
 )
+from lamella.batching.prompts import Prompt, least_tokens, too_long
 from lamella.batching.refusals import refusal
 from lamella.batching.running import RunningRequest
 from lamella.batching.scheduler import Scheduler
@@ -92,6 +94,7 @@ class EngineLoop:
         )
         self._embeddings = EmbedJobs(parts.open_embedder, send)
         self._n_arrived = 0
+        self._last_read: tuple[str | list[int] | Chat, Prompt | int] | None = None
         self._busy_since = 0.0
         self._recomputes = False
         self._is_stopping = False
@@ -162,9 +165,10 @@ class EngineLoop:
         most = n_ctx if message.most_tokens is None else min(n_ctx, message.most_tokens)
         inputs: list[list[int]] = []
         for i, text in enumerate(message.inputs):
-            inputs.append(self._parts.prompts.make(text).tokens)
-            if len(inputs[i]) > most:
-                said = f"Input {i} has {len(inputs[i])} tokens; this server takes at most {most}."
+            if least_tokens(text) <= most:
+                inputs.append(self._parts.prompts.make(text).tokens)
+            if len(inputs) == i or len(inputs[i]) > most:
+                said = f"Input {i} is longer than the {most} tokens that this server takes of one."
                 raise RequestRefused(said, why="context_length")
         return inputs
 
@@ -176,7 +180,7 @@ class EngineLoop:
         """Render and tokenize a prompt, and set up its sampler."""
         if message.variant is not None:
             self._variants.check(message.variant)
-        prompt = self._parts.prompts.make(message.prompt)
+        prompt = self._read(message.prompt)
         self._check_length(len(prompt.tokens), may_be_full=message.max_tokens == 0)
         vocabulary = self._parts.model.vocabulary
         sampler = Sampler(self._parts.sampling(message.sampling, prompt), vocabulary)
@@ -187,17 +191,26 @@ class EngineLoop:
             self._send(Scored(id=message.id, text=request.prompt_text()))
         return request
 
+    def _read(self, prompt: str | list[int] | Chat) -> Prompt:
+        """Read a prompt; one that is the same as the last is not read again: ``n`` choices of it come one by one.
+
+        Of one that is too long only the number of its tokens is kept.
+        """
+        if self._last_read is None or self._last_read[0] != prompt:
+            made = self._parts.prompts.make(prompt, self._n_ctx)
+            self._last_read = prompt, made if len(made.tokens) <= self._n_ctx else len(made.tokens)
+        last = self._last_read[1]
+        if isinstance(last, int):
+            raise too_long(self._n_ctx, f"{last}")
+        return last
+
     @property
     def _n_ctx(self) -> int:
         return min(self._parts.settings.n_ctx, self._parts.n_cells)
 
     def _check_length(self, n_prompt: int, *, may_be_full: bool) -> None:
         if n_prompt > self._n_ctx - (0 if may_be_full else 1):
-            raise RequestRefused(  # in OpenAI's words: clients look for them
-                f"This model's maximum context length is {self._n_ctx} tokens. However, your messages resulted in "
-                f"{n_prompt} tokens. Please reduce the length of the messages.",
-                why="context_length",
-            )
+            raise too_long(self._n_ctx, f"{n_prompt}")
 
     def status(self) -> Status:
         """The figures of now."""

@@ -23,6 +23,12 @@ from lamella.core.errors import EngineFailed, InvalidRequest, RequestRefused
 from lamella.llama import chat_template
 from lamella.llama.model import Model
 
+LONGEST_PIECE_CHARACTERS = 512
+"""More text than any token stands for; the longest known are runs of 128 spaces or dashes.
+
+Text so long that it cannot fit is refused by it at once: tokenizing 8 MiB takes seconds, in which nobody else's request
+is taken in."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -48,15 +54,18 @@ class PromptMaker:
         self._model = model
         self._has_template = model.chat_template is not None
 
-    def make(self, prompt: str | list[int] | Chat) -> Prompt:
+    def make(self, prompt: str | list[int] | Chat, most_tokens: int | None = None) -> Prompt:
         """Read a prompt: text as it is, token ids, or a chat by the model's template.
+
+        Args:
+            most_tokens: a prompt that is certainly longer is not tokenized; one that is not may come out longer.
 
         Raises:
             RequestRefused: ``no_template``: a chat, and the model has none.  ``invalid``: the prompt is empty or has
-                unknown tokens, the template refuses the chat, or its tools are not understood.
+                unknown tokens, the template refuses the chat, or its tools are not understood.  ``context_length``.
         """
         try:
-            made = self._made(prompt)
+            made = self._made(prompt, most_tokens)
         except RequestRefused:
             raise
         except (InvalidRequest, EngineFailed, RecursionError) as error:
@@ -65,14 +74,16 @@ class PromptMaker:
             raise RequestRefused("the prompt is empty", why="invalid")
         return made
 
-    def _made(self, prompt: str | list[int] | Chat) -> Prompt:
+    def _made(self, prompt: str | list[int] | Chat, most_tokens: int | None) -> Prompt:
         vocabulary = self._model.vocabulary
         if isinstance(prompt, str):
+            _check_length(prompt, most_tokens)
             return Prompt(vocabulary.tokenize(prompt), prompt)
         if isinstance(prompt, list):
+            _check_length(prompt, most_tokens)
             self.check_tokens(prompt)
             return Prompt(list(prompt), vocabulary.text(prompt, special=True))
-        return self._chat(prompt)
+        return self._chat(prompt, most_tokens)
 
     def check_tokens(self, tokens: Sequence[int]) -> None:
         """Refuse tokens that the model does not know.
@@ -85,7 +96,7 @@ class PromptMaker:
             if not 0 <= token < n_tokens:
                 raise InvalidRequest(f"there is no token {token}; the vocabulary has tokens 0 to {n_tokens - 1}")
 
-    def _chat(self, chat: Chat) -> Prompt:
+    def _chat(self, chat: Chat, most_tokens: int | None) -> Prompt:
         if not self._has_template:
             raise RequestRefused("the model file has no chat template; use a plain prompt", why="no_template")
         messages = [_checked(message, i) for i, message in enumerate(chat.messages)]
@@ -98,6 +109,7 @@ class PromptMaker:
         chosen = chosen_tools(tools, chat.tool_choice)
         grammar = call_grammar(chosen) if chosen is not None else None
         text = self._rendered(chat, messages, tools)
+        _check_length(text, most_tokens)
         tokens = self._model.vocabulary.tokenize(text, add_special=False)  # the template writes BOS where it is due
         return Prompt(tokens, text, grammar, calls_tools=grammar is not None)
 
@@ -113,6 +125,26 @@ class PromptMaker:
             options=chat.template_options,
             continue_last=chat.continue_last,
         )
+
+
+def too_long(most_tokens: int, n_tokens: str) -> RequestRefused:
+    """The refusal of a prompt that does not fit, in OpenAI's words: clients look for them."""
+    return RequestRefused(
+        f"This model's maximum context length is {most_tokens} tokens. However, your messages resulted in {n_tokens} "
+        "tokens. Please reduce the length of the messages.",
+        why="context_length",
+    )
+
+
+def least_tokens(prompt: str | list[int]) -> int:
+    """How many tokens a prompt has at least: known without tokenizing it."""
+    return len(prompt) // LONGEST_PIECE_CHARACTERS if isinstance(prompt, str) else len(prompt)
+
+
+def _check_length(prompt: str | list[int], most_tokens: int | None) -> None:
+    n_least = least_tokens(prompt)
+    if most_tokens is not None and n_least > most_tokens:
+        raise too_long(most_tokens, f"at least {n_least}" if isinstance(prompt, str) else f"{n_least}")
 
 
 def _checked(message: dict[str, Any], i: int) -> ChatMessage:
