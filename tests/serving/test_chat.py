@@ -161,7 +161,7 @@ def test_messages_become_plain_text(front: Make) -> None:
     ]
     ask(one, messages=messages)
     assert chat_of(one).messages == [
-        {"role": "system", "content": "Be brief."},
+        {"role": "developer", "content": "Be brief."},
         {"role": "user", "content": "a\nb", "name": "me"},
         {**called, "content": ""},
         {"role": "tool", "content": "3", "tool_call_id": "1"},

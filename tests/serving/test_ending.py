@@ -1,4 +1,4 @@
-"""How an engine process ends with its front: drained, closed, killed, and nothing left behind."""
+"""How an engine process ends with its front: closed, killed, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -13,39 +13,27 @@ import pytest
 
 from lamella.batching.messages import Generate
 from lamella.batching.settings import EngineSettings
-from lamella.core.errors import Draining, EngineUnavailable
+from lamella.core.errors import EngineUnavailable
 from lamella.serving.restarts import RestartLimits
 from lamella.serving.supervision import SupervisorOptions
 from lamella.serving.supervisor import SupervisedEngine
 from tests.fakes.front_process import FAKE_COMMAND
-from tests.serving.supervised import LIMIT_SECONDS, check_whole, engine_of, kill, pid_of, read, run, until
+from tests.serving.supervised import LIMIT_SECONDS, engine_of, kill, pid_of, read, run, until
 
 
-def test_draining_ends_what_is_open_and_takes_nothing_new() -> None:
-    async def talk() -> None:
-        async with engine_of(step_seconds=0.002) as engine:
-            stream = engine.generate(Generate(id=0, prompt="p", max_tokens=50))
-            drained = asyncio.create_task(engine.drain(LIMIT_SECONDS))
-            await asyncio.sleep(0)
-            with pytest.raises(Draining):
-                engine.generate(Generate(id=0, prompt="p"))
-            with pytest.raises(Draining):
-                await engine.embed(["p"])
-            assert await drained
-            check_whole(await read(stream), "p", 50)
-
-    run(talk())
-
-
-def test_draining_has_a_limit_and_closing_ends_the_rest() -> None:
+def test_closing_ends_what_is_open_and_takes_nothing_new() -> None:
     async def talk() -> None:
         engine = engine_of(step_seconds=0.01)
         await engine.start()
         stream = engine.generate(Generate(id=0, prompt="p", max_tokens=1_000_000))
-        assert not await engine.drain(0.1)
+        await anext(aiter(stream))
         await engine.close()
         with pytest.raises(EngineUnavailable, match="closed"):
             await read(stream)
+        with pytest.raises(EngineUnavailable, match="closed"):
+            engine.generate(Generate(id=0, prompt="p"))
+        with pytest.raises(EngineUnavailable, match="closed"):
+            await engine.embed(["p"])
         await engine.close()
 
     run(talk())

@@ -334,13 +334,30 @@ class Scheduler:
             self._filling.saw_other()
         elif self._filling:
             self._filling.saw(plan.variant, len(batch), len(batch) + len(fillers), seconds)
+        self._tell(plan.variant, parts, batch, first, began)
+
+    def _tell(
+        self,
+        variant: str,
+        parts: Sequence[tuple[RunningRequest, int]],
+        batch: Sequence[BatchPart],
+        first: Sequence[int],
+        began: float,
+    ) -> None:
+        """Tell what came of a step: tokens, and ends.
+
+        Args:
+            parts, batch: requests with the number of their tokens in it, and the same as they were computed.
+            first: where the logits of each begin.
+            began: when the step did.
+        """
         for (request, n), part in zip(parts, batch, strict=True):
             assert request.slot is not None  # it runs
-            self._cache.table.extend(request.slot, part.tokens[:n], plan.variant, self.counters.n_steps)
+            self._cache.table.extend(request.slot, part.tokens[:n], variant, self.counters.n_steps)
         tokens = [e for (r, n), i in zip(parts, first, strict=True) for e in self._outcome(r, n, i)]
         self.counters.n_generated_tokens += len(tokens)
         if tokens:
-            self._send(Step(self._variants.name_of(plan.variant), tokens))
+            self._send(Step(self._variants.name_of(variant), tokens))
         for request, _ in parts:
             if request.request.id not in self._running:  # its grammar led nowhere
                 continue

@@ -71,7 +71,7 @@ class EngineClient(Protocol):
 
         Raises:
             QueueFull: too many requests are open.
-            Draining: the server is shutting down.
+            EngineUnavailable: no engine will come up again.
         """
 
     async def embed(self, inputs: list[str | list[int]], *, most_tokens: int | None = None) -> Embedded:
@@ -82,7 +82,7 @@ class EngineClient(Protocol):
 
         Raises:
             RequestRefused: the model has none, or an input is too long.
-            QueueFull, Draining: as ``generate``.
+            QueueFull, EngineUnavailable: as ``generate``.
         """
 
     async def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:

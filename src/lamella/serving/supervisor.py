@@ -39,14 +39,12 @@ from lamella.batching.messages import (
     Tokenized,
 )
 from lamella.batching.settings import EngineSettings
-from lamella.core.errors import Draining, EngineUnavailable, InvalidRequest, LamellaError, QueueFull
+from lamella.core.errors import EngineUnavailable, InvalidRequest, LamellaError, QueueFull
 from lamella.serving.engine_client import EngineStream
 from lamella.serving.keeper import EngineKeeper
 from lamella.serving.questions import Answer, Asked
 from lamella.serving.supervision import EngineEvent, SupervisorOptions, TrafficWatcher
 from lamella.serving.traffic import Traffic
-
-_DRAIN_POLL_SECONDS = 0.02
 
 
 class SupervisedEngine:
@@ -67,7 +65,6 @@ class SupervisedEngine:
         """
         self._options = options or SupervisorOptions()
         self._numbers = itertools.count(1)
-        self._clock = clock
         self._refusal: Callable[[], LamellaError] | None = None  # what new requests get while nothing may run
         self._traffic = Traffic(
             settings.variant,
@@ -254,15 +251,6 @@ class SupervisedEngine:
         if self._traffic.closed_for is self._refusal:
             self._traffic.closed_for = self._refusal = None
         self._engine.use(settings)
-
-    async def drain(self, limit_seconds: float) -> bool:
-        """Take nothing new, and wait for what is open; returns whether all of it ended within the limit."""
-        if self._traffic.closed_for is self._refusal:
-            self._traffic.closed_for = partial(Draining, "the server is shutting down")
-        end = self._clock() + limit_seconds
-        while not self._traffic.is_idle and self._clock() < end:
-            await asyncio.sleep(_DRAIN_POLL_SECONDS)
-        return self._traffic.is_idle
 
     async def close(self) -> None:
         """End the engine and all that is open.  May be called more than once."""

@@ -98,11 +98,6 @@ class Traffic:
         return len(self._requests) + self._questions.n_embed
 
     @property
-    def is_idle(self) -> bool:
-        """Nothing at all is open."""
-        return not self._requests and not self._questions
-
-    @property
     def mean_seconds(self) -> float:
         """How long requests took that finished lately; 0 if none has."""
         return self._requests.mean_seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,9 @@ from lamella.batching.messages import Finished
 from lamella.serving.openai.names import Target
 from lamella.serving.openai.runs import Runs
 from lamella.serving.openai.streams import encode, event_bytes
+
+_HOLE = "\x00text\x00"
+"""Stands nowhere else in an event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +47,13 @@ class Envelope:
         usage = {"usage": None} if self.has_usage else {}
         return event_bytes({**self.fields(), "choices": [choice], **usage})
 
-    def around(self, choice: dict[str, Any], hole: str) -> tuple[bytes, bytes]:
-        """An event's bytes before and after a text that the choice has as ``hole``, to be put between them escaped.
+    def around(self, choice_of: Callable[[str], dict[str, Any]]) -> tuple[bytes, bytes]:
+        """An event's bytes before and after the text of a choice, to be put between them escaped.
 
-        ``hole`` must stand nowhere else in the choice.
+        Args:
+            choice_of: makes a choice of its text.
         """
-        before, _, after = self.event(choice).rpartition(encode(hole))
+        before, _, after = self.event(choice_of(_HOLE)).rpartition(encode(_HOLE))
         return before, after
 
     def trailer(self, runs: Runs) -> bytes:

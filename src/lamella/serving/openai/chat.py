@@ -22,8 +22,6 @@ from lamella.serving.openai.runs import Run, Runs, together
 from lamella.serving.openai.streams import EventStream, encode
 from lamella.serving.tool_calls import BlockReader, ToolCall, ToolCallReader, WholeReader
 
-_HOLE = "\x00text\x00"
-
 
 def chat_routes(front: Front) -> APIRouter:
     """The route."""
@@ -59,7 +57,7 @@ class ChatWriter:
         self._envelope, self._index = envelope, index
         self._reader, self._new_id = reader, new_id
         self._n_calls = 0
-        self._before, self._after = envelope.around(self._chunk({"content": _HOLE}), _HOLE)
+        self._before, self._after = envelope.around(lambda text: self._chunk({"content": text}))
 
     def opening(self) -> bytes:
         return self._envelope.event(self._chunk({"role": "assistant", "content": ""}))
@@ -113,22 +111,13 @@ def _stream(front: Front, body: ChatBody, runs: Runs, target: Target) -> EventSt
 
 async def _choice(run: Run, index: int, body: ChatBody, new_id: Callable[[], str]) -> dict[str, Any]:
     """A whole choice."""
-    texts: list[str] = []
-    scores: list[TokenScore] = []
-    async for event in run:
-        if isinstance(event, TokenEvent):
-            texts.append(event.text)
-            if event.score:
-                scores.append(event.score)
-        elif isinstance(event, Finished):
-            texts.append(event.text)
-    assert run.finished is not None
-    message, calls = _message("".join(texts), _reader(run, body), new_id)
+    text, scores, end = await run.rest()
+    message, calls = _message(text, _reader(run, body), new_id)
     return {
         "index": index,
         "message": message,
         "logprobs": chat_logprobs(scores) if body.logprobs else None,
-        **end_fields(run.finished, has_calls=bool(calls)),
+        **end_fields(end, has_calls=bool(calls)),
     }
 
 

@@ -19,8 +19,6 @@ from lamella.serving.openai.requests import CompletionBody
 from lamella.serving.openai.runs import Run, Runs, together
 from lamella.serving.openai.streams import EventStream, encode
 
-_HOLE = "\x00text\x00"
-
 
 def completion_routes(front: Front) -> APIRouter:
     """The route."""
@@ -55,7 +53,7 @@ class CompletionWriter:
     def __init__(self, envelope: Envelope, index: int) -> None:
         self._envelope, self._index = envelope, index
         self._logprobs = CompletionLogprobs()
-        self._before, self._after = envelope.around(self._choice(_HOLE), _HOLE)
+        self._before, self._after = envelope.around(self._choice)
 
     def opening(self) -> bytes:
         return b""
@@ -82,22 +80,10 @@ class CompletionWriter:
 
 async def _choice(run: Run, index: int, has_logprobs: bool) -> dict[str, Any]:
     """A whole choice."""
-    texts: list[str] = []
-    scores: list[TokenScore] = []
-    async for event in run:
-        if isinstance(event, TokenEvent):
-            texts.append(event.text)
-            if event.score:
-                scores.append(event.score)
-        elif isinstance(event, Scored):
-            texts.append(event.text)
-            scores += event.scores
-        elif isinstance(event, Finished):
-            texts.append(event.text)
-    assert run.finished is not None
+    text, scores, end = await run.rest()
     return {
         "index": index,
-        "text": "".join(texts),
+        "text": text,
         "logprobs": CompletionLogprobs().document(scores) if has_logprobs else None,
-        **end_fields(run.finished),
+        **end_fields(end),
     }

@@ -219,8 +219,6 @@ def _message(message: Message, number: int) -> dict[str, Any]:
     """As OpenAI has it, with plain text as its content."""
     plain = message.model_dump(exclude_unset=True)
     plain["content"] = _content(message, f"messages[{number}].content")
-    if message.role == "developer":
-        plain["role"] = "system"
     return plain
 
 

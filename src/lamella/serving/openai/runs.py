@@ -8,7 +8,7 @@ from typing import Any, Self, TypeVar
 
 from starlette.types import Receive
 
-from lamella.batching.messages import Accepted, Chat, Finished, Generate, TokenEvent
+from lamella.batching.messages import Accepted, Chat, Finished, Generate, Scored, TokenEvent, TokenScore
 from lamella.core.errors import Draining
 from lamella.serving.engine_client import StreamEvent
 from lamella.serving.front import Front
@@ -86,6 +86,27 @@ class Run:
         elif type(event) is Finished:
             self._end(event)
         return event
+
+    async def rest(self) -> tuple[str, list[TokenScore], Finished]:
+        """All its text, that of an echoed prompt before it, the scores of its tokens, and its end.
+
+        Raises:
+            Draining, RequestRefused, EngineUnavailable: as ``begin``.
+        """
+        texts: list[str] = []
+        scores: list[TokenScore] = []
+        async for event in self:
+            if isinstance(event, TokenEvent):
+                texts.append(event.text)
+                if event.score:
+                    scores.append(event.score)
+            elif isinstance(event, Scored):
+                texts.append(event.text)
+                scores += event.scores
+            elif isinstance(event, Finished):
+                texts.append(event.text)
+        assert self.finished is not None
+        return "".join(texts), scores, self.finished
 
     async def _next(self) -> StreamEvent:
         """A stream that ends without ``Finished`` was cancelled, and not by its client: nobody would be reading it."""
