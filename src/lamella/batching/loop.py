@@ -49,6 +49,7 @@ from lamella.batching.scheduler import Scheduler
 from lamella.batching.served import ServedVariants
 from lamella.batching.settings import EngineSettings
 from lamella.core.errors import LamellaError, RequestRefused
+from lamella.core.precision import GGML_TYPES
 from lamella.llama.sampling import Sampler
 from lamella.run.process_memory import private_bytes
 
@@ -120,8 +121,11 @@ class EngineLoop:
 
     def _has_room_for(self, n_tokens: int) -> bool:
         """Whether the memory ceiling, if there is one, leaves room for so many tokens outside of the KV cache."""
-        parts = self._parts
-        return not parts.settings.memory_bytes or n_tokens * parts.model.kv_bytes_per_token <= parts.room_bytes
+        parts, settings = self._parts, self._parts.settings
+        if not settings.memory_bytes:
+            return True
+        scale = GGML_TYPES[settings.kv_type.upper()].bits_per_weight / GGML_TYPES["F16"].bits_per_weight
+        return n_tokens * scale * parts.model.kv_bytes_per_token <= parts.room_bytes
 
     def _take_over(self) -> int:
         """Begin with the KV cache that the engine before has left; what cannot be used is computed again."""

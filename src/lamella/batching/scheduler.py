@@ -18,7 +18,7 @@ from lamella.batching.running import RunningRequest
 from lamella.batching.served import ServedVariants
 from lamella.batching.slots import Slot
 from lamella.batching.speeds import Speeds
-from lamella.batching.steps import Pace, StepPlan
+from lamella.batching.steps import Admission, Pace, StepPlan
 from lamella.core.errors import CacheFull, LamellaError
 from lamella.llama.batch import BatchPart
 from lamella.llama.context import Context
@@ -191,13 +191,10 @@ class Scheduler:
 
     def _fill_places(self) -> None:
         """Let the most urgent of those that wait run."""
-        default = self._variants.default
-        ready = self._with_room(self._ready())
-        decision = steps.admit(
-            [r.candidate(default) for r in self._running.values()],
-            [r.candidate(default) for r in ready],
-            self._n_sequences,
-        )
+        decision = self._admission(self._ready())
+        with_room = self._with_room([self._waiting[number] for number in decision.start])
+        if len(with_room) < len(decision.start):
+            decision = self._admission(with_room)
         for number in decision.park:
             self._park(self._running[number])
         has_streams = any(r.writes_on for r in self._running.values())
@@ -205,6 +202,12 @@ class Scheduler:
             if has_streams and self._pace.streams_go_first:  # the others begin after the next step
                 break
             self._start(self._waiting[number])
+
+    def _admission(self, ready: Sequence[RunningRequest]) -> Admission:
+        """Who of those that could run gets a place, as far as places go."""
+        default = self._variants.default
+        running = [r.candidate(default) for r in self._running.values()]
+        return steps.admit(running, [r.candidate(default) for r in ready], self._n_sequences)
 
     def _ready(self) -> list[RunningRequest]:
         """Requests that could run now: those whose beginning somebody is about to compute wait for it."""
@@ -234,7 +237,7 @@ class Scheduler:
         return any(r.shares_prompt_with(request) >= now + steps.WORTH_WAITING_FOR for r in readers)
 
     def _with_room(self, ready: Sequence[RunningRequest]) -> Sequence[RunningRequest]:
-        """The most urgent ones, as long as there are cells for them beside those who do not give way to them.
+        """The first of them, as long as there are cells for them beside those who do not give way to them.
 
         One that began all the same would give way at once, and its state would be copied to and fro, or computed again.
         """
