@@ -279,7 +279,9 @@ def test_text_that_cannot_fit_is_not_tokenized(
         return tokenize(vocabulary, text, **options)
 
     monkeypatch.setattr(Vocabulary, "tokenize", counted)
-    with pytest.raises(RequestRefused, match=r"maximum context length is 10 tokens\. .* in at least 11 tokens") as refused:
+    with pytest.raises(
+        RequestRefused, match=r"maximum context length is 10 tokens\. .* in at least 11 tokens"
+    ) as refused:
         plain.make(as_prompt("a" * 11 * LONGEST_PIECE_CHARACTERS), 10)
     assert (refused.value.why, tokenized) == ("context_length", [])
     assert len(plain.make(as_prompt("a" * 10 * LONGEST_PIECE_CHARACTERS), 10).tokens) > 10

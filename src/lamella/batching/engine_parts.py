@@ -22,7 +22,7 @@ from lamella.core.precision import GGML_TYPES, nominal_bits
 from lamella.core.units import format_bytes
 from lamella.llama import devices, reproducible, rpc
 from lamella.llama.context import Context, ContextOptions
-from lamella.llama.embeddings import Embedder
+from lamella.llama.embeddings import Embedder, Pooling
 from lamella.llama.grammar import schema_to_grammar
 from lamella.llama.model import Model
 from lamella.llama.sampling import SamplingOptions
@@ -180,23 +180,23 @@ class EngineParts:
             if settings.pooling == "off":
                 raise InvalidRequest("embeddings are switched off (--pooling off)")
             if settings.memory_bytes:
-                self._check_room_to_embed()
+                self._check_room_to_embed(settings.pooling)
             self.embedder = Embedder(self.model, settings.pooling, settings.n_ctx, settings.n_threads)
         return self.embedder
 
-    def _check_room_to_embed(self) -> None:
+    def _check_room_to_embed(self, pooling: Pooling) -> None:
         if not self.bytes_to_embed:
             with self.store.lease(reading=True) as lease:
                 paths = self.store.ready_paths(lease.hold(self.live.name))
-            self.bytes_to_embed = embedder_bytes(paths, self.settings.pooling, self.settings.n_ctx)
-        if self.bytes_to_embed > self.room_bytes:
+            self.bytes_to_embed = embedder_bytes(paths, pooling, self.settings.n_ctx)
+        needed, room, ceiling = self.bytes_to_embed, self.room_bytes, self.settings.memory_bytes
+        if needed > room:
             raise ExceedsCeiling(
-                f"embeddings need {format_bytes(self.bytes_to_embed)} for texts of up to {self.settings.n_ctx} tokens; "
-                f"under the memory ceiling of {format_bytes(self.settings.memory_bytes)} there is room for "
-                f"{format_bytes(max(0, self.room_bytes))}; a shorter context (--context), a smaller variant or a larger "
-                f"ceiling (--memory) would do",
-                needed_bytes=self.settings.memory_bytes - self.room_bytes + self.bytes_to_embed,
-                ceiling_bytes=self.settings.memory_bytes,
+                f"embeddings need {format_bytes(needed)} for texts of up to {self.settings.n_ctx} tokens; under the memory "
+                f"ceiling of {format_bytes(ceiling)} there is room for {format_bytes(max(0, room))}; a shorter context "
+                "(--context), a smaller variant or a larger ceiling (--memory) would do",
+                needed_bytes=ceiling - room + needed,
+                ceiling_bytes=ceiling,
             )
 
     @property

@@ -90,7 +90,7 @@ class Generate(_Message, frozen=True, kw_only=True):
         max_tokens: most tokens to write; None fills the context.  0 with ``echo`` only scores the prompt.
         stop: the text ends before any of these.
         n_logprobs: log-probabilities of this many most likely tokens beside each token's own; None for none.
-        echo: after ``Accepted`` the prompt itself, with ``n_logprobs`` its tokens' log-probabilities too, in ``Scored``.
+        echo: tell the prompt's text after ``Accepted``, with ``n_logprobs`` its tokens' scores too (``Scored``).
         variant: the variant that must compute it; None for whatever runs.
         priority: higher goes first, and may push lower ones aside.
         deadline_seconds: from now; what is not finished then ends with ``deadline``.  None for none.

@@ -193,7 +193,11 @@ def _facts(facts: Hello) -> Iterable[Metric]:
 _GAUGES: tuple[tuple[str, str, Callable[[Status], float]], ...] = (
     ("requests_running", "Requests that write.", lambda status: status.n_running),
     ("requests_waiting", "Requests in the queue.", lambda status: status.n_waiting),
-    ("requests_parked", "Requests pushed aside by higher priorities, or for want of KV cells.", lambda status: status.n_parked),
+    (
+        "requests_parked",
+        "Requests pushed aside by higher priorities, or for want of KV cells.",
+        lambda status: status.n_parked,
+    ),
     ("kv_cells_used", "Tokens in the KV cache, kept prefixes included.", lambda status: status.cells_used),
     ("mapped_bytes", "Bytes of shards mapped.", lambda status: status.mapped_bytes),
     ("private_bytes", "Private memory of the engine.", lambda status: status.private_bytes),
