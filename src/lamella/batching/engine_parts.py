@@ -192,9 +192,9 @@ class EngineParts:
         needed, room, ceiling = self.bytes_to_embed, self.room_bytes, self.settings.memory_bytes
         if needed > room:
             raise ExceedsCeiling(
-                f"embeddings need {format_bytes(needed)} for texts of up to {self.settings.n_ctx} tokens; under the memory "
-                f"ceiling of {format_bytes(ceiling)} there is room for {format_bytes(max(0, room))}; a shorter context "
-                "(--context), a smaller variant or a larger ceiling (--memory) would do",
+                f"embeddings need {format_bytes(needed)} for texts of up to {self.settings.n_ctx} tokens; under the "
+                f"memory ceiling of {format_bytes(ceiling)} there is room for {format_bytes(max(0, room))}; a shorter "
+                "context (--context), a smaller variant or a larger ceiling (--memory) would do",
                 needed_bytes=ceiling - room + needed,
                 ceiling_bytes=ceiling,
             )
