@@ -598,7 +598,7 @@ def test_streams_go_on_between_sequences_that_are_put_away(
     """Each of three prompts that come at once takes the place of a sequence that takes long to copy."""
     done: list[str] = []
     state_of, decode_parts = SequenceCache._state_of, Context.decode_parts
-    may_go_on = threading.Event()
+    may_go_on, is_held = threading.Event(), threading.Event()
     may_go_on.set()
 
     def slowly(cache: SequenceCache, slot: Slot) -> ParkedState:
@@ -607,6 +607,8 @@ def test_streams_go_on_between_sequences_that_are_put_away(
         return state_of(cache, slot)
 
     def noted(context: Context, parts: Sequence[BatchPart]) -> tuple[int, ...]:
+        if not may_go_on.is_set():
+            is_held.set()
         assert may_go_on.wait(60)
         done.append("reads" if any(len(p.tokens) > 1 for p in parts) else "a token each")
         return decode_parts(context, parts)
@@ -618,6 +620,7 @@ def test_streams_go_on_between_sequences_that_are_put_away(
         for number in [front.start([10 + i] * 40, max_tokens=2) for i in range(3)]:
             front.end_of(number)
         may_go_on.clear()
+        assert is_held.wait(60)  # or the first of the others begins before all are there
         others = [front.start([20 + i] * 40, max_tokens=2) for i in range(3)]
         done.clear()
         may_go_on.set()
