@@ -296,14 +296,14 @@ def test_what_gives_way_for_want_of_cells_begins_again_when_there_are_enough(
 
 def test_a_prompt_without_room_beside_others_waits_for_them_and_is_read_once(open_front: OpenFront) -> None:
     with open_front(n_ctx=256, n_cells=256) as front:
-        long = front.start([5] * 150, max_tokens=80)
+        long = front.start([5] * 170, max_tokens=80)
         waits = front.start([6] * 100, max_tokens=0, echo=True, n_logprobs=0)
         after = front.start([7] * 5, max_tokens=2)
         for number in (long, waits, after):
             front.end_of(number)
         scored = front.wait(lambda m: isinstance(m, Scored))
         assert [score.chosen.token for score in scored.scores] == [6] * 100
-        assert front.loop.status().n_prompt_tokens == 150 + 100 + 5
+        assert front.loop.status().n_prompt_tokens == 170 + 100 + 5
     ended = [m.id for m in front.told if isinstance(m, Finished)]
     assert ended[0] == long  # who would fit beside it does not overtake who waits for its end
 

@@ -24,7 +24,7 @@ SCORED_AT_ONCE = 32
 """Prompt tokens of a step whose logits are kept; more would cost memory of the size of the vocabulary each."""
 
 CELLS_AHEAD = 32
-"""Tokens that a request shall at least be able to write before it has to give way for want of cells.
+"""Tokens that all shall at least be able to write before one that gave way for want of cells has to do so again.
 
 Copying a sequence out and in again takes about as long as computing a 30th of it (``slots.COPIES_FOR_ONE``)."""
 
@@ -99,10 +99,9 @@ class RunningRequest:
         """Tokens that the cache holds."""
         return len(self.slot.tokens) if self.slot else 0
 
-    @property
-    def n_cells_wanted(self) -> int:
-        """Cells that it takes until it has written a little more, or has ended."""
-        return min(len(self.tokens) + CELLS_AHEAD, self.n_prompt + self._max_tokens)
+    def n_cells(self, n_ahead: int) -> int:
+        """Cells that it takes until it has written so many tokens more, or has ended."""
+        return min(len(self.tokens) + n_ahead, self.n_prompt + self._max_tokens)
 
     @property
     def n_slot(self) -> int:

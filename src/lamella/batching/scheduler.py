@@ -14,7 +14,7 @@ from lamella.batching.cache import SequenceCache
 from lamella.batching.filling import LEAST_ROWS, Filling
 from lamella.batching.messages import EngineMessage, FinishReason, Step, TokenEvent
 from lamella.batching.refusals import refusal
-from lamella.batching.running import RunningRequest
+from lamella.batching.running import CELLS_AHEAD, RunningRequest
 from lamella.batching.served import ServedVariants
 from lamella.batching.slots import Slot
 from lamella.batching.speeds import Speeds
@@ -239,7 +239,8 @@ class Scheduler:
     def _with_room(self, ready: Sequence[RunningRequest]) -> Sequence[RunningRequest]:
         """The first of them, as long as there are cells for them beside those who do not give way to them.
 
-        One that began all the same would give way at once, and its state would be copied to and fro, or computed again.
+        One that began all the same would give way at once, and what was computed of it would be copied to and fro, or
+        computed again.
         """
         if not self._cache.has_shared_cells:
             return ready
@@ -248,17 +249,19 @@ class Scheduler:
             beside = list(self._running.values())
             if not request.parked:  # what was saved needs all its cells at once, before anybody gives way
                 beside = [r for r in beside if r.request.priority >= request.request.priority]
-            n_wanted += self._new_cells(request)
+            n_ahead = CELLS_AHEAD if request.was_parked else 0
+            n_wanted += self._new_cells(request, n_ahead)
             n_free = self._cache.free_beside([r.slot for r in beside if r.slot])
-            if (beside or i) and n_wanted + sum(r.n_cells_wanted - r.n_computed for r in beside) > n_free:
+            if (beside or i) and n_wanted + sum(r.n_cells(n_ahead) - r.n_computed for r in beside) > n_free:
                 return ready[:i]
         return ready
 
-    def _new_cells(self, request: RunningRequest) -> int:
+    def _new_cells(self, request: RunningRequest, n_ahead: int) -> int:
         """Cells that a request takes when it begins; what was saved of it is put back into cells of its own."""
         if request.parked or request.scores_prompt:
-            return request.n_cells_wanted
-        return request.n_cells_wanted - self._cache.table.shared_with_owned(request.tokens, request.request.variant)
+            return request.n_cells(n_ahead)
+        n_shared = self._cache.table.shared_with_owned(request.tokens, request.request.variant)
+        return request.n_cells(n_ahead) - n_shared
 
     def _start(self, request: RunningRequest) -> None:
         """Give a request a slot: the one that still holds its state, or a place that shares its beginning."""
