@@ -82,3 +82,13 @@ def test_what_makes_no_ladder_is_refused_before_anything_is_built(
     assert code == 2
     assert says in err
     assert not (tmp_path / "store").exists()
+
+
+def test_a_ladder_of_a_file_with_few_bits_begins_with_what_it_has(run: Run, tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "q.gguf", n_embd=256, n_ff=512, dtype="Q4_0")
+    document = json_of(
+        run("ladder", model, tmp_path / "s", "--measurement", write_losses(model), "--dry-run", "--json")
+    )
+    bits = [step["bits_per_weight"] for step in document["steps"]]
+    assert len(set(bits)) == len(bits) > 1
+    assert document["steps"][0]["predicted_loss"] == 0

@@ -18,6 +18,7 @@ from tests.cli.conftest import Run
     ("arguments", "code", "says"),
     [
         (["plan", "spec:gpt-9"], 2, "llama-2-7b"),
+        (["plan", "no\udcffwhere.gguf"], 3, "does not exist"),
         (["plan", "spec:llama-2-7b", "--policy", "magic"], 2, "uniform, lsaq, alpha, knapsack"),
         (["plan", "spec:llama-2-7b", "--policy", "knapsack"], 2, "metric sensitivity"),
         (["plan", "spec:llama-2-7b", "--kl", "0.1"], 2, "belong to policy knapsack, not to lsaq"),

@@ -15,7 +15,8 @@ from lamella.api import measuring, preparing, variants
 from lamella.core.artifacts import Plan
 from lamella.core.errors import DoesNotFit
 from lamella.measuring import MeasureSettings
-from lamella.resources.homes import find_ready
+from lamella.resources.homes import find_ready, names_of
+from lamella.store.layout import check_variant_name
 from lamella.store.store import Store
 from tests.cli.conftest import Run
 from tests.cli.programs import ask, lamella, served
@@ -220,3 +221,9 @@ def test_a_model_of_the_hub_is_fetched_once(tmp_path: Path) -> None:
     assert len(json.loads(out)["variants"]) >= 1
     assert (tmp_path / "cache/models/o/Tiny-GGUF/tiny.gguf").exists()
     assert api.spoken_name("hf:o/Tiny-GGUF") == "Tiny-GGUF"
+
+
+@pytest.mark.parametrize("memory", ["2 GiB", ".5GiB", "600MiB", None])
+def test_what_memory_was_said_to_be_makes_names_that_variants_may_have(memory: str | None) -> None:
+    for name in names_of([8.5, 4.5], memory):
+        assert check_variant_name(name) == name

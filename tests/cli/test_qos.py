@@ -191,6 +191,12 @@ def test_a_policy_finds_its_variants_in_memory(
     assert [engine.n_warm for engine in started] == [n_warm]
 
 
+def test_a_replay_of_nothing_is_drawn(run: Run, profile: Path, tmp_path: Path) -> None:
+    asked = ("--trace", BURSTS, "--seconds", "0", "--plot", tmp_path / "replay.svg")
+    code, _, err = run("simulate", profile, *asked)
+    assert code == 0, err
+
+
 def test_a_replay_is_drawn(run: Run, profile: Path, tmp_path: Path) -> None:
     path = tmp_path / "replay.svg"
     objectives = ("--class", "interactive:tpot_p95_ms=45")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lamella.batching.messages import Chat, Generate
+from lamella.client.answers import lines_of
 from lamella.client.server import Patience, ServedVariant, ServerClient
 from lamella.core.errors import EngineUnavailable, InvalidRequest, QueueFull, RemoteFailed, RemoteInvalid
 from lamella.serving.keys import KeyRing
@@ -32,6 +33,7 @@ def script(request: Generate) -> Script:
     return {
         "die": Script(break_after=1, break_with=EngineUnavailable("No engine.")),
         "wait": Script(gate=asyncio.Event(), gate_at=1),
+        "separators": Script(pieces=["a\u2028b", "\x85c\u2029"]),
     }.get(request.prompt.messages[-1]["content"], Script())
 
 
@@ -110,6 +112,14 @@ def test_a_server_that_gives_up_in_the_middle(client: ServerClient) -> None:
     pieces = iter(client.chat(said("die")))
     with pytest.raises(RemoteFailed, match="gave up: No engine"):
         list(pieces)
+
+
+def test_an_answer_may_have_what_other_texts_end_lines_with(client: ServerClient) -> None:
+    assert "".join(client.chat(said("separators"))) == "a\u2028b\x85c\u2029"
+
+
+def test_lines_end_where_a_stream_of_events_ends_them() -> None:
+    assert list(lines_of(["data: a\u2028", "b\r", "\n\nda", "ta"])) == ["data: a\u2028b", "", "data"]
 
 
 def test_nobody_there() -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import msgspec
 import pytest
 
+from lamella.dashboard import recorder
 from lamella.dashboard.recorder import LATELY_SECONDS, N_POINTS, Recorder, all_changes
 from lamella.dashboard.state import Change, Machine
 from tests.dashboard.conftest import PanelEngine
@@ -104,6 +105,21 @@ def test_a_decision_explains_what_was_noticed_and_nothing_else() -> None:
     assert [(c.at, c.reason) for c in all_changes(noticed, decided)] == [(9.5, "slow"), (20.0, "no"), (50.0, "seen")]
     failed = [Change(9.5, "a", "b", "slow", "policy", failure="no room")]
     assert len(all_changes(noticed[:1], failed)) == 2
+
+
+def test_a_long_log_is_looked_through_only_where_a_change_was_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+    explains = recorder._explains
+
+    def counted(decision: Change, noticed: Change) -> bool:
+        asked.append(decision.at)
+        return explains(decision, noticed)
+
+    monkeypatch.setattr(recorder, "_explains", counted)
+    decided = [Change(10.0 * i, "a", "b", "slow", "policy") for i in range(1000)]
+    noticed = [Change(one.at + 0.5, "a", "b", "seen", "hand") for one in decided[-200:]]
+    assert all_changes(noticed, decided) == tuple(decided)
+    assert len(asked) <= 400
 
 
 def test_it_runs_until_it_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,11 +121,18 @@ def test_what_makes_no_ladder_is_refused(call, message: str) -> None:  # type: i
         call()
 
 
-def test_a_budget_below_the_smallest_step_is_refused_with_both() -> None:
-    with pytest.raises(DoesNotFit, match="at least what its smallest step does") as refused:
-        plan_ladder(STEPS, JointBudget(n_bytes=SIZES[-1] // 2))
-    assert refused.value.needed_bytes == SIZES[-1]
-    assert refused.value.budget_bytes == SIZES[-1] // 2
+def test_a_budget_below_the_lightest_plan_is_refused_with_both() -> None:
+    with pytest.raises(DoesNotFit, match="at least what the lightest plan does") as refused:
+        plan_ladder(STEPS, JointBudget(n_bytes=SIZES[-1] // 4))
+    assert SIZES[-1] // 4 < refused.value.needed_bytes <= SIZES[-1]
+    assert refused.value.budget_bytes == SIZES[-1] // 4
+
+
+def test_steps_may_be_larger_than_the_budget_that_their_plans_keep() -> None:
+    """A limit is what a step may take, and not what it takes."""
+    wide = [replace(REQUEST, weights_bytes=n * SPEC.n_bytes) for n in (4, 3)]
+    found = plan_ladder(wide, JointBudget(times_largest=1.6))
+    assert all(step.plan.bytes.weights <= SPEC.n_bytes for step in found.steps)
 
 
 def test_a_step_below_the_smallest_plan_is_refused() -> None:

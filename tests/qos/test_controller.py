@@ -169,6 +169,19 @@ def test_a_choice_by_hand_holds_for_ever_where_that_is_said(world: World) -> Non
     assert (world.running, world.controller.is_held) == ("large", False)
 
 
+def test_a_policy_that_is_stopped_while_it_looks_changes_nothing(world: World) -> None:
+    world.wish.variant = "small"
+    take = world.controller._take_sample
+
+    async def stopped_meanwhile() -> Sample:
+        world.controller.is_on = False
+        return await take()
+
+    world.controller._take_sample = stopped_meanwhile
+    world.tick()
+    assert world.running == "large"
+
+
 def test_a_choice_that_stands_stays_no_longer_than_is_said_later(world: World) -> None:
     world.controller.hold_for(math.inf)
     world.by_hand("tiny")

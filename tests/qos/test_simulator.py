@@ -44,6 +44,17 @@ def trace_of(*arrivals: Arrival) -> Trace:
     return Trace("t", arrivals)
 
 
+def test_what_nobody_asks_about_does_not_pile_up() -> None:
+    watch = LoadWatch()
+    for second in range(1000):
+        watch.arrived(second, "x", n_prompt=1)
+        watch.began(second, "x", ttft_seconds=0.1)
+        watch.ended(second, "x", n_generated=1, tpot_seconds=0.1, kept=True)
+    watched = watch._classes["x"]
+    assert max(len(watched.arrivals), len(watched.ttfts), len(watched.tpots)) <= 11
+    assert watch.classes(999.0)["x"].arrivals_per_second == 1.0
+
+
 def test_one_request_alone_takes_what_the_profile_says() -> None:
     outcome = run(trace_of(Arrival(1.25, 256, 11)))
     (one,) = outcome.served

@@ -60,6 +60,13 @@ def test_shards_that_others_use_are_not_counted_as_freed() -> None:
     assert (exchanges, peak) == (None, 35)
 
 
+def test_what_others_use_is_not_freed_first_where_the_ceiling_is_passed_already() -> None:
+    """They compute with its repacked copies."""
+    exchanges, _ = plan_exchanges([_pair(0, freed=0, added=0), _pair(1, 20, 10)], in_use_bytes=40, room_bytes=30)
+    assert exchanges is not None
+    assert [e.frees_first for e in exchanges] == [False, True]
+
+
 def test_a_smaller_variant_can_be_switched_to_when_the_ceiling_is_passed_already() -> None:
     """Memory that grew for other reasons must not forbid what makes it less."""
     exchanges, peak = plan_exchanges([_pair(0, 20, 10), _pair(1, 20, 10)], in_use_bytes=40, room_bytes=30)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -132,6 +134,35 @@ def test_logits_after_every_step_equal_those_of_a_fresh_load_of_that_mixture(
         assert report.peak_bytes <= room
         assert running.live.name == name
         np.testing.assert_array_equal(running.logits(), _fresh(_paths(store, name)))
+
+
+def test_what_was_to_go_shard_by_shard_begins_anew_where_memory_is_plenty_again(store: Store, run: Run) -> None:
+    running = run("large", _largest(store, "large"))
+    staged = running.live.prepare("small").result()
+    assert isinstance(staged, StagedVariant)
+    running.live._ceiling = None  # as where saving memory ends
+    assert not running.live.check_beside(staged)
+    assert running.live.begin(staged) is None
+    report = running.live.change_to("small")
+    assert (running.live.name, report.n_steps) == ("small", 1)
+    np.testing.assert_array_equal(running.logits(), _fresh(_paths(store, "small")))
+
+
+def test_a_variant_that_was_replaced_while_it_ran_gives_way_shard_by_shard(store_folder: Path, tmp_path: Path) -> None:
+    """A request has used the new one of its name meanwhile, which stands among the open ones in its place."""
+    store = Store.open(Path(shutil.copytree(store_folder, tmp_path / "store", symlinks=True)))
+    large, small = store.variant("large"), store.variant("small")
+    store.add_variant("current", large.plan, large.shards)
+    with contextlib.closing(Running(store, "current", large.n_bytes + small.n_bytes)) as running:
+        store.add_variant("current", small.plan, small.shards, replace=True)
+        used = running.live.prepare("current").result()
+        assert isinstance(used, PreparedVariant)
+        assert running.live.hold(used)
+        running.live.release("current")
+        report = running.live.change_to("middle")
+        assert (running.live.name, report.n_steps) == ("middle", 3)
+        np.testing.assert_array_equal(running.logits(), _fresh(_paths(store, "middle")))
+        assert store.leased_ids() == {shard.id for shard in store.variant("middle").shards}
 
 
 def test_the_cache_is_kept(store: Store, run: Run) -> None:

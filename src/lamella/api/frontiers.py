@@ -70,8 +70,8 @@ def ladder(
     Args:
         model: a path, ``smollm2``, or ``spec:NAME``.
         measurement: what each tensor loses at each type.
-        steps, first_bits, last_bits: so many steps, evenly spaced in bits per weight; default 6, from 8.5 to the
-            smallest plan's.
+        steps, first_bits, last_bits: so many steps, evenly spaced in bits per weight; default 6, from 8.5, or from
+            what the file has if that is less, to the smallest plan's.
         memory: in place of these: one step for each memory size, what else running needs included.
         budget: for the weights of all steps: ``1.6x`` (times the largest step), or bytes; None: as little as
             ``worst_ratio`` allows.
@@ -96,10 +96,16 @@ def ladder(
 def _range_of_steps(
     request: PlanRequest, steps: int | None, first_bits: float | None, last_bits: float | None
 ) -> tuple[int, float, float]:
-    if last_bits is None:
-        last_bits = planning_frontier.frontier(request, 2).points[0].bits_per_weight
+    """How many steps, and from how many bits to how many; not from more than a plan that loses nothing has.
+
+    All larger plans are that one, as the tensors are stored, and steps would come out alike.
+    """
+    smallest, largest = planning_frontier.frontier(request, 2).points
+    first = DEFAULT_FIRST_BITS if first_bits is None else first_bits
+    if largest.predicted_loss == 0:
+        first = min(first, largest.bits_per_weight)
     return (
         DEFAULT_STEPS if steps is None else steps,
-        DEFAULT_FIRST_BITS if first_bits is None else first_bits,
-        last_bits,
+        first,
+        smallest.bits_per_weight if last_bits is None else last_bits,
     )

@@ -50,5 +50,6 @@ def plot_outcome(trace: Trace, profile: Profile, objectives: Objectives, outcome
     from lamella.report.replays import plot_replay
 
     rungs = [rung.name for rung in Setting.of(profile, objectives).rungs]
-    start = outcome.changes[0].before if outcome.changes else max(outcome.share_at, key=outcome.share_at.__getitem__)
+    longest = max(outcome.share_at, key=outcome.share_at.__getitem__, default=rungs[0])
+    start = outcome.changes[0].before if outcome.changes else longest
     plot_replay(trace, outcome.served, objectives, rungs, start, outcome.changes, path)

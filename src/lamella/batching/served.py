@@ -136,8 +136,8 @@ class ServedVariants:
         del self._opening[variant]
         prepared = future.result()
         if isinstance(prepared, StagedVariant):
-            self._live.check_beside(prepared)
-            self._without_room.add(variant)
+            if self._live.check_beside(prepared):
+                self._without_room.add(variant)
             return False
         if not self._live.hold(prepared):  # another change pushed it out meanwhile
             return False

@@ -121,6 +121,7 @@ def _report_usage(error: TyperException, as_json: bool) -> int:
 
 
 def _report(kind: str, message: str, exit_code: int, as_json: bool) -> int:
+    message = message.encode("utf-8", "backslashreplace").decode()  # paths need not be text
     if as_json:
         print_json({"error": {"kind": kind, "message": message, "exit_code": exit_code}})
     stderr.print(f"lamella: {message}", markup=False)

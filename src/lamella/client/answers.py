@@ -94,7 +94,7 @@ class StreamedAnswer:
     def _read(self, request: AbstractContextManager[httpx.Response]) -> Generator[str, None, None]:
         begun = self._clock()
         with request as response:
-            for chunk in chunks(response.iter_lines()):
+            for chunk in chunks(lines_of(response.iter_text())):
                 piece = self._take(chunk) if chunk else ""
                 now = self._clock()
                 if piece and self.stats.first_seconds is None:
@@ -109,6 +109,19 @@ class StreamedAnswer:
         for choice in chunk.choices:
             self.stats.finish_reason = choice.finish_reason or self.stats.finish_reason
         return "".join(choice.delta.content or "" for choice in chunk.choices)
+
+
+def lines_of(pieces: Iterable[str]) -> Iterator[str]:
+    """Text that comes in pieces, split where lines end in a stream of events, and nowhere else.
+
+    ``str.splitlines``, which httpx splits by, ends lines at U+2028 and others too, which answers may have.
+    """
+    rest = ""
+    for piece in pieces:
+        *whole, rest = (rest + piece).split("\n")
+        yield from (line.removesuffix("\r") for line in whole)
+    if rest:
+        yield rest
 
 
 def chunks(lines: Iterable[str]) -> Iterator[_Chunk | None]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Protocol
@@ -165,8 +166,19 @@ class Recorder:
 
 def all_changes(noticed: Iterable[Change], decided: Sequence[Change]) -> tuple[Change, ...]:
     """Both, oldest first; what was noticed is left out where a decision to the same variant explains it."""
-    unexplained = (change for change in noticed if not any(_explains(one, change) for one in decided))
-    return tuple(sorted((*unexplained, *decided), key=lambda change: change.at))
+    in_order = sorted(decided, key=_at)
+    times = [change.at for change in in_order]
+
+    def is_explained(change: Change) -> bool:
+        first = bisect_left(times, change.at - EXPLAINED_SECONDS)
+        end = bisect_right(times, change.at + EXPLAINED_SECONDS)
+        return any(_explains(one, change) for one in in_order[first:end])
+
+    return tuple(sorted((*(c for c in noticed if not is_explained(c)), *in_order), key=_at))
+
+
+def _at(change: Change) -> float:
+    return change.at
 
 
 def _explains(decision: Change, noticed: Change) -> bool:

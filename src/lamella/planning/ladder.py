@@ -167,7 +167,7 @@ def plan_ladder(
         joint_limit=budget,
         worst_ratio=worst_ratio,
     )
-    _check_budget(budget, alone[-1], limits[-1])
+    _check_budget(budget, alone[-1], menu)
     found = share(problem)
     steps = tuple(
         LadderStep(_plan(request, menu, layout.join(picks), f"{i + 1} of {len(ordered)}", by_itself),
@@ -184,13 +184,14 @@ def plan_ladder(
     )
 
 
-def _check_budget(budget: int | None, smallest: Plan, limit: int) -> None:
-    """Refuse a budget that not even one plan for all steps is within."""
-    if budget is not None and budget < limit:
+def _check_budget(budget: int | None, smallest: Plan, menu: OptionMenu) -> None:
+    """Refuse a budget that not even the lightest plan, for all steps, is within."""
+    least = menu.kept_bytes + sum(min(option.n_bytes for option in group.options) for group in menu.groups)
+    if budget is not None and budget < least:
         raise DoesNotFit(
-            f"a ladder takes at least what its smallest step does, {format_bytes(limit)}, more than the budget of "
+            f"a ladder takes at least what the lightest plan does, {format_bytes(least)}, more than the budget of "
             f"{format_bytes(budget)} for all steps",
-            needed_bytes=limit,
+            needed_bytes=least,
             budget_bytes=budget,
             smallest_plan=smallest,
         )

@@ -140,6 +140,8 @@ class Controller:
             if self.policy is None or not self.is_on:
                 return
             sample = await self._take_sample()
+            if self.policy is None or not self.is_on:  # somebody said so meanwhile
+                return
             try:
                 decision = self.policy.decide(self._believed(sample.time), sample)
             except UnknownVariant as error:  # somebody chose one that was built after the profile

@@ -46,7 +46,10 @@ class _Watched:
 
 
 class LoadWatch:
-    """Counts what requests do.  Times given to it never go back."""
+    """Counts what requests do.  Times given to it never go back.
+
+    What is too old to count is dropped as new things come: nobody may ever ask for ``classes``.
+    """
 
     def __init__(self, start: float = 0.0) -> None:
         """Begin to watch at ``start``."""
@@ -57,11 +60,14 @@ class LoadWatch:
         """A request came."""
         watched = self._classes.setdefault(class_name, _Watched())
         watched.arrivals.append(now)
+        _drop_old_arrivals(watched.arrivals, now)
         watched.prompts.append(n_prompt)
 
     def began(self, now: float, class_name: str, ttft_seconds: float) -> None:
         """A request has its first token."""
-        self._classes.setdefault(class_name, _Watched()).ttfts.append((now, ttft_seconds))
+        watched = self._classes.setdefault(class_name, _Watched())
+        watched.ttfts.append((now, ttft_seconds))
+        _drop_before(watched.ttfts, now - LATELY_SECONDS)
 
     def ended(self, now: float, class_name: str, n_generated: int, tpot_seconds: float | None, *, kept: bool) -> None:
         """A request has its last token; one with a single token has no time per token.
@@ -74,6 +80,7 @@ class LoadWatch:
         watched.kept_share += (kept - watched.kept_share) / N_KEPT
         if tpot_seconds is not None:
             watched.tpots.append((now, tpot_seconds))
+            _drop_before(watched.tpots, now - LATELY_SECONDS)
 
     def classes(self, now: float) -> dict[str, ClassSample]:
         """The classes that had a request within the long window, or have latencies of lately."""
@@ -82,8 +89,7 @@ class LoadWatch:
     def _sample(self, watched: _Watched, now: float) -> ClassSample | None:
         _drop_before(watched.ttfts, now - LATELY_SECONDS)
         _drop_before(watched.tpots, now - LATELY_SECONDS)
-        while watched.arrivals and watched.arrivals[0] <= now - LONG_SECONDS:
-            watched.arrivals.popleft()
+        _drop_old_arrivals(watched.arrivals, now)
         if not watched.arrivals and not watched.ttfts and not watched.tpots:
             return None
         prompts, generated = watched.prompts, watched.generated
@@ -116,6 +122,11 @@ def p95(values: Iterable[float]) -> float | None:
     """The smallest value that 95 % are not above; None of nothing."""
     ordered = sorted(values)
     return ordered[math.ceil(0.95 * len(ordered)) - 1] if ordered else None
+
+
+def _drop_old_arrivals(arrivals: deque[float], now: float) -> None:
+    while arrivals and arrivals[0] <= now - LONG_SECONDS:
+        arrivals.popleft()
 
 
 def _drop_before(entries: deque[tuple[float, float]], time: float) -> None:

@@ -92,7 +92,7 @@ def _draw_variants(axes: Any, rungs: Sequence[str], start: str, changes: Sequenc
     axes.set_yticks(range(len(rungs)), [plain(name) for name in rungs])
     axes.set_ylim(len(rungs) - 0.4, -0.6)
     axes.grid(visible=False)
-    axes.set_xlim(0, seconds)
+    axes.set_xlim(0, seconds or 1)
     axes.set_xlabel("seconds", color=INK)
 
 

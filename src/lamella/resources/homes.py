@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -121,13 +122,14 @@ def note_ready(cache_folder: Path, ready: Ready) -> None:
 
 
 def _note(cache_folder: Path, target: str, memory_bytes: int) -> Path:
-    asked = hashlib.sha256(f"{memory_bytes} {target}".encode()).hexdigest()
+    asked = hashlib.sha256(f"{memory_bytes} ".encode() + os.fsencode(target)).hexdigest()
     return cache_folder / "ready" / f"{asked[:32]}.json"
 
 
 def names_of(bits: Sequence[float], memory: str | None) -> tuple[str, ...]:
     """Names of variants by their bits per weight, told apart from those that were planned for another memory."""
-    prefix = f"{memory}-" if memory else ""
+    said = "".join(memory.split()) if memory else ""
+    prefix = f"{'0' if said.startswith('.') else ''}{said}-" if said else ""  # variants' names begin with a digit
     for digits in (1, 2, 3):
         names = tuple(f"{prefix}{b:.{digits}f}bpw" for b in bits)
         if len(set(names)) == len(names):

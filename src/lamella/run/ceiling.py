@@ -185,7 +185,7 @@ def plan_exchanges(
     exchanges: list[Exchange] = []
     peak, limit = in_use_bytes, max(in_use_bytes, room_bytes)
     for pair in sorted(pairs, key=_turn):
-        frees_first = in_use_bytes + pair.opening_bytes > room_bytes
+        frees_first = pair.freed_bytes > 0 and in_use_bytes + pair.opening_bytes > room_bytes  # or somebody needs it
         before = in_use_bytes - pair.freed_bytes if frees_first else in_use_bytes
         peak = max(peak, before + pair.opening_bytes)
         in_use_bytes += pair.added_bytes - pair.freed_bytes

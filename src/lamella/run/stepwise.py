@@ -136,6 +136,7 @@ class StepwiseChange:
 
     def _free(self, shard: ShardRef) -> None:
         """Give back a shard's memory; its weights point at its file, so that a failure from here on costs only time."""
+        assert shard.id not in self._kept, "what a request holds is computed with"
         states = self._pool.mapped_states(shard.id)
         self._run_at({**self.mixed.prompt, **states}, {**self.mixed.token, **states})
         self._pool.empty(shard.id)

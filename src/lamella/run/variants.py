@@ -211,11 +211,12 @@ class LiveVariants:
             raise EngineFailed("the engine was closed")
         for shard, path in zip(variant.shards, paths, strict=True):
             self._pool.footprint(shard.id, path, self._tensors)
-        if self._ceiling is None:
+        ceiling = self._ceiling  # the loop's thread may end the saving of memory meanwhile
+        if ceiling is None:
             return True
         wanted = [s.id for s in variant.shards]
-        room = self._ceiling.room_bytes(self._pool.repacked_bytes)
-        self._check_alone(variant, wanted, room)
+        room = ceiling.room_bytes(self._pool.repacked_bytes)
+        self._check_alone(variant, wanted, room, ceiling)
         with self._lock:
             spare = [(n, p.shard_ids) for n, p in self._open.spare().items()]
             drop = what_to_drop(wanted, self._open.ids_in_use, spare, self._pool.footprints, room)
@@ -224,12 +225,11 @@ class LiveVariants:
             self._close_unused()
         return drop is not None
 
-    def _check_alone(self, variant: Variant, wanted: Sequence[str], room: int) -> None:
-        assert self._ceiling is not None  # or there is nothing to check
+    def _check_alone(self, variant: Variant, wanted: Sequence[str], room: int, ceiling: Ceiling) -> None:
         needed = opening_peak(0, wanted, self._pool.footprints)
         if needed > room:
             hint = "a smaller variant, fewer KV cells (--cells) or a larger ceiling (--memory) would do"
-            raise self._ceiling.refusal(f"variant '{variant.name}'", needed, room, hint)
+            raise ceiling.refusal(f"variant '{variant.name}'", needed, room, hint)
 
     def change_to(self, name: str) -> SwitchReport:
         """Prepare a variant and run at it, for a caller who has the model to himself.
@@ -315,13 +315,17 @@ class LiveVariants:
             self.use(self.current.token)
         self._close_what_is_too_much()
 
-    def check_beside(self, staged: StagedVariant) -> None:
+    def check_beside(self, staged: StagedVariant) -> bool:
         """Refuse a variant that does not fit beside the running one even when nothing else is open.
+
+        Returns:
+            False where memory is not bounded any more: it finds room when it is prepared again.
 
         Raises:
             ExceedsCeiling: it does not.
         """
-        assert self._ceiling is not None  # or there would be nothing staged
+        if self._ceiling is None:
+            return False
         assert self.current is not None
         running, wanted = set(self.current.shard_ids), staged.shard_ids
         in_use = total_bytes(running, self._pool.footprints)
@@ -330,12 +334,14 @@ class LiveVariants:
         if needed > room:
             what = f"variant '{staged.variant.name}', beside '{self.name}', which runs,"
             raise self._ceiling.refusal(what, needed, room, "ask for it without a variant, or switch to it")
+        return True
 
     def begin(self, staged: StagedVariant) -> StepwiseChange | None:
         """Begin a change shard by shard; it must be ended.  What is only warm is closed.
 
         Returns:
-            None where another variant is being prepared, or has pushed this one out: prepare it again.
+            None where another variant is being prepared, or has pushed this one out, or memory is not bounded any more:
+            prepare it again.
 
         Raises:
             ExceedsCeiling: there is no room for it beside variants that are held.
@@ -347,13 +353,15 @@ class LiveVariants:
             with self._lock:
                 if self._is_closed or self._open.is_preparing or not self._open.is_ready(staged):
                     return None
+                if self._ceiling is None:
+                    return None
                 self._change = self._plan(staged)
                 del self._open.pending[staged.variant.name]
             on_failure.pop_all()
         return self._change
 
     def _plan(self, staged: StagedVariant) -> StepwiseChange:
-        assert self._ceiling is not None  # or there would be nothing staged
+        assert self._ceiling is not None  # or it would not have begun
         assert self.current is not None  # or it would have been refused
         before, footprints = self.current, self._pool.footprints
         held = self._open.held_ids
@@ -365,6 +373,8 @@ class LiveVariants:
             names = ", ".join(f"'{n}'" for n in self._open.held)
             what = f"variant '{staged.variant.name}', beside {names or 'what is in use'},"
             raise self._ceiling.refusal(what, peak, room, "switch when their requests have ended")
+        is_warm = self._open.warm.get(before.variant.name) is before  # or it was replaced in the store while it ran
+        is_held = is_warm and before.variant.name in self._open.held
         for name in list(self._open.spare(besides=staged.variant.name)):
             self._open.let_go(name)
         self._close_unused()
@@ -372,22 +382,23 @@ class LiveVariants:
             self._pool,
             self._tensors,
             staged,
-            self._mix(before, staged),
+            self._mix(before, staged, is_warm=is_warm, is_held=is_held),
             exchanges,
-            replaced=None if before.variant.name in self._open.held else before,
+            replaced=None if is_held else before,
             peak_bytes=peak,
             kept=held,
             point=self._run_at,
         )
 
-    def _mix(self, before: PreparedVariant, staged: StagedVariant) -> PreparedVariant:
+    def _mix(self, before: PreparedVariant, staged: StagedVariant, *, is_warm: bool, is_held: bool) -> PreparedVariant:
         """What runs from the first exchange on; both variants' shards stay in the store for it."""
         leases = contextlib.ExitStack()
         leases.callback(staged.lease.close)
         name = before.variant.name
-        if name not in self._open.held:
+        if not is_held:
             leases.callback(before.lease.close)
-            del self._open.warm[name]
+            if is_warm:
+                del self._open.warm[name]
         mixed_name = f"{name}>{staged.variant.name}"
         mixed = replace(before, variant=replace(before.variant, name=mixed_name), lease=leases, is_mixed=True)
         self._open.warm[mixed_name] = self._open.current = mixed
