@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lamella.core.errors import InvalidRequest
+from lamella.core.errors import EngineFailed, InvalidRequest
 from lamella.evaluating.requests import Request, cut_request, make_request
 from lamella.evaluating.subject import Room, Subject
 from lamella.store.store import Store
@@ -44,6 +45,16 @@ def test_what_is_shared_is_not_read_again(store: Store, monkeypatch: pytest.Monk
             subject.losses(make_request(subject.vocabulary, TEXT, choice, 256))
         before = len(TEXT) + 2  # BOS and a space
         assert read == [before + 3, 1 + 6]  # the last token of the context again: its logits score the first letter
+
+
+def test_a_variant_that_computes_no_numbers_has_no_figures(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Subject(store, [store.variant("small")]) as subject:
+        subject.use("small")
+        subject.make_room(Room(64, 64, 8), 1)
+        last = subject._working.last_logits
+        monkeypatch.setattr(subject._working, "last_logits", lambda n: np.full_like(last(n), np.nan))
+        with pytest.raises(EngineFailed, match="variant small computes NaN"):
+            subject.losses(make_request(subject.vocabulary, TEXT, " yes", 256))
 
 
 def test_room_is_for_the_longest_and_bounded() -> None:

@@ -222,6 +222,24 @@ def test_a_journal_of_another_measurement_is_not_used(model: ModelFile, text: Pa
     assert path.read_bytes().splitlines()[0] != before
 
 
+def test_a_journal_of_texts_of_other_names_is_not_used(model: ModelFile, text: Path, tmp_path: Path) -> None:
+    """Losses are kept by the name of the task."""
+    path = tmp_path / "probes"
+    done = iter(range(100))
+
+    def stop_later(_done: int, _total: int, what: str) -> None:
+        if what == "probing" and next(done) == 3:
+            raise Interrupted
+
+    one, other = parse_calibration(f"a={text}"), parse_calibration(f"b={text}")
+    with pytest.raises(Interrupted), journal_file(path) as open_journal:
+        measure_sensitivity(model, [one], SETTINGS, open_journal=open_journal, on_progress=stop_later)
+    with journal_file(path) as open_journal:
+        found = measure_sensitivity(model, [other], SETTINGS, open_journal=open_journal)
+    assert set(found.per_task) <= {"b"}
+    assert found.tensors
+
+
 def _stop_at_first_probe(_done: int, _total: int, what: str) -> None:
     if what == "probing":
         raise Interrupted
@@ -238,6 +256,8 @@ def test_a_journal_that_cannot_be_written_is_said_so(model: ModelFile, text: Pat
 def test_bad_questions_are_refused(model: ModelFile, text: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="unknown ggml type 'Q9_9'"):
         MeasureSettings(probe="Q9_9")
+    with pytest.raises(InvalidRequest, match="cannot be told from probes at TQ2_0"):
+        measure_sensitivity(model, [parse_calibration(str(text))], dataclasses.replace(SETTINGS, probe="TQ2_0"))
     with pytest.raises(InvalidRequest, match="at least 8 tokens, not 4"):
         measure_sensitivity(model, [parse_calibration(str(text))], MeasureSettings(window_tokens=4))
     with pytest.raises(InvalidRequest, match="is too short"):

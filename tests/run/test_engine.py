@@ -25,7 +25,7 @@ from lamella.llama.kernels import KernelTimes
 from lamella.llama.model import Model
 from lamella.llama.pages import resident_bytes
 from lamella.llama.sampling import SamplingOptions
-from lamella.llama.weights import WeightState, write_state
+from lamella.llama.weights import LiveWeight, WeightState, locate_weights, write_state
 from lamella.run import pointers
 from lamella.run.engine import LONG_PROMPT_TOKENS, Engine, EngineOptions
 from lamella.run.kernel_table import KernelTable
@@ -478,3 +478,27 @@ def test_a_store_that_may_only_be_read_runs_and_is_not_kept_locked(store: Store,
 
 def _shards_of_no_other(variant: Variant, variants: Sequence[Variant]) -> set[str]:
     return {s.id for s in variant.shards} - {s.id for v in variants if v != variant for s in v.shards}
+
+
+@pytest.mark.parametrize("has_views", [False, True])
+def test_a_graph_that_has_views_of_weights_is_built_anew_after_a_switch(
+    store: Store, monkeypatch: pytest.MonkeyPatch, *, has_views: bool
+) -> None:
+    """They keep addresses of shards that are closed some time (RWKV reshapes weights)."""
+    rebuilt: list[Context] = []
+    monkeypatch.setattr(Context, "rebuild_graph", lambda context: rebuilt.append(context))
+
+    def with_views(model: Model) -> dict[str, LiveWeight]:
+        found = locate_weights(model)
+        name = min(found)
+        return {**found, name: replace(found[name], operations=found[name].operations | {"RESHAPE"})}
+
+    if has_views:
+        monkeypatch.setattr(pointers, "locate_weights", with_views)
+    with Engine.open(store, "large", OPTIONS) as engine:
+        before = len(rebuilt)
+        engine.switch("small")
+        assert (len(rebuilt) > before) is has_views
+        n_rebuilt = len(rebuilt)
+        engine.switch("small")  # nothing moves
+        assert len(rebuilt) == n_rebuilt

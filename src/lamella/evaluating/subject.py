@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lamella.core.artifacts import Variant
 from lamella.core.closing import Closing
 from lamella.core.cores import usable_cores
+from lamella.core.errors import EngineFailed
 from lamella.evaluating.requests import Request
 from lamella.llama.context import Context, ContextOptions
 from lamella.llama.logits import Column, Logits, Survey, survey, token_losses
@@ -152,8 +153,15 @@ class Subject(Closing):
         return self._working.last_logits(n_outputs)
 
     def survey(self, logits: Logits) -> Survey:
-        """Look at logits on as many threads as compute them."""
-        return survey(logits, self.n_threads)
+        """Look at logits on as many threads as compute them.
+
+        Raises:
+            EngineFailed: they are no numbers, of which figures would come out that look like any others.
+        """
+        found = survey(logits, self.n_threads)
+        if not np.isfinite(found.normalizers).all():
+            raise EngineFailed(f"variant {self._name or 'of two'} computes NaN or infinity: nothing can be said of it")
+        return found
 
     def losses(self, request: Request) -> Column:
         """``-log p`` of each token of the continuation.

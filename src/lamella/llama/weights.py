@@ -56,6 +56,10 @@ def write_state(address: int, state: WeightState) -> None:
     tensor.buffer, tensor.data, tensor.extra = state.buffer, state.data, state.extra
 
 
+VIEWS = frozenset({"VIEW", "RESHAPE", "PERMUTE", "TRANSPOSE"})
+"""Operations whose result is the weight's own data: its address is taken when the graph is built (ggml_view_impl)."""
+
+
 @dataclass(frozen=True, slots=True)
 class LiveWeight:
     """A weight of a loaded model.
@@ -77,6 +81,11 @@ class LiveWeight:
     def is_only_multiplied(self) -> bool:
         """Whether a repacked copy can serve it: nothing but matrix products reads those."""
         return self.operations <= {"MUL_MAT", "MUL_MAT_ID"}
+
+    @property
+    def is_viewed(self) -> bool:
+        """Whether a graph has views of it, which keep the address of its data as long as the graph is used again."""
+        return not self.operations.isdisjoint(VIEWS)
 
 
 def locate_weights(model: Model) -> dict[str, LiveWeight]:

@@ -27,16 +27,18 @@ from lamella.core.model import ModelSpec, TensorSpec
 from lamella.core.precision import GGML_TYPES, GgmlType
 from lamella.llama.gguf import ModelFile
 from lamella.llama.imatrix import ImportanceMatrix
+from lamella.llama.library import installed_version
 from lamella.llama.model import Model
 from lamella.llama.quantize import prepare
 from lamella.measuring.calibration import CalibrationFile, read_texts
 from lamella.measuring.inputs import InputStatistics, gather_inputs
 from lamella.measuring.probes import Loss, Probes
 from lamella.measuring.progress import Progress, named
-from lamella.measuring.rounding_errors import column_weights, errors_by_type, offered_types
+from lamella.measuring.rounding_errors import LEFT_OUT, column_weights, errors_by_type, offered_types
 from lamella.measuring.samples import Sampling, TaskWindows, task_windows
 from lamella.measuring.scores import joint_scores
 from lamella.measuring.settings import PROBE, MeasureSettings
+from lamella.version import __version__
 
 FILE_SAMPLES, FILE_WINDOW_TOKENS = 2, 224
 SELF_SAMPLES, SELF_WINDOW_TOKENS = 8, 64
@@ -107,7 +109,13 @@ def measure_sensitivity(
         tasks = task_windows(model, texts, sampling, settings.n_threads, on_progress)
         described = _described(settings, sampling, importance)
         journal = open_journal(
-            {"weights": spec.identity.weights, "texts": [t.described.sha256 for t in tasks], **described}
+            {
+                "weights": spec.identity.weights,
+                "texts": [[t.described.task, t.described.sha256] for t in tasks],
+                "tool": __version__,
+                "library": installed_version(),
+                **described,
+            }
         )
         with Probes(model_file, model, tasks, importance, settings.n_threads) as probes:
             todo = probes_of(spec, settings, probes.names)
@@ -139,8 +147,10 @@ def probes_of(spec: ModelSpec, settings: MeasureSettings, names: frozenset[str])
     """What is rounded in each probe: key -> weight -> type.
 
     Raises:
-        InvalidRequest: the probe's type fits no tensor.
+        InvalidRequest: the probe's type fits no tensor, or says nothing of other types.
     """
+    if settings.level == "tensor" and settings.probe.upper() in LEFT_OUT:
+        raise InvalidRequest(f"losses at other types cannot be told from probes at {settings.probe}; default: {PROBE}")
     probed = {
         t.name: target
         for t in spec.tensors

@@ -102,7 +102,7 @@ def load(
                 check=check,
                 ceiling=ceiling,
                 device_of=None if is_on_cpu else _device_of(device, layers),
-                on_moved=None if is_on_cpu else context.rebuild_graph,
+                on_moved=context.rebuild_graph,
             )
         )
         live.change_to(variant)

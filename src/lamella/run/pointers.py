@@ -16,6 +16,7 @@ class WeightPointers:
         names: of all weights that take part in computing a token.
         repackable: those that only matrix products read.
         placeable: those that a device can have.
+        has_views: a graph of the model keeps addresses of some weight's data (RWKV, for one).
     """
 
     def __init__(self, model: Model, tensors: Mapping[str, TensorSpec]) -> None:
@@ -28,6 +29,7 @@ class WeightPointers:
         self.names = frozenset(self._weights)
         self.repackable = frozenset(n for n, w in self._weights.items() if w.is_only_multiplied)
         self.placeable = frozenset(n for n, w in self._weights.items() if w.may_leave_host)
+        self.has_views = any(w.is_viewed for w in self._weights.values())
         self._now = {n: read_state(w.addresses[0]) for n, w in self._weights.items()}
         self._pointed: Mapping[str, WeightState] = self._now
         release_pages((state, tensors[name].n_bytes) for name, state in self._now.items() if name in tensors)

@@ -72,12 +72,13 @@ class LiveVariants:
             check: verify the hashes of a variant's shards when it is prepared.
             ceiling: of the process's memory; None for none.
             device_of: the device of each layer, as the model was loaded for; None where the CPU computes all.
-            on_moved: called after weights were pointed elsewhere; the CPU plans each graph anew and needs no telling.
+            on_moved: called after weights were pointed elsewhere, where a graph that is used again would keep their
+                addresses: on devices, and where it has views of weights.
         """
         self._store, self._tensors, self._n_warm, self._check = store, tensors, n_warm, check
         self._ceiling = self._usual_ceiling = ceiling
         self._pointers = WeightPointers(model, tensors)
-        self._on_moved = on_moved
+        self._on_moved = on_moved if device_of or self._pointers.has_views else None
         placement = Placement(self._placed(device_of)) if device_of else None
         self._pool = ShardPool(layouts, self._pointers.repackable, gives_back=ceiling is not None, placement=placement)
         self._pool_use = threading.Lock()  # held by whoever opens shards: a preparation, or a change shard by shard
