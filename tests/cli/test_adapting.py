@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +18,11 @@ from hypothesis import strategies as st
 from lamella import api
 from lamella.api.profiles import write_profile
 from lamella.batching.settings import EngineSettings
+from lamella.cli import adapting
 from lamella.cli.child import lamella_in_child
 from lamella.cli.engine_shape import ShapeFlags
 from lamella.cli.main import app
+from lamella.cli.serve_options import ObjectiveFlags
 from lamella.core.errors import TERMINATED_EXIT_CODE, EngineFailed, InvalidRequest
 from lamella.qos.objectives.files import objectives_of
 from lamella.qos.profiling.shape import shape_of, shape_options
@@ -64,6 +67,22 @@ def test_a_model_is_served_also_where_its_variants_cannot_be_measured(mine: tupl
     with lamella(cache, "serve", model, "--token-p95", "5000", "--port", "0", "--context", "128") as server:
         assert server.wait(TIMEOUT_SECONDS) == 7  # what was promised needs them
         server.communicate()
+
+
+def test_a_measurement_that_is_killed_costs_nobody_a_server(
+    mine: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def killed(_: Sequence[str]) -> int:
+        raise EngineFailed("ended by signal 9")
+
+    model, cache = mine
+    monkeypatch.setenv("LAMELLA_CACHE", str(cache))
+    monkeypatch.setattr(adapting, "lamella_in_child", killed)
+    ready = api.find_ready(str(model), cache)
+    assert ready is not None
+    engine = EngineSettings(store=str(ready.folder(cache)), variants=list(ready.variants), n_ctx=128)
+    assert adapting.adapting(engine, ObjectiveFlags()) is None
+    assert "the variant changes by hand only: ended by signal 9" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

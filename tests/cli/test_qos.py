@@ -191,6 +191,12 @@ def test_a_policy_finds_its_variants_in_memory(
     assert [engine.n_warm for engine in started] == [n_warm]
 
 
+def test_a_trace_is_not_written_where_there_is_no_profile(run: Run, tmp_path: Path) -> None:
+    written = tmp_path / "t.csv"
+    code, _, _ = run("simulate", tmp_path / "none.json", "--trace", BURSTS, "--write", written)
+    assert (code, written.exists()) == (5, False)
+
+
 def test_a_replay_of_nothing_is_drawn(run: Run, profile: Path, tmp_path: Path) -> None:
     asked = ("--trace", BURSTS, "--seconds", "0", "--plot", tmp_path / "replay.svg")
     code, _, err = run("simulate", profile, *asked)

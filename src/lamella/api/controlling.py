@@ -13,7 +13,7 @@ import msgspec
 
 from lamella.api.profiles import find_profile, keep_learned, of_served, profile_file, read_profile
 from lamella.core.errors import InvalidRequest
-from lamella.qos.controller import LoggedChange
+from lamella.qos.controller import LoggedChange, check_hold
 from lamella.qos.objectives.feasibility import check_feasible
 from lamella.qos.objectives.stated import Objectives
 from lamella.qos.policies.named import DEFAULT_POLICY, named_policy
@@ -72,8 +72,7 @@ def steering(
         ArtifactError: the file cannot be read.
         UnknownVariant: a static policy of a variant that the profile has not.
     """
-    if hold_seconds is not None and not hold_seconds >= 0:
-        raise InvalidRequest(f"a switch by hand holds for 0 seconds or more, not {hold_seconds:g}")
+    check_hold(hold_seconds)
     found = of_served(find_profile(settings, cache_folder) if profile is None else _read(profile, settings), settings)
     setting = Setting.of(found, objectives)
     check_feasible(setting)

@@ -19,7 +19,13 @@ from lamella.cli.child import lamella_in_child
 from lamella.cli.output import note
 from lamella.cli.serve_options import ObjectiveFlags
 from lamella.config import Config
-from lamella.core.errors import INTERRUPTED_EXIT_CODE, TERMINATED_EXIT_CODE, ImpossibleObjectives, UnknownVariant
+from lamella.core.errors import (
+    INTERRUPTED_EXIT_CODE,
+    TERMINATED_EXIT_CODE,
+    EngineFailed,
+    ImpossibleObjectives,
+    UnknownVariant,
+)
 from lamella.qos.objectives.stated import Objectives
 from lamella.qos.policies.named import static_variant
 from lamella.qos.profiling.points import QUICK, Points
@@ -61,17 +67,17 @@ def adapting(engine: EngineSettings, promises: ObjectiveFlags) -> api.Steering |
     """
     if len(engine.variants or ()) < 2:
         return None
-    code = _measure_missing(engine, promises, is_quick=True)
-    if code in (INTERRUPTED_EXIT_CODE, TERMINATED_EXIT_CODE):
-        raise typer.Exit(code)
-    if code:
-        note("the variant changes by hand only: the variants could not be measured")
-        return None
     try:
-        return _steering(engine, promises, Objectives(memory_bytes=engine.memory_bytes or None))
-    except ImpossibleObjectives as error:
-        note(f"the variant changes by hand only: {error}")
-        return None
+        code = _measure_missing(engine, promises, is_quick=True)
+        if code in (INTERRUPTED_EXIT_CODE, TERMINATED_EXIT_CODE):
+            raise typer.Exit(code)
+        if not code:
+            return _steering(engine, promises, Objectives(memory_bytes=engine.memory_bytes or None))
+        reason = "the variants could not be measured"
+    except (EngineFailed, ImpossibleObjectives) as error:
+        reason = str(error)
+    note(f"the variant changes by hand only: {reason}")
+    return None
 
 
 def warm_beside(engine: EngineSettings, steering: api.Steering) -> int:

@@ -17,7 +17,7 @@ from lamella.cli.options import option_under
 from lamella.config import Config
 from lamella.core.errors import InvalidRequest
 from lamella.core.units import parse_bytes
-from lamella.qos.controller import HOLD_SECONDS
+from lamella.qos.controller import HOLD_SECONDS, check_hold
 from lamella.qos.objectives.stated import Objectives
 from lamella.qos.policies.named import DEFAULT_POLICY, KNOWN, check_policy_name
 from lamella.serving.keys import KeyRing
@@ -215,8 +215,7 @@ class ObjectiveFlags:
         Raises:
             InvalidRequest: what has no meaning.
         """
-        if self.hold is not None and not self.hold >= 0:
-            raise InvalidRequest(f"a switch by hand holds for 0 seconds or more, not {self.hold:g}")
+        check_hold(self.hold)
         if self.has_policy:
             check_policy_name(self.policy)  # also where no objectives ask for one
         promised = [*(self.class_ or ()), *usual_class(self.ttft_p95, self.token_p95, self.quality_floor)]

@@ -75,11 +75,11 @@ def simulate(
     if not slowdown > 0 or queue < 0:
         raise InvalidRequest(f"--slowdown must be above 0 and --queue at least 0, not {slowdown} and {queue}")
     replayed = _trace(trace, faster, seconds)
-    if write:
-        _write(replayed, write)
     promised = class_ or ([] if objectives else list(replayed.classes()))  # without any, nothing is promised to them
     wanted = objectives_of_options(objectives, promised, memory=memory, power=power)
     profile = _profile(target, shape, wanted)
+    if write:
+        _write(replayed, write)
     options = ReplayOptions(max_queue=queue, slowdown=slowdown)
     outcomes = []
     names = policy or [DEFAULT_POLICY]

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from lamella.batching.messages import Switched
-from lamella.core.errors import LamellaError, UnknownVariant
+from lamella.core.errors import InvalidRequest, LamellaError, UnknownVariant
 from lamella.qos.policies.decision import Decision, Policy, PolicyState
 from lamella.qos.policies.sample import Sample
 
@@ -33,6 +33,17 @@ HOLD_SECONDS = 300.0
 """A switch by hand holds the policy for so long."""
 
 _log = logging.getLogger(__name__)
+
+
+def check_hold(seconds: float | None) -> None:
+    """Refuse a time that no switch by hand can hold; None is the usual one.
+
+    Raises:
+        InvalidRequest: it is below 0, or no number.
+    """
+    if seconds is not None and not seconds >= 0:
+        raise InvalidRequest(f"a switch by hand holds for 0 seconds or more, not {seconds:g}")
+
 
 By = Literal["policy", "hand", "memory"]
 """Who changed the variant: a policy by what it promised, a policy because memory was short, or somebody."""
