@@ -252,11 +252,16 @@ def own_cells_where_there_is_room(
         bytes_per_token: of an F16 cache.
         available_bytes: of the device that holds the cache.
     """
-    scale = GGML_TYPES[settings.kv_type.upper()].bits_per_weight / GGML_TYPES["F16"].bits_per_weight
-    needed = bytes_per_token * scale * settings.n_ctx * settings.n_sequences
+    needed = cache_bytes(settings.n_ctx * settings.n_sequences, bytes_per_token, settings.kv_type)
     if needed > OWN_CELLS_SHARE * available_bytes:
         return options
     return _with_own_cells(options, settings)
+
+
+def cache_bytes(n_tokens: int, bytes_per_token: float, kv_type: str) -> float:
+    """Of so many tokens in a KV cache of a type; ``bytes_per_token`` is of an F16 one."""
+    scale = GGML_TYPES[kv_type.upper()].bits_per_weight / GGML_TYPES["F16"].bits_per_weight
+    return n_tokens * bytes_per_token * scale
 
 
 def _with_own_cells(options: ContextOptions, settings: EngineSettings) -> ContextOptions:

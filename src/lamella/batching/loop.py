@@ -19,7 +19,7 @@ import msgspec
 
 from lamella.batching.cache import SequenceCache
 from lamella.batching.embedding import EmbedJob, EmbedJobs
-from lamella.batching.engine_parts import EngineParts, prompt_cache_bytes
+from lamella.batching.engine_parts import EngineParts, cache_bytes, prompt_cache_bytes
 from lamella.batching.filling import Filling
 from lamella.batching.messages import (
     Accepted,
@@ -49,7 +49,6 @@ from lamella.batching.scheduler import Scheduler
 from lamella.batching.served import ServedVariants
 from lamella.batching.settings import EngineSettings
 from lamella.core.errors import LamellaError, RequestRefused
-from lamella.core.precision import GGML_TYPES
 from lamella.llama.sampling import Sampler
 from lamella.run.process_memory import private_bytes
 
@@ -124,8 +123,7 @@ class EngineLoop:
         parts, settings = self._parts, self._parts.settings
         if not settings.memory_bytes:
             return True
-        scale = GGML_TYPES[settings.kv_type.upper()].bits_per_weight / GGML_TYPES["F16"].bits_per_weight
-        return n_tokens * scale * parts.model.kv_bytes_per_token <= parts.room_bytes
+        return cache_bytes(n_tokens, parts.model.kv_bytes_per_token, settings.kv_type) <= parts.room_bytes
 
     def _take_over(self) -> int:
         """Begin with the KV cache that the engine before has left; what cannot be used is computed again."""
