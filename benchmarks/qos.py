@@ -10,7 +10,8 @@ promise, mean KL over tokens, failures; and what the simulator said before, from
 
 The profile is of minutes or hours before, and a plan that just keeps a promise there breaks it where the machine is a
 little slower now.  So ``oracle`` is planned for the slow minutes that the two static ways showed (``qos_pace``), and
-the simulator is asked a second time, at their usual pace (``simulated_at_pace``).
+the simulator is asked a second time, at their usual pace and with the scatter of their requests
+(``simulated_on_host``, the mean of several draws).
 
 Store, profile and each way that was measured are kept in ``--work``: the same command again measures what is missing
 (without ``--profile-again``, which begins anew; so does another commit).  Measure on a machine that does nothing else.
@@ -35,8 +36,7 @@ from benchmarks.common import DATA, commit, record, table
 from benchmarks.proxy import RestartingProxy
 from benchmarks.qos_kept import KeptWays, Way
 from benchmarks.qos_load import Contest, find_contest
-from benchmarks.qos_pace import usual_pace
-from benchmarks.qos_virtual import Bench, planned_oracle, simulated, static_sides
+from benchmarks.qos_virtual import Bench, host_of, planned_oracle, simulated
 from benchmarks.replayed import Replayed, Timeline, on_clients_clock, replay_live
 from benchmarks.stores import stock_store, work_folder
 from lamella import api
@@ -206,21 +206,25 @@ def _way(found: Replayed, timeline: Timeline, reasons: Sequence[str] = ()) -> Wa
 
 def report(model: str, bench: Bench, ways: dict[str, Way], plot: Path | None) -> None:
     contest = bench.contest
-    pace = usual_pace(static_sides(bench, ways))
-    found = {name: {**_figures(bench, way), **simulated(name, bench, ways, pace)} for name, way in ways.items()}
+    host = host_of(bench, ways)
+    found = {name: {**_figures(bench, way), **simulated(name, bench, ways, host)} for name, way in ways.items()}
     rows: list[list[object]] = [
         ["way", "requests", "met", "p95 ms/token", "p95 first ms", "KL", "failed", "changes", "simulated met", "KL",
-         "at pace met", "KL"]
+         "on this host met", "KL"]
     ]  # fmt: skip
     for name, f in found.items():
-        said = [_said(f.get(key)) for key in ("simulated", "simulated_at_pace")]
+        said = [_said(f.get(key)) for key in ("simulated", "simulated_on_host")]
         rows.append([name, f["requests"], f"{f['attainment']:.1%}", f["tpot_p95_ms"], f["ttft_p95_ms"], f["kl"],
                      f["failed"], f["changes"], *said[0], *said[1]])  # fmt: skip
     table(rows)
-    print(f"promise: {contest.token_ms:.0f} ms a token for 95 % of the requests; {contest.trace.name}; pace {pace:.3f}")
+    print(f"promise: {contest.token_ms:.0f} ms a token for 95 % of the requests; {contest.trace.name}")
+    print(
+        f"tokens took {host.pace:.3f} times as long as in the profile, those of single requests {host.scatter:.1%} off"
+    )
     if plot:
         draw(bench, ways.get("predictive") or list(ways.values())[-1], plot)
-    record(f"qos-{model}", {"model": model, **_claims(found), **_terms(bench), "pace": round(pace, 4), "ways": found})
+    of_host = {"pace": round(host.pace, 4), "scatter": round(host.scatter, 4)}
+    record(f"qos-{model}", {"model": model, **_claims(found), **_terms(bench), **of_host, "ways": found})
 
 
 def _said(found: dict[str, Any] | None) -> tuple[str, object]:

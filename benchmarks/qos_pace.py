@@ -5,10 +5,12 @@ front and the clients take their part of the cores.
 
 usual_pace([(live, simulated)])     # 1.06
 slow_pace([(live, simulated)])      # 1.18: 95 % of the requests came in no slower minute
+scatter([(live, simulated)])        # 0.1: beside the usual pace of its way a request's was a tenth off
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -37,6 +39,15 @@ def slow_pace(ways: Iterable[Sides]) -> float:
         for ratios in minutes.values():
             found += [statistics.median(ratios)] * len(ratios)
     return max(1.0, p95(found) or 1.0)
+
+
+def scatter(ways: Iterable[Sides]) -> float:
+    """Standard deviation of the logarithm of live by simulated time per token, around the median of each way."""
+    off: list[float] = []
+    for live, simulated in ways:
+        logs = [math.log(ratio) for ratio in _by_request(live, simulated).values()]
+        off += [x - statistics.median(logs) for x in logs]
+    return math.sqrt(statistics.fmean(x * x for x in off)) if off else 0.0
 
 
 def _by_request(live: Sequence[Served], simulated: Sequence[Served]) -> dict[int, float]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from benchmarks.qos_kept import Way
 from benchmarks.qos_load import Contest
-from benchmarks.qos_pace import Sides, slow_pace
+from benchmarks.qos_pace import Sides, scatter, slow_pace, usual_pace
 from lamella.qos.policies.decision import Policy
 from lamella.qos.policies.named import named_policy
 from lamella.qos.policies.schedule import Schedule
@@ -21,6 +22,7 @@ from lamella.qos.simulator.replay import ReplayOptions, replay
 from lamella.store.store import Store
 
 STATIC = ("highest", "lowest")
+N_DRAWS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +53,32 @@ def static_sides(bench: Bench, ways: Mapping[str, Way]) -> list[Sides]:
     return [(ways[name].served, replayed(bench, policy_of(name, bench, {})).served) for name in found]
 
 
-def simulated(name: str, bench: Bench, ways: Mapping[str, Way], pace: float) -> dict[str, Any]:
-    """What the simulator says of a way: from the profile as it was before, and at a pace; nothing of ``restart``."""
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What the machine was like while the ways were measured.
+
+    Attributes:
+        pace: how many times longer tokens took than the profile says.
+        scatter: of the pace of single requests, as ``ReplayOptions``.
+    """
+
+    pace: float
+    scatter: float
+
+
+def host_of(bench: Bench, ways: Mapping[str, Way]) -> Host:
+    """As the static ways showed it: nothing is decided in them."""
+    sides = static_sides(bench, ways)
+    return Host(usual_pace(sides), scatter(sides))
+
+
+def simulated(name: str, bench: Bench, ways: Mapping[str, Way], host: Host) -> dict[str, Any]:
+    """What the simulator says of a way: from the profile as it was before, and on this host; nothing of ``restart``."""
     if name == "restart":
         return {}
     policy = policy_of(name, bench, ways)
-    return {
-        "simulated": _outcome_fields(replayed(bench, policy)),
-        "simulated_at_pace": _outcome_fields(replayed(bench, policy, pace)),
-    }
+    draws = [replayed(bench, policy, host, seed=seed) for seed in range(N_DRAWS)]
+    return {"simulated": _outcome_fields(replayed(bench, policy)), "simulated_on_host": _outcome_fields(*draws)}
 
 
 def policy_of(name: str, bench: Bench, ways: Mapping[str, Way]) -> Policy:
@@ -69,15 +88,18 @@ def policy_of(name: str, bench: Bench, ways: Mapping[str, Way]) -> Policy:
     return planned_oracle(bench, ways) if name == "oracle" else named_policy(name, bench.setting)
 
 
-def replayed(bench: Bench, policy: Policy, pace: float = 1.0) -> Outcome:
+def replayed(bench: Bench, policy: Policy, host: Host = Host(1.0, 0.0), seed: int = 0) -> Outcome:
     """The trace in virtual time, from the profile as it was before."""
     start = policy.variant if isinstance(policy, Static) else bench.start
-    return replay(bench.contest.trace, bench.setting, policy, ReplayOptions(start=start, slowdown=pace))
+    options = ReplayOptions(start=start, slowdown=host.pace, scatter=host.scatter, seed=seed)
+    return replay(bench.contest.trace, bench.setting, policy, options)
 
 
-def _outcome_fields(outcome: Outcome) -> dict[str, Any]:
+def _outcome_fields(*outcomes: Outcome) -> dict[str, Any]:
+    """Means over replays of one way."""
+    kls = [outcome.mean_kl for outcome in outcomes if outcome.mean_kl is not None]
     return {
-        "attainment": round(outcome.attainment, 4),
-        "kl": None if outcome.mean_kl is None else round(outcome.mean_kl, 5),
-        "changes": outcome.n_switches,
+        "attainment": round(fmean(outcome.attainment for outcome in outcomes), 4),
+        "kl": round(fmean(kls), 5) if kls else None,
+        "changes": round(fmean(outcome.n_switches for outcome in outcomes)),
     }

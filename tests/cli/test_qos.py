@@ -64,6 +64,9 @@ def test_a_trace_is_written_and_read_again(run: Run, profile: Path, tmp_path: Pa
         (("--policy", "clever"), "predictive"),
         (("--policy", "static:v9"), "v0, v1"),
         (("--slowdown", "0"), "above 0"),
+        (("--slowdown", "inf"), "above 0"),
+        (("--scatter", "-0.1"), "from 0 to 1"),
+        (("--scatter", "nan"), "from 0 to 1"),
     ],
 )
 def test_what_cannot_be_is_refused(run: Run, profile: Path, arguments: tuple[str, ...], message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from statistics import correlation, stdev
 
 import pytest
 from hypothesis import given, settings
@@ -141,6 +142,22 @@ def test_a_slower_machine_takes_longer() -> None:
     fast = run(trace_of(Arrival(0.0, 256, 11))).served[0]
     assert slow.ttft_seconds == pytest.approx(3 * fast.ttft_seconds)
     assert slow.tpot_seconds == pytest.approx(3 * fast.tpot_seconds)
+
+
+def test_requests_of_one_burst_meet_the_same_spell_and_those_of_a_minute_later_another() -> None:
+    burst = [Arrival(60.0 * minute + i / 100, 16, 20) for minute in range(60) for i in range(2)]
+    alike = run(trace_of(*burst)).served
+    found = run(trace_of(*burst), scatter=0.1, seed=3).served
+    off = [math.log(a.tpot_seconds / b.tpot_seconds) for a, b in zip(found, alike, strict=True)]
+    assert stdev(off) == pytest.approx(0.1, rel=0.3)
+    assert correlation(off[::2], off[1::2]) > 0.95
+    assert abs(correlation(off[:-2:2], off[2::2])) < 0.4
+
+
+def test_spells_are_drawn_by_the_seed_and_are_none_where_nothing_scatters() -> None:
+    (first, again, other), plain = (run(BURSTS, scatter=0.1, seed=s) for s in (1, 1, 2)), run(BURSTS)
+    assert first.served == again.served != other.served
+    assert run(BURSTS, seed=1).served == plain.served
 
 
 arrivals = st.lists(

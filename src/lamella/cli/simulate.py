@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +23,7 @@ from lamella.qos.policies.named import DEFAULT_POLICY, KNOWN
 from lamella.qos.profiles.documents import Profile
 from lamella.qos.simulator.outcome import Outcome
 from lamella.qos.simulator.replay import ReplayOptions
+from lamella.qos.simulator.slowdown import MOST_SCATTER
 from lamella.qos.traces.arrivals import Trace
 from lamella.qos.traces.files import write_trace
 from lamella.qos.traces.named import named_trace
@@ -65,6 +67,13 @@ def simulate(
     write: Annotated[Path | None, _trace_option(help="Write the trace that is replayed to this file.")] = None,
     queue: Annotated[int, _engine_option(help="Requests that may wait; more fail.")] = 64,
     slowdown: Annotated[float, _engine_option(help="How many times slower than the profile the machine is.")] = 1.0,
+    scatter: Annotated[
+        float,
+        _engine_option(
+            help="How far its speed wavers for seconds: 0.1 for a tenth up and down, as on shared machines."
+        ),
+    ] = 0.0,
+    seed: Annotated[int, _engine_option(help="Of what is drawn for --scatter.")] = 0,
     plot: Annotated[
         Path | None, plot_option(help="Draw load, latency and variants of the last policy: .png, .svg, .pdf.")
     ] = None,
@@ -72,15 +81,17 @@ def simulate(
     json: JsonFlag = False,
 ) -> None:
     """Replay a trace of requests against a profile, in virtual time, and report what was promised and kept."""
-    if not slowdown > 0 or queue < 0:
+    if not 0 < slowdown < math.inf or queue < 0:
         raise InvalidRequest(f"--slowdown must be above 0 and --queue at least 0, not {slowdown} and {queue}")
+    if not 0 <= scatter <= MOST_SCATTER:
+        raise InvalidRequest(f"--scatter must be from 0 to {MOST_SCATTER:.0f}, not {scatter}")
     replayed = _trace(trace, faster, seconds)
     promised = class_ or ([] if objectives else list(replayed.classes()))  # without any, nothing is promised to them
     wanted = objectives_of_options(objectives, promised, memory=memory, power=power)
     profile = _profile(target, shape, wanted)
     if write:
         _write(replayed, write)
-    options = ReplayOptions(max_queue=queue, slowdown=slowdown)
+    options = ReplayOptions(max_queue=queue, slowdown=slowdown, scatter=scatter, seed=seed)
     outcomes = []
     names = policy or [DEFAULT_POLICY]
     with progress("replaying", quiet=json) as update:

@@ -18,6 +18,7 @@ from lamella.batching import steps
 from lamella.batching.speeds import Speeds
 from lamella.batching.steps import Candidate
 from lamella.qos.policies.setting import Rung, Setting
+from lamella.qos.simulator.slowdown import Slowdown
 from lamella.qos.traces.arrivals import Arrival
 
 
@@ -75,18 +76,18 @@ class VirtualEngine:
         on_first_token: OnRequest,
         on_end: OnRequest,
         n_warm: int,
-        slowdown: float = 1.0,
+        slowdown: Slowdown | None = None,
     ) -> None:
         """An idle engine at time 0.
 
         Args:
             n_warm: variants that stay in memory, the running one included.
-            slowdown: how much longer steps take than in the profile.
+            slowdown: how much longer steps take than in the profile; None for as long.
         """
         self._setting, self._shape = setting, setting.engine
         self._on_first_token, self._on_end = on_first_token, on_end
         self._rung: Rung = setting.rung(variant)
-        self._n_warm, self._slowdown = n_warm, slowdown
+        self._n_warm, self._slowdown = n_warm, slowdown or Slowdown()
         self._warm = [variant]
         self._wanted: tuple[float, str] | None = None
         self.running: dict[int, VirtualRequest] = {}
@@ -163,8 +164,9 @@ class VirtualEngine:
         requests = list(self.running.values())
         n = len(requests)
         depth = sum(r.depth for r in requests) / n
-        first = self._slowdown * self._rung.speed.writing(n, depth)
-        growth = self._slowdown * self._rung.speed.writing_growth(n)
+        slowdown = self._slowdown.at(self.now)
+        first = slowdown * self._rung.speed.writing(n, depth)
+        growth = slowdown * self._rung.speed.writing_growth(n)
         event = time if self._wanted is None else min(time, max(self.now, self._wanted[0]))
         n_end = min(r.arrival.n_generated - r.n_written for r in requests)
         k = min(n_end, _steps_to(event - self.now, first, growth))
@@ -182,7 +184,7 @@ class VirtualEngine:
         writers = [r for r, _ in parts if r.n_written]
         readers = [(r, n) for r, n in parts if not r.n_written]
         n_read = sum(n for _, n in readers)
-        seconds = self._slowdown * self._rung.speed.mixed(
+        seconds = self._slowdown.at(self.now) * self._rung.speed.mixed(
             len(writers),
             sum(r.depth for r in writers) / len(writers) if writers else 0.0,
             n_read,

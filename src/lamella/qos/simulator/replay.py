@@ -17,6 +17,7 @@ from lamella.qos.policies.sample import Sample, Stream
 from lamella.qos.policies.setting import Setting
 from lamella.qos.simulator.engine import VirtualEngine, VirtualRequest
 from lamella.qos.simulator.outcome import Change, Outcome, Served, attainment, class_outcomes, mean_kl
+from lamella.qos.simulator.slowdown import Slowdown
 from lamella.qos.traces.arrivals import Trace
 from lamella.qos.watching import LoadWatch
 
@@ -30,7 +31,9 @@ class ReplayOptions:
         sample_seconds: time between two samples.
         max_queue: requests that may wait beside those that run; more are refused (``lamella serve --queue``).
         n_warm: variants that stay in memory, the running one included; None for all, as where memory is plenty.
-        slowdown: how much longer steps take than in the profile, because of others.
+        slowdown: how much longer steps take than in the profile, because of others; policies are told.
+        scatter: standard deviation of the logarithm of what they take beyond, in spells (``slowdown``); nobody is told.
+        seed: of the spells.
     """
 
     start: str | None = None
@@ -38,6 +41,8 @@ class ReplayOptions:
     max_queue: int = 64
     n_warm: int | None = None
     slowdown: float = 1.0
+    scatter: float = 0.0
+    seed: int = 0
 
 
 def replay(trace: Trace, setting: Setting, policy: Policy, options: ReplayOptions | None = None) -> Outcome:
@@ -64,7 +69,7 @@ class _Replay:
             on_first_token=self._began,
             on_end=self._ended,
             n_warm=options.n_warm or len(setting.rungs),
-            slowdown=options.slowdown,
+            slowdown=Slowdown(options.slowdown, options.scatter, options.seed),
         )
         self._watch = LoadWatch()
         self._state = PolicyState(start, since=-math.inf)
