@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from lamella.core.errors import ArtifactError, EngineFailed, InvalidRequest, Unk
 from lamella.evaluating.evaluation import Exams
 from lamella.qos.profiles.documents import EngineShape, Machine, Profile, to_json
 from lamella.qos.profiles.speed import SpeedModel
+from lamella.qos.profiling import bench as bench_module
 from lamella.qos.profiling.bench import Bench
 from lamella.qos.profiling.energy import EnergyMeter
 from lamella.qos.profiling.points import QUICK, Points
@@ -232,6 +234,33 @@ def test_the_bench_counts_the_steps_of_a_prompt_that_is_read_in_pieces(engine_se
         seconds, n_steps = bench.mixed_seconds(2, 16, 90)
     assert n_steps == 3  # 30 tokens beside two streams
     assert seconds > 0
+
+
+def test_who_is_held_up_while_streams_write_measures_all_the_same(
+    engine_settings: EngineSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They fill their contexts meanwhile: after that no step comes that somebody could wait for."""
+    monkeypatch.setattr(bench_module, "GIVE_UP_SECONDS", 20.0)
+    submit, caller = Bench._submit, threading.get_ident()
+
+    def slowly(bench: Bench, n_prompt: int, max_tokens: int | None) -> int:
+        number = submit(bench, n_prompt, max_tokens)
+        if threading.get_ident() == caller:
+            time.sleep(0.5)
+        return number
+
+    monkeypatch.setattr(Bench, "_submit", slowly)
+    with Bench.open(engine_settings) as bench:
+        monkeypatch.setattr(bench, "_first_token", lambda number: (Bench._first_token(bench, number), time.sleep(0.5))[0])
+        assert bench.step_seconds(2, 16, n_steps=6) < 0.5
+        seconds, n_steps = bench.mixed_seconds(2, 16, 32)
+    assert seconds < 0.5
+    assert n_steps in (1, 2)
+
+
+def test_a_prompt_beside_streams_that_is_refused_is_said(engine_settings: EngineSettings) -> None:
+    with Bench.open(engine_settings) as bench, pytest.raises(EngineFailed, match="maximum context length"):
+        bench.mixed_seconds(2, 16, 500)
 
 
 def test_streams_that_end_too_early_are_not_waited_for(engine_settings: EngineSettings) -> None:

@@ -136,17 +136,45 @@ class Bench(Closing):
             self._cancel(numbers)
 
     def mixed_seconds(self, n_sequences: int, depth: int, n_prompt: int) -> tuple[float, int]:
-        """A prompt read while streams write: seconds to its first token, and in how many steps."""
-        numbers = self._streams(n_sequences, depth)
-        began: list[float] = []
+        """A prompt read while streams write: seconds to its first token, and in how many steps.
+
+        Raises:
+            EngineFailed: again and again a stream had filled its context before the prompt was read; or it was refused.
+        """
+        for _ in range(MOST_TRIES):
+            found = self._read_beside(n_sequences, depth, n_prompt)
+            if found is not None:
+                began, first = found
+                return first - began, sum(began < step.time <= first for step in self._heard)
+        raise EngineFailed(f"{n_sequences} streams of {depth} tokens do not write until {n_prompt} more are read")
+
+    def _read_beside(self, n_sequences: int, depth: int, n_prompt: int) -> tuple[float, float] | None:
+        """When a prompt was submitted, and when it had its first token; None where a stream ended before that.
+
+        It is submitted in the loop's own thread, between two steps, as soon as all streams write: no part of a step is
+        waited for, and streams do not come to their ends while who asks is held up.
+        """
+        late: list[int] = []
+        times: list[float] = []  # of both
+
+        def look(step: HeardStep) -> None:
+            if not late and step.ids.issuperset(numbers):
+                times.append(step.time)
+                late.append(self._submit(n_prompt, max_tokens=1))
+            elif step.ids.intersection(late) and not self._ends.keys() & set(numbers):
+                times.append(step.time)
+
+        with self._news:
+            numbers = self._streams(n_sequences, depth)
+            self._on_step = look
         try:
-            for number in numbers:
-                self._first_token(number)
-            late = self._submit_at_step(n_prompt, began)
-            first = self._first_token(late)
+            self._wait(lambda: len(times) == 2 or bool(self._ends.keys() & {*numbers, *late}))
         finally:
-            self._cancel(numbers)
-        return first - began[0], sum(began[0] < step.time <= first for step in self._heard)
+            self._on_step = lambda _: None
+            self._cancel([*numbers, *late])
+        if late and isinstance(refused := self._ends[late[0]], Refused):
+            raise EngineFailed(f"the engine did not write: {refused.message}")
+        return (times[0], times[1]) if len(times) == 2 else None
 
     def switch_seconds(self, variant: str) -> tuple[float, float]:
         """Seconds to get a variant into memory, and in which no step could run.
@@ -164,9 +192,13 @@ class Bench(Closing):
     # --- requests ----------------------------------------------------------------------------------------------------
 
     def _streams(self, n_sequences: int, n_prompt: int) -> list[int]:
-        """Streams that write until they are cancelled, or their context is full; earlier steps are forgotten."""
-        self._heard.clear()
-        return [self._submit(n_prompt, max_tokens=None) for _ in range(n_sequences)]
+        """Streams that write until they are cancelled, or their context is full; earlier steps are forgotten.
+
+        They begin together, however long this thread is held up in between: the loop waits before it tells of a step.
+        """
+        with self._news:
+            self._heard.clear()
+            return [self._submit(n_prompt, max_tokens=None) for _ in range(n_sequences)]
 
     def _submit(self, n_prompt: int, max_tokens: int | None) -> int:
         number = self._next_id()
@@ -175,22 +207,6 @@ class Bench(Closing):
         greedy = Sampling(temperature=0.0)
         self._loop.receive(Generate(id=number, prompt=prompt, max_tokens=max_tokens, sampling=greedy, ignore_end=True))
         return number
-
-    def _submit_at_step(self, n_prompt: int, began: list[float]) -> int:
-        """Submit between two steps, in the loop's own thread, so that no part of a step is waited for."""
-        numbers: list[int] = []
-
-        def submit(step: HeardStep) -> None:
-            if not numbers:
-                began.append(step.time)
-                numbers.append(self._submit(n_prompt, max_tokens=1))
-
-        self._on_step = submit
-        try:
-            self._wait(lambda: bool(numbers))
-        finally:
-            self._on_step = lambda _: None
-        return numbers[0]
 
     def _cancel(self, numbers: list[int]) -> None:
         for number in numbers:
