@@ -23,7 +23,7 @@ variant=$(ask "$server/admin/variants" | grep -o '"name":"[^"]*"' | tail -1 | cu
 ask "$v1/completions" "{\"model\": \"@$variant\", \"prompt\": \"The sky is\", \"max_tokens\": 8}"
 
 echo "# JSON that follows a schema"
-ask "$v1/chat/completions" '{"messages": [{"role": "user", "content": "How old is the oldest tree?"}], "max_tokens": 40,
+ask "$v1/chat/completions" '{"messages": [{"role": "user", "content": "How old is the oldest tree?"}], "max_tokens": 40, "temperature": 0,
     "response_format": {"type": "json_schema", "json_schema": {"name": "age", "schema":
         {"type": "object", "properties": {"age": {"type": "integer", "maximum": 9999}}, "required": ["age"]}}}}'
 

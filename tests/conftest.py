@@ -7,9 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from lamella.llama import looking
 from lamella.resources import first_look
+
+settings.register_profile(
+    "repeated", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("searching", settings.get_profile("repeated"), derandomize=False)
+settings.load_profile("repeated")  # --hypothesis-profile=searching draws other examples each time
 
 
 def pytest_configure() -> None:

@@ -15,7 +15,7 @@ from lamella.core.artifacts import to_json
 from lamella.core.errors import ArtifactError, DoesNotFit, InvalidRequest
 from lamella.llama.gguf import TensorData, read_model
 from tests.fakes.matrices import make_matrix
-from tests.fakes.tiny_model import write_tiny_model
+from tests.fakes.tiny_model import EOS, write_tiny_model
 
 RIVAL = os.environ.get("LAMELLA_RIVAL")
 
@@ -33,10 +33,12 @@ def test_the_story(model: Path, tmp_path: Path) -> None:
     store = lamella.Store.open(tmp_path / "store")
     options = lamella.EngineOptions(lamella.ContextOptions(n_ctx=64, n_threads=1), layout="mapped")
     with lamella.Engine.open(store, "alpha-0.9", options) as engine:
-        generation = engine.generate("a b c", max_tokens=6)
+        endless = lamella.SamplingOptions(logit_bias={EOS: -100.0})
+        generation = engine.generate("a b c", max_tokens=6, sampling=endless)
         next(generation)
         engine.switch("alpha-0.3")
         assert [t.variant for t in generation if t.id >= 0] == ["alpha-0.3"] * (generation.stats.n_generated - 1)
+        assert generation.stats.n_generated == 6
 
 
 def test_every_public_name_is_there() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -20,19 +21,52 @@ from tests.fakes.tiny_model import write_tiny_model
 GREEDY = Sampling(temperature=0.0)
 
 
+class Arrivals(deque[Any]):
+    """Of a loop, which sees none of them while they are held."""
+
+    is_held = False
+
+    def __bool__(self) -> bool:
+        return len(self) > 0 and not self.is_held
+
+
 class FakeFront:
     """Sends to a running loop, and waits for its answers."""
 
     def __init__(self) -> None:
         self.loop: EngineLoop
         self.told: list[EngineMessage] = []
+        self.arrivals = Arrivals()
         self._news = threading.Condition()
+        self._may_go_on = threading.Event()
+        self._may_go_on.set()
         self._last_id = 0
 
     def hear(self, message: EngineMessage) -> None:
         with self._news:
             self.told.append(message)
             self._news.notify_all()
+        if isinstance(message, Step):
+            assert self._may_go_on.wait(60)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """What is told meanwhile arrives in one moment, however long this thread is held up in between."""
+        self.arrivals.is_held = True
+        try:
+            yield
+        finally:
+            self.arrivals.is_held = False
+            self.loop._has_news.set()
+
+    @contextmanager
+    def stopped_at_a_step(self) -> Iterator[None]:
+        """The loop tells of its next step, and does not go on before this is left."""
+        self._may_go_on.clear()
+        try:
+            yield
+        finally:
+            self._may_go_on.set()
 
     def tell(self, message: FrontMessage) -> None:
         self.loop.receive(message)
@@ -110,6 +144,7 @@ def open_front(served_store: Path) -> OpenFront:
         front = FakeFront()
         fields = {"store": str(served_store), "variant": "int8", "n_ctx": 128, "layout": "mapped", "n_sequences": 4}
         front.loop = EngineLoop.open(EngineSettings(**{**fields, **settings}), front.hear)
+        front.loop._arrivals = front.arrivals
         thread = threading.Thread(target=front.loop.run)
         thread.start()
         try:

@@ -30,8 +30,9 @@ def vectors_of(front: FakeFront, number: int) -> NDArray[np.float64]:
 
 def test_a_stream_goes_on_while_many_texts_are_embedded(open_front: OpenFront) -> None:
     with open_front(pooling="mean") as front:
-        front.tell(Embed(id=900, inputs=MANY))
-        number = front.start("once upon a time", max_tokens=20)
+        with front.at_once():
+            front.tell(Embed(id=900, inputs=MANY))
+            number = front.start("once upon a time", max_tokens=20)
         together = vectors_of(front, 900)
         front.end_of(number)
         answered = next(i for i, m in enumerate(front.told) if isinstance(m, Embedded))

@@ -276,9 +276,11 @@ def test_a_request_that_is_pushed_aside_is_copied_out_where_the_ceiling_has_room
             if not has_room:
                 parts = front.loop._parts
                 parts.settings = msgspec.structs.replace(parts.settings, memory_bytes=1)
-            slow = front.start([5] * 60, max_tokens=60)
-            front.wait(lambda m: isinstance(m, Step))
-            front.end_of(front.start([6] * 20, max_tokens=2, priority=1))
+            with front.stopped_at_a_step():
+                slow = front.start([5] * 60, max_tokens=60)
+                front.wait(lambda m: isinstance(m, Step))
+                urgent = front.start([6] * 20, max_tokens=2, priority=1)
+            front.end_of(urgent)
             assert slow not in {m.id for m in front.told if isinstance(m, Finished)}
             assert front.end_of(slow).generated_tokens == 60
             assert (front.loop.status().n_prompt_tokens == 80) == has_room

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
-TIMEOUT_SECONDS = 60
+TIMEOUT_SECONDS = 240
 
 
 def lamella(cache: Path, *arguments: str | Path, **environment: str) -> subprocess.Popen[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -120,9 +121,10 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_computed(
 @pytest.mark.parametrize("arguments", [["--help"], ["plan", "spec:llama-2-7b"], ["plan", "spec:llama-2-7b", "--json"]])
 def test_a_reader_that_goes_away_ends_a_command_without_a_word(arguments: list[str]) -> None:
     command = [sys.executable, "-P", "-m", "lamella", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.close()
-        assert process.stderr.read() == ""
-    assert process.returncode == 1
+    reader, writer = os.pipe()
+    os.close(reader)  # it has gone before the command says anything
+    try:
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")

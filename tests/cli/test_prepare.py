@@ -19,7 +19,7 @@ from lamella.resources.homes import find_ready, names_of
 from lamella.store.layout import check_variant_name
 from lamella.store.store import Store
 from tests.cli.conftest import Run
-from tests.cli.programs import ask, lamella, served
+from tests.cli.programs import TIMEOUT_SECONDS, ask, lamella, served
 from tests.fakes.hub import FakeHub
 from tests.fakes.tiny_model import write_tiny_model
 
@@ -203,7 +203,7 @@ def test_serving_a_model_makes_it_ready_the_first_time_only(tmp_path: Path) -> N
 def test_a_model_that_cannot_be_made_ready_ends_the_server_with_its_own_sentence(tmp_path: Path) -> None:
     (tmp_path / "bad.gguf").write_bytes(b"GGUF and no more")
     with lamella(tmp_path / "cache", "serve", tmp_path / "bad.gguf") as server:
-        _, err = server.communicate(timeout=60)
+        _, err = server.communicate(timeout=TIMEOUT_SECONDS)
     assert server.returncode == 3
     assert len([line for line in err.splitlines() if line.startswith("lamella: ")]) == 1
 
@@ -215,7 +215,7 @@ def test_a_model_of_the_hub_is_fetched_once(tmp_path: Path) -> None:
     with hub.serving() as endpoint:
         for _ in range(2):
             with lamella(tmp_path / "cache", "prepare", "hf:o/Tiny-GGUF", "--json", HF_ENDPOINT=endpoint) as program:
-                out, err = program.communicate(timeout=120)
+                out, err = program.communicate(timeout=TIMEOUT_SECONDS)
             assert program.returncode == 0, err
     assert hub.fetched == ["tiny.gguf"]
     assert len(json.loads(out)["variants"]) >= 1

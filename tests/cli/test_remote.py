@@ -82,4 +82,4 @@ def test_serve_store_says_where_and_ends_with_ctrl_c(store: Path, tmp_path: Path
         url = json.loads("".join(lines))["url"]
         assert main(["pull", f"{url}@uniform-int8", str(tmp_path / "l")]) == 0
         server.send_signal(signal.SIGINT)
-        assert server.wait(10) == 0
+        assert server.wait(60) == 0

@@ -71,7 +71,9 @@ def test_a_silent_server_lets_the_caller_look_around_and_closing_ends_the_reques
 ) -> None:
     answer = client.chat(said("wait"))
     pieces = iter(answer)
-    assert [next(pieces) for _ in range(4)] == ["", "Hello", "", ""]  # role, token, and then only signs of life
+    assert next(pieces) == ""  # the role, or a sign of life before it
+    assert next(filter(None, pieces)) == "Hello"
+    assert [next(pieces) for _ in range(2)] == ["", ""]  # only signs of life
     answer.close()
     until(lambda: server.engine.streams[0].is_cancelled)
 

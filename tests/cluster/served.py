@@ -22,7 +22,7 @@ from typing import Any
 from tests.testbed.bed import TestBed
 
 N_STREAMS, N_TOKENS = 4, 60
-LIMIT_SECONDS = 120.0
+LIMIT_SECONDS = 300.0
 
 
 class Served:
@@ -126,4 +126,4 @@ def serving(bed: TestBed, store: Path, *options: str) -> Iterator[Served]:
             assert process.poll() is None, log.read_text()
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(30)
+            process.wait(LIMIT_SECONDS)

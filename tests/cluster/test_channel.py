@@ -80,7 +80,7 @@ def test_who_waits_can_be_cancelled_when_the_answer_comes_in_the_same_moment() -
         body = msgspec.json.encode(Ping(1))
         channel.data_received(len(body).to_bytes(4, "big") + body)  # as the event loop calls it
         waiting.cancel()
-        await asyncio.wait((waiting,), timeout=5)
+        await asyncio.wait((waiting,), timeout=60)
         assert waiting.cancelled()
 
     run(main())
@@ -121,7 +121,7 @@ def test_who_sends_without_being_asked_is_slowed_and_not_kept_in_memory() -> Non
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(one.drain(), 0.5)  # most of it has not left
         assert await other.read(n_bytes, 60) == bytes(n_bytes)  # and goes on when it is asked for
-        await asyncio.wait_for(one.drain(), 10)
+        await asyncio.wait_for(one.drain(), 60)
 
     run(main())
 
@@ -161,8 +161,10 @@ def test_a_filter_is_asked_for_no_more_than_the_other_side_takes() -> None:
         right.pause()
         joined = asyncio.create_task(join(left_inner, right_inner, endless))
         left.write(b"x")
+        while not made:
+            await asyncio.sleep(0.01)
         await asyncio.sleep(0.3)
-        assert 0 < made < 50
+        assert made < 50
         right.resume()
         await right.read(30 << 20)
         left.close()

@@ -13,7 +13,7 @@ from lamella.cluster.forwarding import Forwarder
 from lamella.cluster.messages import Begin, Begun
 from lamella.core.artifacts import ShardRef
 from tests.cluster.conftest import TestBed
-from tests.cluster.test_node import Run
+from tests.cluster.test_node import LIMIT_SECONDS, Run
 
 LONG_SECONDS = 3600.0
 FIRST, SECOND = (ShardRef(digit * 64, "layer 0", 100) for digit in "12")
@@ -29,12 +29,12 @@ def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_session_that_is_to_begin_anew_does_so_at_once(run: Run, without_pauses: None) -> None:
     async def test(bed: TestBed) -> None:
         async with bed.node("laptop") as agent, Forwarder(bed.dialler, "laptop") as forwarder:
-            await forwarder.ready(30)
+            await forwarder.ready(LIMIT_SECONDS)
             (first,) = agent.sessions
             forwarder.begin_again()
             assert not forwarder.is_up
-            await forwarder.ready(30)
-            async with asyncio.timeout(10):
+            await forwarder.ready(LIMIT_SECONDS)
+            async with asyncio.timeout(LIMIT_SECONDS):
                 while first in agent.sessions:
                     await asyncio.sleep(0.01)
             assert len(agent.sessions) == 1
@@ -45,9 +45,9 @@ def test_a_session_that_is_to_begin_anew_does_so_at_once(run: Run, without_pause
 def test_a_node_whose_connection_ends_is_away_at_once(run: Run, without_pauses: None) -> None:
     async def test(bed: TestBed) -> None:
         async with bed.node("laptop"), Forwarder(bed.dialler, "laptop") as forwarder:
-            await forwarder.ready(30)
+            await forwarder.ready(LIMIT_SECONDS)
             bed.folder.revoke("laptop")  # which cuts its connections
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(LIMIT_SECONDS):
                 while forwarder.is_up:
                     await asyncio.sleep(0.01)
 
@@ -80,7 +80,7 @@ def test_a_session_that_begins_while_other_shards_are_asked_for_is_not_used(with
                 await asyncio.sleep(0)
             forwarder.renew([SECOND])
             node.may_answer.set()
-            await forwarder.ready(30)
+            await forwarder.ready(LIMIT_SECONDS)
             assert seen == ["node 'laptop' is there"]
         asked: list[Begin] = node.asked
         return asked

@@ -357,7 +357,7 @@ def test_a_node_that_goes_while_it_is_given_its_layers_is_not_waited_for(
     world.there["one"], world.nodes["one"].is_up, world.fill_hangs = one, False, True
     world.look(1.0)
     with pytest.raises(RemoteFailed, match="gone away while it was given its layers"):
-        asyncio.run(asyncio.wait_for(looked(world, 11.0), 10))
+        asyncio.run(asyncio.wait_for(looked(world, 11.0), 60))
 
 
 async def looked(world: World, pause: float) -> None:

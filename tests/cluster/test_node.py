@@ -295,7 +295,7 @@ def test_the_end_of_fetching_holds_up_nobody(run: Run, store: Store, monkeypatch
 
     def slow_to_end(server: StoreServer) -> None:
         serve(server)
-        ends.append(had_a_turn.wait(10))
+        ends.append(had_a_turn.wait(LIMIT_SECONDS))
 
     async def test(bed: TestBed) -> None:
         loop = asyncio.get_running_loop()

@@ -21,7 +21,7 @@ from lamella.cluster.messages import Describe, Probe, Ready, UseRpc
 from lamella.cluster.node import NodeAgent
 from lamella.core.errors import ClusterRefused, InvalidRequest, RemoteFailed, RemoteInvalid
 from tests.cluster.conftest import TestBed, admit, move
-from tests.cluster.test_node import Run
+from tests.cluster.test_node import LIMIT_SECONDS, Run
 
 RPC_HELLO = bytes([14]) + (24).to_bytes(8, "little") + bytes(24)
 
@@ -32,7 +32,7 @@ async def said_to(address: str, context: ssl.SSLContext | None, words: bytes) ->
     try:
         reader, writer = await asyncio.open_connection(host, port, ssl=context)
         writer.write(words)
-        answer = await asyncio.wait_for(reader.read(), 30)
+        answer = await asyncio.wait_for(reader.read(), LIMIT_SECONDS)
         writer.close()
     except (ssl.SSLError, ConnectionError):
         return b""
@@ -153,7 +153,7 @@ def test_a_revoked_node_is_not_dialled(run: Run) -> None:
         async with bed.node("laptop"):
             channel, _ = await bed.dialler.ask("laptop", Probe(), Ready)
             bed.folder.revoke("laptop")
-            await asyncio.wait_for(channel.closed.wait(), 5)  # the open connection is cut
+            await asyncio.wait_for(channel.closed.wait(), LIMIT_SECONDS)  # the open connection is cut
             with pytest.raises(InvalidRequest, match="no node is called 'laptop'"):
                 await bed.dialler.dial("laptop", Probe())
 
@@ -250,10 +250,10 @@ def test_who_cannot_be_checked_any_more_is_cut_off(run: Run, monkeypatch: pytest
                     raise OSError("the disk is gone")
 
                 patched.setattr(bed.folder, "check_member", broken)
-                await asyncio.wait_for(first.closed.wait(), 10)
+                await asyncio.wait_for(first.closed.wait(), LIMIT_SECONDS)
             second, _ = await bed.dialler.ask("server", Probe(), Ready)
             bed.folder.revoke("server")
-            await asyncio.wait_for(second.closed.wait(), 10)
+            await asyncio.wait_for(second.closed.wait(), LIMIT_SECONDS)
 
     run(test)
 
@@ -263,6 +263,6 @@ def test_a_dialler_that_has_ended_leaves_no_connection(folder: ClusterFolder, ru
         async with bed.node("laptop"):
             async with Dialler(bed.folder) as dialler:
                 channel, _ = await dialler.ask("laptop", Probe(), Ready)
-            await asyncio.wait_for(channel.closed.wait(), 5)
+            await asyncio.wait_for(channel.closed.wait(), LIMIT_SECONDS)
 
     run(test)

@@ -147,7 +147,7 @@ def test_a_session_ends_with_its_coordinator_and_leaves_no_process(run: Run) -> 
     async def test(bed: TestBed) -> None:
         async with bed.node("laptop") as agent:
             async with Forwarder(bed.dialler, "laptop") as forwarder:
-                await forwarder.ready(30)
+                await forwarder.ready(LIMIT_SECONDS)
                 (session,) = agent.sessions.values()
                 (await session.server.connect()).close()
                 pid = session.server.pid
@@ -205,7 +205,7 @@ def test_an_rpc_server_that_says_much_in_one_line_goes_on(monkeypatch: pytest.Mo
 
     async def main() -> None:
         server = RpcServer(1)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(LIMIT_SECONDS):
             (await server.connect()).close()
         await server.close()
         assert server.n_starts == 1
@@ -259,7 +259,7 @@ def test_revoking_a_node_cuts_its_open_connections(run: Run, store_folder: Path)
             await until(lambda: "no node is called 'laptop'" in forwarder.trouble)
             return seconds
 
-    assert run(test) < 10
+    assert run(test) < 30  # a tenth of a second, but for what llama.cpp takes to notice it on a busy machine
 
 
 def test_a_session_with_a_damaged_shard_ends_and_the_next_one_does_without(run: Run, store: Store) -> None:

@@ -21,6 +21,7 @@ from lamella.llama.context import ContextOptions
 from lamella.llama.sampling import SamplingOptions
 from lamella.run.engine import Engine, EngineOptions
 from lamella.store.store import Store
+from tests.fakes.ports import free_port
 from tests.fakes.tiny_model import write_tiny_model
 
 PROGRAM = (sys.executable, "-m", "lamella")
@@ -59,14 +60,6 @@ def start_node(folder: Path, name: str, listen: str, *more: str) -> tuple[subpro
     return process, line_with(process, process.stdout, "listening on").split()[-1]
 
 
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def nodes(folder: Path) -> Iterator[dict[str, tuple[subprocess.Popen[bytes], str]]]:
     """Two nodes that were invited; and how they are reached."""
@@ -83,7 +76,7 @@ def nodes(folder: Path) -> Iterator[dict[str, tuple[subprocess.Popen[bytes], str
     finally:
         for process, _ in found.values():
             process.terminate()
-            process.wait(30)
+            process.wait(60)
             assert process.stdout is not None
             process.stdout.close()
 

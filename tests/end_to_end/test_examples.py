@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,13 +16,14 @@ from tests.end_to_end.conftest import LiveServer
 pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SAYS = {
-    "chat.py": "Paris",
-    "stream.py": "60 written",
-    "tools.py": "rain, 11 degrees",
-    "schema.py": "'profession': ",
-    "embeddings.py": "1.000  The cat sat on the mat.",
-    "variants.py": "uniform-int8 -> uniform-int4 in ",
+    "chat.py": r"Paris",
+    "stream.py": r"\S\s*\n[1-9]\d* tokens read, ([1-9]|[1-5]\d|60) written\n$",  # at random: the end may come before 60
+    "tools.py": r"rain, 11 degrees",
+    "schema.py": r"'profession': ",
+    "embeddings.py": r"1\.000  The cat sat on the mat\.",
+    "variants.py": r"uniform-int8 -> uniform-int4 in ",
 }
+"""Patterns of what each prints."""
 
 
 def test_every_example_is_run() -> None:
@@ -35,7 +37,7 @@ def test_an_example(live_server: LiveServer, name: str) -> None:
     command = [sys.executable, str(EXAMPLES / name)]
     done = subprocess.run(command, env=live_server.environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert SAYS[name] in done.stdout
+    assert re.search(SAYS[name], done.stdout), done.stdout
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
@@ -59,7 +61,8 @@ def test_the_same_with_curl(live_server: LiveServer) -> None:
 
 def test_the_command_line_chats_and_switches_while_it_answers(live_server: LiveServer) -> None:
     typed = "Tell me about Rome.\n/switch uniform-int4\nAnd about Athens.\n/switch uniform-int8\n/exit\n"
-    command = [sys.executable, "-m", "lamella", "chat", "--url", live_server.url, "--max-tokens", "40"]
+    options = ["--url", live_server.url, "--max-tokens", "40", "--temperature", "0"]
+    command = [sys.executable, "-m", "lamella", "chat", *options]
     environment = {**live_server.environment(), "LAMELLA_API_KEY": live_server.key}
     done = subprocess.run(
         command, input=typed, env=environment, capture_output=True, text=True, check=False, timeout=400

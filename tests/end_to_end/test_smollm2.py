@@ -81,8 +81,9 @@ def test_stock_llama_cpp_opens_the_variant(store: lamella.Store) -> None:
 
 def test_a_switch_typed_during_an_answer_happens_during_it(store: lamella.Store) -> None:
     typed = "Tell me about Rome.\n/switch small\nAnd about Athens.\n/exit\n"
-    chat = [sys.executable, "-m", "lamella", "run", f"{store.path}@large", "--context", "512", "--max-tokens", "60"]
-    done = subprocess.run(chat, input=typed, capture_output=True, text=True, check=False, timeout=120)
+    options = ["--context", "512", "--max-tokens", "120", "--temperature", "0", "--layout", "mapped"]
+    chat = [sys.executable, "-m", "lamella", "run", f"{store.path}@large", *options]
+    done = subprocess.run(chat, input=typed, capture_output=True, text=True, check=False, timeout=400)
     assert done.returncode == 0, done.stderr
     switched, first, second = (done.stderr.index(s) for s in ("large -> small", "[small: prompt of", "from the cache"))
     assert switched < first < second  # the first answer was already finished by the small variant
@@ -101,11 +102,11 @@ def test_ctrl_c_during_a_build_is_taken_up_again(smollm2: Path, tmp_path: Path) 
         "int4",
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while len(list((tmp_path / "store" / "recipes").rglob("*.json"))) < 5 and time.monotonic() < deadline:
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     assert err.strip().endswith("lamella: interrupted; what was finished stays")
     assert not list((tmp_path / "store" / "variants").glob("*"))

@@ -10,10 +10,12 @@ from lamella.evaluating.requests import Request, cut_request, make_request
 from lamella.evaluating.subject import Room, Subject
 from lamella.store.store import Store
 
+UNCHECKED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
 TEXT = "The quick brown fox jumps over the lazy dog"
 
 
-@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=20, suppress_health_check=UNCHECKED)
 @given(n_context=st.integers(1, 42), n_batch=st.integers(1, 44), n_outputs=st.integers(1, 44))
 def test_passes_of_any_size_give_the_same_losses(store: Store, n_context: int, n_batch: int, n_outputs: int) -> None:
     with Subject(store, [store.variant("small")]) as subject:

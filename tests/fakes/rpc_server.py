@@ -15,13 +15,13 @@ from collections.abc import Iterator
 
 import psutil
 
+from tests.fakes.ports import free_port
+
 
 @contextlib.contextmanager
 def rpc_server() -> Iterator[tuple[str, psutil.Process]]:
     """Its endpoint and its process, once it answers."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     code = f"from lamella.llama import rpc; rpc.serve('127.0.0.1:{port}')"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
         try:
@@ -32,7 +32,7 @@ def rpc_server() -> Iterator[tuple[str, psutil.Process]]:
 
 
 def _wait_for(port: int) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 240
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()

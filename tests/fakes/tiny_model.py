@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 N_HEADS = 4
 CONTEXT_LENGTH = 256
+EOS = 2
+"""Drawn at random it ends a text early: tests that count tokens forbid it."""
 
 
 def write_tiny_model(
@@ -117,5 +119,5 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokens: list[bytes], scores: list[fl
     writer.add_token_types(kinds)
     writer.add_unk_token_id(0)
     writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
+    writer.add_eos_token_id(EOS)
     writer.add_add_bos_token(True)

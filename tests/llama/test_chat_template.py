@@ -104,7 +104,7 @@ def test_what_a_template_may_not_do(with_template: Loaded, template: str, messag
         render(with_template(template), [USER])
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     "template",
     [

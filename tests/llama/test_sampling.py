@@ -20,6 +20,8 @@ from lamella.llama.context import Context, ContextOptions
 from lamella.llama.model import Model
 from lamella.llama.sampling import Sampler, SamplingOptions
 
+UNCHECKED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
 SMALL = ContextOptions(n_ctx=64, n_batch=32, n_threads=1)
 EVEN = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 WORDS = 'root ::= ("ab" | "ac" | [x-z]+ ".")+'
@@ -185,7 +187,7 @@ OPTIONS = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=UNCHECKED)
 @given(options=OPTIONS, n_before=st.integers(0, 90))
 def test_a_replayed_sampler_goes_on_as_the_one_that_drew(
     context: Context, options: SamplingOptions, n_before: int

@@ -306,7 +306,8 @@ def test_a_shard_that_another_builder_has_claimed_is_waited_for(
     with store.claims() as other, ThreadPoolExecutor(1) as pool:
         assert other.take(job.recipe_id)
         waiting = pool.submit(build_variant, tiny, plan, store, "v", on_progress=seen.append)
-        while len(list(store.path.glob("recipes/*/*.json"))) < 5:
+        while len(list(store.path.glob("recipes/*/*.json"))) < 5 or "another build" not in seen[-1].label:
+            assert not waiting.done()
             time.sleep(0.005)
         time.sleep(2 * ASK_AGAIN_S)
         assert not waiting.done()

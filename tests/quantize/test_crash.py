@@ -60,7 +60,7 @@ def go(builder: subprocess.Popen[str]) -> None:
 
 
 def test_ctrl_c_ends_a_builder_cleanly(model: ModelFile, tmp_path: Path) -> None:
-    builder = start_builder(model, tmp_path / "store", pause_s=0.01)
+    builder = start_builder(model, tmp_path / "store", pause_s=0.1)
     go(builder)
     while not list((tmp_path / "store").glob("shards/*/*.gguf")):
         time.sleep(0.005)

@@ -24,10 +24,12 @@ from lamella.batching.engine_parts import EngineParts
 from lamella.batching.settings import EngineSettings
 from lamella.core.errors import EngineFailed, InvalidRequest
 from lamella.llama import gguf, library, log, rpc
+from lamella.llama.sampling import SamplingOptions
 from lamella.run.engine import Engine, EngineOptions
 from lamella.run.loading import Loaded, load
 from lamella.store.store import Store
 from tests.fakes.rpc_server import rpc_server
+from tests.fakes.tiny_model import EOS
 from tests.run.conftest import OPTIONS
 
 TOKENS = [1, 300, 301, 302, 303, 304]
@@ -48,7 +50,7 @@ def server() -> Iterator[tuple[str, psutil.Process]]:
 def in_child(server: tuple[str, psutil.Process], store_folder: Path) -> Iterator[Callable[..., Any]]:
     """Runs a function of a store and engine options for the device in a process of its own."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        yield lambda function, *more: pool.submit(_with_device, function, server[0], store_folder, *more).result(120)
+        yield lambda function, *more: pool.submit(_with_device, function, server[0], store_folder, *more).result(300)
 
 
 def _with_device(function: Callable[..., Any], endpoint: str, folder: Path, *more: Any) -> Any:
@@ -214,7 +216,8 @@ def test_a_generation_goes_on_across_a_switch(in_child: Callable[..., Any]) -> N
 
 def _check_generation(store: Store, options: EngineOptions) -> None:
     with Engine.open(store, "large", options) as engine:
-        generation = engine.generate(TOKENS, max_tokens=12)
+        endless = SamplingOptions(logit_bias={EOS: -100.0})
+        generation = engine.generate(TOKENS, max_tokens=12, sampling=endless)
         first = [next(generation).variant for _ in range(5)]
         engine.switch("small")
         assert first + [t.variant for t in generation if t.id >= 0] == ["large"] * 5 + ["small"] * 7

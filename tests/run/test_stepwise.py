@@ -18,6 +18,7 @@ from lamella.llama import gguf
 from lamella.llama.context import Context, ContextOptions
 from lamella.llama.model import Model
 from lamella.llama.pages import resident_bytes
+from lamella.llama.sampling import SamplingOptions
 from lamella.run.ceiling import Ceiling, total_bytes
 from lamella.run.engine import Engine
 from lamella.run.layouts import Layout
@@ -25,6 +26,7 @@ from lamella.run.prepared import PreparedVariant, StagedVariant
 from lamella.run.shards import ShardPool
 from lamella.run.variants import LiveVariants
 from lamella.store.store import Store
+from tests.fakes.tiny_model import EOS
 from tests.run.conftest import OPTIONS
 
 CONTEXT = ContextOptions(n_ctx=128, n_batch=64, n_threads=1)
@@ -344,7 +346,8 @@ def test_an_engine_generates_on_while_it_is_switched_step_by_step(store: Store) 
         expected = engine.logits(TOKENS)
     needed = _ceiling_of_nothing_to_spare(store, "large")
     with Engine.open(store, "large", replace(OPTIONS, memory_bytes=needed)) as engine:
-        generation = engine.generate([1, 7], max_tokens=30)
+        endless = SamplingOptions(logit_bias={EOS: -100.0})
+        generation = engine.generate([1, 7], max_tokens=30, sampling=endless)
         next(generation)
         engine.switch("small")
         assert engine.variant == "small"

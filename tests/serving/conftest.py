@@ -65,7 +65,7 @@ class Running:
         self._make, self._settings, self._control = make, settings, control
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
-        self.url = self._started.result(30)
+        self.url = self._started.result(60)
 
     def _run(self) -> None:
         try:
@@ -91,7 +91,7 @@ class Running:
         """As a signal would."""
         self.do(self._stop.set)
 
-    def wait(self, seconds: float = 30) -> bool:
+    def wait(self, seconds: float = 60) -> bool:
         """Whether the server has ended within some time."""
         self._thread.join(seconds)
         return not self._thread.is_alive()

@@ -20,7 +20,7 @@ from lamella.serving.watch import Patience
 from tests.fakes.engine_process import expected_tokens
 from tests.fakes.front_process import FAKE_COMMAND
 
-LIMIT_SECONDS = 60
+LIMIT_SECONDS = 240
 """Nothing takes so long, also on a machine that has much else to do."""
 SOON = RestartLimits(n_fruitless=4, first_pause_seconds=0.01, longest_pause_seconds=0.05)
 
@@ -52,7 +52,7 @@ def run(talk: Coroutine[Any, Any, None]) -> None:
     n_files, others = psutil.Process().num_fds(), children()
     asyncio.run(asyncio.wait_for(talk, LIMIT_SECONDS))
     assert children() <= others
-    assert psutil.Process().num_fds() == n_files
+    assert psutil.Process().num_fds() <= n_files  # fewer where garbage of an earlier test was collected
 
 
 def children() -> set[psutil.Process]:

@@ -24,7 +24,8 @@ def test_killed_twenty_times_under_sixteen_streams_every_stream_is_whole() -> No
 
     async def talk() -> None:
         n_seen, killed = 0, {0}
-        kill_at = sorted(choose.sample(range(10, n_streams * n_tokens * 9 // 10), n_kills))
+        # in the first half: a front that is held up reads many tokens at once, and some must come after its last kill
+        kill_at = sorted(choose.sample(range(10, n_streams * n_tokens // 2), n_kills))
 
         async def follow(prompt: str) -> list[StreamEvent]:
             nonlocal n_seen
@@ -38,7 +39,7 @@ def test_killed_twenty_times_under_sixteen_streams_every_stream_is_whole() -> No
                     kill(engine)
             return events
 
-        async with engine_of(n_sequences=8, step_seconds=0.001) as engine:
+        async with engine_of(n_sequences=8, step_seconds=0.003) as engine:
             prompts = [f"prompt {i}" for i in range(n_streams)]
             streams = await asyncio.gather(*map(follow, prompts))
             for prompt, events in zip(prompts, streams, strict=True):
@@ -167,7 +168,7 @@ def test_a_variant_that_kills_in_its_first_step_is_left() -> None:
 def test_a_restart_keeps_the_variant_that_was_switched_to() -> None:
     async def talk() -> None:
         seen: list[EngineEvent] = []
-        async with engine_of(variant="large") as engine:
+        async with engine_of(variant="large", step_seconds=0.002) as engine:
             engine.listen(seen.append)
             await until(lambda: engine.status is not None)
             switched = await engine.switch("small")
@@ -175,10 +176,11 @@ def test_a_restart_keeps_the_variant_that_was_switched_to() -> None:
             assert engine.status is not None
             assert engine.status.variant == "small"  # at once, not with the next heartbeat
             await read(engine.generate(Generate(id=0, prompt="p", max_tokens=3)))
-            stream = engine.generate(Generate(id=0, prompt="q", max_tokens=2000))
+            stream = engine.generate(Generate(id=0, prompt="q", max_tokens=500))
             events = [await anext(aiter(stream))]
             kill(engine)
-            check_whole(events + await read(stream), "q", 2000, "small")
+            check_whole(events + await read(stream), "q", 500, "small")
+            await until(lambda: engine.n_restarts == 1 and engine.is_ready)
             kinds = [type(e) for e in seen if isinstance(e, (Hello, Switched, EngineDied))]
             assert kinds == [Switched, EngineDied, Hello]
 

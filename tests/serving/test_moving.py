@@ -21,10 +21,10 @@ from lamella.serving.supervision import SupervisorOptions
 from lamella.serving.supervisor import SupervisedEngine
 from tests.fakes.front_process import FAKE_COMMAND
 from tests.serving.conftest import InProcess
-from tests.serving.supervised import SOON, check_whole, kill, pid_of, read, run, until
+from tests.serving.supervised import LIMIT_SECONDS, SOON, check_whole, kill, pid_of, read, run, until
 
 SETTINGS = EngineSettings(store="fake", variant="large")
-N_TOKENS = 30
+N_TOKENS = 100
 
 
 def engine_of(away: list[str]) -> SupervisedEngine:
@@ -37,16 +37,17 @@ def test_streams_go_on_after_a_move_and_begin_at_another_variant() -> None:
     async def talk() -> None:
         async with engine_of([]) as engine:
             first = pid_of(engine)
-            reading = asyncio.create_task(read(engine.generate(Generate(id=0, prompt="abc", max_tokens=N_TOKENS))))
-            await asyncio.sleep(0.1)
+            stream = engine.generate(Generate(id=0, prompt="abc", max_tokens=N_TOKENS))
+            begun = [await anext(aiter(stream)) for _ in range(3)]
             engine.hold("layers move", refuses=False)
+            reading = asyncio.create_task(read(stream))
             assert not engine.is_ready
             late = asyncio.create_task(read(engine.generate(Generate(id=0, prompt="late", max_tokens=3))))
             await asyncio.sleep(0.3)
             assert engine.n_restarts == 0  # none may run yet
             assert not reading.done()
             engine.use(msgspec.structs.replace(SETTINGS, n_sequences=2))
-            check_whole(await reading, "abc", N_TOKENS)
+            check_whole(begun + await reading, "abc", N_TOKENS)
             check_whole(await late, "late", 3)
             assert pid_of(engine) != first
             assert engine.facts is not None
@@ -71,7 +72,7 @@ def test_a_kv_cache_is_left_to_the_next_engine_alone_and_then_removed(places: Pa
             requests = [Generate(id=0, prompt=word, max_tokens=1000) for word in ("abc", "def")]
             reading = [asyncio.create_task(read(engine.generate(request))) for request in requests]
             await asyncio.sleep(0.1)
-            saved = await engine.save_cache(10.0)
+            saved = await engine.save_cache(LIMIT_SECONDS)
             (folder,) = places.iterdir()
             assert stat.S_IMODE(folder.stat().st_mode) == 0o700
             engine.hold("layers move", refuses=False)
@@ -94,7 +95,7 @@ def test_a_kv_cache_that_is_not_saved_in_time_or_not_at_all_is_not_used(places: 
     async def talk() -> None:
         async with engine_of([]) as engine:
             with pytest.raises(RequestRefused, match="nothing to save"):
-                await engine.save_cache(10.0)
+                await engine.save_cache(LIMIT_SECONDS)
             requests = [Generate(id=0, prompt="abc", max_tokens=10_000) for _ in range(13)]
             reading = [asyncio.create_task(read(engine.generate(request))) for request in requests]
             await asyncio.sleep(0.2)
@@ -102,7 +103,7 @@ def test_a_kv_cache_that_is_not_saved_in_time_or_not_at_all_is_not_used(places: 
                 await engine.save_cache(0.1)
             engine.use(SETTINGS)
             with pytest.raises(EngineUnavailable, match="no engine is up"):
-                await engine.save_cache(10.0)
+                await engine.save_cache(LIMIT_SECONDS)
             await until(lambda: engine.is_ready)
             assert engine.facts is not None
             assert engine.facts.n_taken_over == 0
