@@ -102,7 +102,7 @@ def build_on(folder: str, model: str, seconds: str) -> dict[str, int]:
 
 
 def collect_on(folder: str, seconds: str, seed: str) -> dict[str, int]:
-    """Collect garbage again and again."""
+    """Collect garbage again and again, until there was some."""
     store, pauses = Store.open(Path(folder)), random.Random(int(seed))
     did = {"collections": 0, "removed": 0}
 
@@ -111,7 +111,7 @@ def collect_on(folder: str, seconds: str, seed: str) -> dict[str, int]:
         did["collections"] += 1
         time.sleep(pauses.uniform(0, 0.02))
 
-    _until(float(seconds), collect)
+    _until(float(seconds), collect, lambda: did["removed"] > 0)
     return did
 
 
@@ -162,11 +162,11 @@ def run_on(folder: str, seconds: str, seed: str) -> dict[str, int]:
     return did
 
 
-def _until(seconds: float, do: Callable[[], None]) -> None:
+def _until(seconds: float, do: Callable[[], None], is_enough: Callable[[], bool] = lambda: True) -> None:
     """Do it again and again; a variant that somebody else has removed is no error."""
     _ready()
     end, n_done = time.monotonic() + seconds, 0
-    while time.monotonic() < end or n_done < LEAST_ROUNDS:
+    while time.monotonic() < end or n_done < LEAST_ROUNDS or not is_enough():
         try:
             do()
         except UnknownVariant:
