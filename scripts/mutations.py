@@ -6,8 +6,9 @@
 
 ``scripts/mutants.py`` breaks a line that is drawn at random, in a copy of what is committed.  Then the tests near it
 run, until one fails: those of the module's own folder.  ``--far`` tries what they let pass on all others that name the
-module, or one that imports it.  A failure counts where the test passes on the whole line.  What no test
-notices is printed as a diff: a test is missing, or the line makes no difference.
+module, or one that imports it.  A failure counts where the test passes on the whole line, and then fails on the broken
+one again: a test with a limit fails also where the machine stands still.  What no test notices is printed as a diff: a
+test is missing, or the line makes no difference.
 
 Interrupted, it goes on where it was, given the same ``--report``; without it, ``--first 25`` begins with the 25th line.
 A seed draws the same lines from the same commit only.
@@ -232,11 +233,13 @@ def judged(mutation: Mutation, copy: Path, *, far: bool) -> Verdict:
 
 
 def _first_failure(mutation: Mutation, copy: Path, tests: list[str]) -> str | None:
-    """The first test that fails, and passes on the whole module; None if all pass."""
+    """The first test that fails each time, and passes on the whole module; None if all pass."""
     passed_over: list[str] = []
     while tests:
         failed = _failure(mutation, copy, [*tests, *(f"--deselect={test}" for test in passed_over)])
-        if failed is None or "::" not in failed or _failure(None, copy, [failed]) is None:
+        if failed is None or "::" not in failed:
+            return failed
+        if _failure(None, copy, [failed]) is None and _failure(mutation, copy, [failed]) is not None:
             return failed
         passed_over.append(failed)
         tests = tests[tests.index(failed.partition("::")[0]) :]

@@ -42,12 +42,30 @@ def test_far_are_those_that_name_it_and_those_that_name_what_imports_it(copy: Pa
     assert far_tests(copy, "store/files.py") == ["tests/cli/test_named.py", "tests/cli/test_far.py"]
 
 
-def test_only_a_test_that_passes_on_the_whole_line_notices(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """test_b fails with or without the mutation, so it says nothing."""
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # five starts of pytest: without what takes a second each
+@pytest.fixture
+def quick_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of pytest, several for each mutation: without what takes a second each."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.setenv("PYTEST_ADDOPTS", "-p pytest_timeout")
+
+
+def test_only_a_test_that_passes_on_the_whole_line_notices(copy: Path, quick_starts: None) -> None:
+    """test_b fails with or without the mutation, so it says nothing."""
     assert (
         judged(_broken("def twice(x):\n    return 3 * x\n"), copy, far=False).by == "tests/store/test_files.py::test_it"
     )
     assert judged(_broken("def twice(x):\n    return x + x\n"), copy, far=False).by is None
     assert (copy / "src/lamella/store/files.py").read_text() == FILES["src/lamella/store/files.py"]
+
+
+def test_a_test_that_fails_once_only_has_noticed_nothing(copy: Path, quick_starts: None) -> None:
+    """As one with a limit, where the machine stood still."""
+    (copy / "tests/store/test_files.py").write_text(
+        "from pathlib import Path\n"
+        "def test_once():\n"
+        "    seen = Path(__file__).with_suffix('.seen')\n"
+        "    was_there = seen.exists()\n"
+        "    seen.touch()\n"
+        "    assert was_there\n"
+    )
+    assert judged(_broken("def twice(x):\n    return x + x\n"), copy, far=False).by is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from lamella.batching.settings import EngineSettings
 from lamella.batching.shelf import ParkedState
 from lamella.batching.slots import Slot, SlotTable
 from lamella.batching.steps import StepPlan, compose
-from lamella.core.errors import ShardDamaged
+from lamella.core.errors import CacheFull, ShardDamaged
 from lamella.llama import saving
 from lamella.llama.batch import BatchPart
 from lamella.llama.context import Context
@@ -300,6 +300,56 @@ def test_what_gives_way_for_want_of_cells_begins_again_when_there_are_enough(
     for prompt, events in zip(prompts, written, strict=True):
         with open_front(n_ctx=1024) as other:
             assert_same_but_for_ties(_events(other, other.start(prompt, max_tokens=200, n_logprobs=2)), events)
+
+
+def _no_room_once(monkeypatch: pytest.MonkeyPatch, when: Callable[[Sequence[BatchPart]], bool]) -> list[int]:
+    """The first pass of which something is true finds no room, against the books; returns the parts of that pass."""
+    refused: list[int] = []
+    decode_parts = Context.decode_parts
+
+    def decoded(context: Context, parts: Sequence[BatchPart]) -> tuple[int, ...]:
+        if not refused and when(parts):
+            refused.append(len(parts))
+            raise CacheFull("no room")
+        return decode_parts(context, parts)
+
+    monkeypatch.setattr(Context, "decode_parts", decoded)
+    return refused
+
+
+def test_where_the_cache_has_less_room_than_the_books_say_the_least_urgent_gives_way(
+    open_front: OpenFront, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As caches of sliding windows, which pad; nobody's tokens are lost."""
+    parked: list[int] = []
+    park = SequenceCache.park
+
+    def noted(cache: SequenceCache, slot: Slot) -> ParkedState | None:
+        parked.append(slot.tokens[0])
+        return park(cache, slot)
+
+    monkeypatch.setattr(SequenceCache, "park", noted)
+    prompts = [[token] * 10 for token in (5, 6)]
+    with open_front(n_sequences=2) as front:
+        refused = _no_room_once(monkeypatch, lambda parts: [len(part.tokens) for part in parts] == [1, 1])
+        numbers = [front.start(prompt, max_tokens=60) for prompt in prompts]
+        found = [front.tokens_of(number) for number in numbers]
+        assert refused == [2]
+        assert parked == [6]  # who came later
+    for prompt, tokens in zip(prompts, found, strict=True):
+        with open_front() as other:
+            assert other.write(prompt, max_tokens=60) == tokens
+
+
+def test_who_is_alone_and_finds_no_room_ends_as_one_that_is_too_long(
+    open_front: OpenFront, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_front() as front:
+        refused = _no_room_once(monkeypatch, lambda parts: parts[0].start == 30)
+        end = front.end_of(front.start([5] * 20, max_tokens=60))
+        assert refused == [1]
+        assert (end.reason, end.generated_tokens) == ("length", 11)  # the eleventh was drawn, and found no cell
+        assert len(front.write([5] * 20)) == 12  # the engine goes on
 
 
 def test_a_prompt_without_room_beside_others_waits_for_them_and_is_read_once(open_front: OpenFront) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import stat
+from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -276,10 +277,12 @@ def test_keys_and_invites_are_readable_by_their_owner_alone(folder: ClusterFolde
 
 def test_the_secret_itself_is_nowhere_on_the_coordinators_disk(folder: ClusterFolder) -> None:
     invite = folder.invite("laptop", LISTEN, 60)
-    for path in folder.path.rglob("*"):
-        assert path.is_dir() or (
-            invite.secret not in path.read_bytes() and invite.secret.hex().encode() not in path.read_bytes()
-        )
+    secret, files = invite.secret, [path for path in folder.path.rglob("*") if path.is_file()]
+    assert secret_id(secret) in {path.stem for path in files}  # its hash is
+    forms = [secret, secret.hex().encode(), *(encode(secret).rstrip(b"=") for encode in (b64encode, urlsafe_b64encode))]
+    for path in files:
+        written = path.name.encode() + path.read_bytes()
+        assert not any(form in written for form in forms), path
 
 
 def test_a_name_is_given_once_and_again_after_it_was_revoked(folder: ClusterFolder, tmp_path: Path) -> None:

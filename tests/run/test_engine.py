@@ -28,6 +28,7 @@ from lamella.llama.sampling import SamplingOptions
 from lamella.llama.weights import LiveWeight, WeightState, locate_weights, write_state
 from lamella.run import pointers
 from lamella.run.engine import LONG_PROMPT_TOKENS, Engine, EngineOptions
+from lamella.run.generation import GenerationStats
 from lamella.run.kernel_table import KernelTable
 from lamella.run.layouts import Layout, LayoutPolicy
 from lamella.run.variants import LiveVariants
@@ -262,6 +263,37 @@ def test_a_shared_beginning_is_not_computed_again(engine: Engine) -> None:
     generation = engine.generate([*first, 30, 31], max_tokens=24, sampling=GREEDY)
     assert [t.id for t in generation] == expected
     assert generation.stats.n_reused >= len(first)
+
+
+@pytest.mark.parametrize("error", [EngineFailed, KeyboardInterrupt])
+def test_a_prompt_that_was_broken_off_leaves_nothing_half_read(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    first = engine.tokenize(PROMPT)
+    longer = [*first, *range(30, 60)]
+    expected = _ids(engine, longer)
+    engine.logits(first)
+    decode = Context.decode
+
+    def broken_off(context: Context, tokens: Sequence[int], position: int) -> None:
+        decode(context, tokens[: len(tokens) // 2], position)
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Context, "decode", broken_off)
+        with pytest.raises(error):
+            _ids(engine, longer)
+    again = engine.generate(longer, max_tokens=24, sampling=GREEDY)
+    assert [t.id for t in again] == expected
+    assert again.stats.n_reused == len(first)  # and what was whole before is there still
+
+
+def test_speeds_are_of_what_was_computed() -> None:
+    """Not of what the cache held, and the first token is drawn from the prompt's logits."""
+    stats = GenerationStats(30, n_reused=10, prompt_seconds=2, n_generated=9, token_seconds=4, finish_reason=None)
+    assert (stats.prompt_tokens_per_second, stats.tokens_per_second) == (10, 2)
+    nothing = GenerationStats(30, n_reused=0, prompt_seconds=0, n_generated=0, token_seconds=0, finish_reason=None)
+    assert (nothing.prompt_tokens_per_second, nothing.tokens_per_second) == (0, 0)
 
 
 def test_generation_ends_at_its_limits(engine: Engine) -> None:

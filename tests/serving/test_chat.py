@@ -77,7 +77,7 @@ def test_a_stream_says_the_same_in_pieces(front: Make) -> None:
 
 def test_usage_comes_last_where_it_is_asked_for(front: Make) -> None:
     *chunks, last = stream(front(), stream_options={"include_usage": True})
-    assert all(chunk["usage"] is None for chunk in chunks)
+    assert {chunk["usage"] for chunk in chunks} == {None}
     assert last["choices"] == []
     assert last["usage"]["total_tokens"] == 4
 

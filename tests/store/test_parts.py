@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,23 @@ def test_what_was_left_is_gone_on_from(tmp_path: Path) -> None:
         second.write(b"def")
         assert (second.resumed_bytes, second.n_bytes, second.path) == (3, 6, first.path)
     assert first.path.read_bytes() == b"abcdef"
+
+
+def test_a_beginning_that_turns_out_wrong_is_thrown_away(tmp_path: Path) -> None:
+    with PartFile(tmp_path, SHARD) as first:
+        first.write(b"damaged")
+    with PartFile(tmp_path, SHARD) as second:
+        second.restart()
+        assert (second.resumed_bytes, second.n_bytes, second.sha256) == (0, 0, hashlib.sha256().hexdigest())
+        second.write(b"abc")
+        assert second.sha256 == hashlib.sha256(b"abc").hexdigest()
+    assert first.path.read_bytes() == b"abc"
+
+
+def test_a_part_in_which_nothing_was_written_is_removed(tmp_path: Path) -> None:
+    with PartFile(tmp_path, SHARD) as part:
+        assert part.path.exists()
+    assert not part.path.exists()
 
 
 def test_a_writer_that_gives_its_file_its_place_is_left_alone(tmp_path: Path, ordinary_user: None) -> None:

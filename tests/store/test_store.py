@@ -39,7 +39,8 @@ def test_another_model_is_refused_by_both_names(store: Store, field: str) -> Non
 
 
 def test_a_renamed_file_of_the_same_model_is_the_same_model(store: Store) -> None:
-    Store.create(store.path, dataclasses.replace(IDENTITY, name="renamed"))
+    assert Store.create(store.path, dataclasses.replace(IDENTITY, name="renamed")).identity == IDENTITY
+    assert Store.open(store.path).identity == IDENTITY
 
 
 def test_a_specification_without_weights_gets_no_store(tmp_path: Path) -> None:
