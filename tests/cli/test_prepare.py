@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import socket
 from pathlib import Path
@@ -101,6 +102,21 @@ def test_an_interrupted_build_goes_on(
     assert Store.open(cache / "stores" / expected.store).variant_names() == built
     monkeypatch.setattr(preparing, "build", plain)
     assert api.prepare(str(model), cache, n_threads=1).variants == expected.variants
+
+
+def test_what_is_said_to_serve_it_serves_what_was_made(
+    run: Run, mine: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the memory it would be another model, which is made ready anew."""
+    model, cache = mine
+    monkeypatch.setenv("LAMELLA_CACHE", str(cache))
+    monkeypatch.chdir(model.parent)
+    for options in ([], ["--memory", "1GiB"]):
+        code, out, _ = run("prepare", model.name, *options)
+        assert code == 0
+        said = shlex.split(out.partition("serve it with: ")[2])
+        assert said == ["lamella", "serve", model.name, *options]
+        assert api.find_ready(said[2], cache, *options[1:]) is not None
 
 
 def test_memory_bounds_the_largest_variant_and_its_variants_have_their_own_names(mine: tuple[Path, Path]) -> None:

@@ -69,7 +69,9 @@ def nodes(folder: Path) -> Iterator[dict[str, tuple[subprocess.Popen[bytes], str
         for name in ("one", "two"):
             command = [*PROGRAM, "cluster", "invite", name, "--listen", f"127.0.0.1:{free_port()}"]
             with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment(folder)) as inviting:
-                token = line_with(inviting, inviting.stdout, "--join").split()[-1]
+                printed = line_with(inviting, inviting.stdout, "--join")
+                assert "lamella node --listen 0.0.0.0:7410 --join" in printed, "it is pasted as it is"
+                token = printed.split()[-1]
                 found[name] = start_node(folder, name, f"127.0.0.1:{free_port()}", "--join", token)
                 assert inviting.wait(60) == 0
         yield found

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lamella.cli import main
-from lamella.core.errors import InvalidRequest, StoreError
+from lamella.core.errors import InvalidRequest, LibraryError, ModelError, StoreError
 from lamella.serving.server import LAST_SECONDS
 from lamella.serving.supervision import SupervisorOptions
 
@@ -59,4 +59,4 @@ def test_its_command_is_one_of_lamella(unit: configparser.ConfigParser, capsys: 
 
 def test_what_another_start_cannot_mend_is_not_tried_again(unit: configparser.ConfigParser) -> None:
     codes = unit["Service"]["RestartPreventExitStatus"].split()
-    assert codes == [str(InvalidRequest.exit_code), str(StoreError.exit_code)]
+    assert codes == [str(error.exit_code) for error in (InvalidRequest, ModelError, StoreError, LibraryError)]

@@ -31,7 +31,7 @@ from lamella.serving.settings import DEFAULT_PORT, FrontSettings
 from lamella.store.store import Store
 
 app = typer.Typer(help="Spread a model over several machines.", no_args_is_help=True, rich_markup_mode=None)
-DEFAULT_JOIN_PORT = 7400
+DEFAULT_JOIN_PORT, USUAL_NODE_PORT = 7400, 7410
 NO_PROMPT_CACHE = "0"
 """What leaves the KV cache is not kept: it is on the nodes, and would have to come over the links."""
 
@@ -75,12 +75,13 @@ def invite(
     """
     host, _, port = listen.rpartition(":") if listen.rpartition(":")[2].isdecimal() else (listen, "", "")
     cluster = api.open_cluster(_folder(folder))
+    everywhere = "[::]" if ":" in host else "0.0.0.0"
 
     def show(token: str) -> None:
         if json:
             print_json({"invite": token, "name": name, "minutes": minutes})
         else:
-            say(f"lamella node --listen HOST:PORT --join {token}")
+            say(f"lamella node --listen {everywhere}:{USUAL_NODE_PORT} --join {token}")
             note(f"good once, for {minutes:g} minutes; waiting for it")
 
     joined = asyncio.run(

@@ -32,8 +32,16 @@ def measure(
         ),
     ] = None,
     k: Annotated[int, typer.Option(help="Size of the token sets of jaccard.")] = 20,
-    samples: Annotated[int | None, typer.Option(help="Windows of text for each task.")] = None,
-    window_tokens: Annotated[int | None, typer.Option(help="Tokens in a window.")] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            help="Windows of text for each task. Default: 32, of the model's own text 16; of sensitivity 2 and 8."
+        ),
+    ] = None,
+    window_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens in a window. Default: 128, of the model's own text 64; of sensitivity 224 and 64."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Where windows lie, or what the model writes.")] = 0,
     scheme: Annotated[Scheme, typer.Option(help="How weight-difference rounds.")] = "block",
     level: Annotated[Level, typer.Option(help="Sensitivity of each tensor, or of each layer as a whole.")] = "tensor",

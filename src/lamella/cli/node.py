@@ -23,7 +23,10 @@ def node(
         str | None, typer.Option(metavar="INVITE", help="Join a cluster first; 'lamella cluster invite' prints one.")
     ] = None,
     folder: Annotated[
-        Path | None, typer.Option(help="Key, certificate and shard cache. Default: the variable LAMELLA_NODE.")
+        Path | None,
+        typer.Option(
+            help="Key, certificate and shard cache. Default: the variable LAMELLA_NODE, or ~/.local/share/lamella/node."
+        ),
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="For computing; 0: the cores that it may use.")] = 0,
     cache: Annotated[

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,7 +56,10 @@ def prepare(
     if json:
         print_json({"store": str(store), "variants": list(ready.variants)})
         return
-    say(f"{model} is ready: {', '.join(ready.variants)} in {store}; serve it with: lamella serve {model}")
+    target = str(store) if memory and device else model  # a server takes one of these two options
+    options = _given({"--memory": None if device else memory, "--device": device})
+    serve = shlex.join(["lamella", "serve", target, *options])
+    say(f"{model} is ready: {', '.join(ready.variants)} in {store}; serve it with: {serve}")
 
 
 def ready_for(model: str, memory: str | None, device: str | None, config: Config) -> api.Ready:
@@ -70,14 +74,16 @@ def ready_for(model: str, memory: str | None, device: str | None, config: Config
     if found is not None:
         return found
     note(f"{model} is served for the first time: it is measured, and variants are built; Ctrl-C, and it goes on later")
-    options = {"--memory": memory, "--device": device}
-    code = lamella_in_child(
-        ["prepare", model, *(part for name, value in options.items() if value for part in (name, value))]
-    )
+    code = lamella_in_child(["prepare", model, *_given({"--memory": memory, "--device": device})])
     found = api.find_ready(model, config.cache_folder, memory)
     if code or found is None:
         raise typer.Exit(code or 1)
     return found
+
+
+def _given(options: Mapping[str, str | None]) -> list[str]:
+    """Those options that have a value, as words of a command."""
+    return [part for name, value in options.items() if value for part in (name, value)]
 
 
 @contextmanager

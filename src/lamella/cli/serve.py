@@ -32,7 +32,7 @@ def serve(
         str,
         typer.Argument(
             metavar="MODEL|STORE[@VARIANT]",
-            help="A model: 'smollm2', a GGUF file, hf:OWNER/REPO; or a store, and the variant to begin with.",
+            help="A model: 'smollm2', a GGUF file, hf:OWNER/REPO[/FILE]; or a store, and the variant to begin with.",
         ),
     ],
     server: ServerFlags,
