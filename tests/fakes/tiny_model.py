@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 N_HEADS = 4
 CONTEXT_LENGTH = 256
+N_EXPERTS, N_EXPERTS_USED = 4, 2
 
 
 def write_tiny_model(
@@ -25,6 +26,7 @@ def write_tiny_model(
     dtype: str = "F16",
     seed: int = 0,
     tied: bool = False,
+    grok: bool = False,
     name: str = "tiny",
     chat_template: str | None = None,
     pooling: gguf.PoolingType | None = None,
@@ -38,12 +40,17 @@ def write_tiny_model(
         chat_template: Jinja template for chats, or None.
         pooling: how embeddings are made, or None.
         tied: leave the head out, so that llama.cpp uses the embedding for it.
+        grok: a Grok instead of a Llama: it has experts, and llama.cpp computes its attention without flash attention,
+            as products of computed tensors.
     """
     random = np.random.default_rng(seed)
     tokens, scores, kinds = _vocabulary()
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "grok" if grok else "llama")
     writer.add_name(name)
     _add_shape(writer, n_layers, n_embd, n_ff, len(tokens))
+    if grok:
+        writer.add_expert_count(N_EXPERTS)
+        writer.add_expert_used_count(N_EXPERTS_USED)
     _add_tokenizer(writer, tokens, scores, kinds)
     if chat_template is not None:
         writer.add_chat_template(chat_template)
@@ -51,8 +58,8 @@ def write_tiny_model(
         writer.add_pooling_type(pooling)
     kind = gguf.GGMLQuantizationType[dtype]
 
-    def matrix(tensor: str, rows: int, columns: int) -> None:
-        values = (random.standard_normal((rows, columns)) / np.sqrt(columns)).astype(np.float32)
+    def matrix(tensor: str, *shape: int) -> None:
+        values = (random.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
         writer.add_tensor(f"{tensor}.weight", gguf.quants.quantize(values, kind), raw_dtype=kind)
 
     def norm(tensor: str) -> None:
@@ -64,6 +71,15 @@ def write_tiny_model(
         for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
             matrix(f"blk.{i}.{part}", n_embd, n_embd)
         norm(f"blk.{i}.ffn_norm")
+        if grok:
+            norm(f"blk.{i}.attn_output_norm")
+            norm(f"blk.{i}.layer_output_norm")
+            router = random.standard_normal((N_EXPERTS, n_embd)).astype(np.float32)
+            writer.add_tensor(f"blk.{i}.ffn_gate_inp.weight", router)
+            matrix(f"blk.{i}.ffn_gate_exps", N_EXPERTS, n_ff, n_embd)
+            matrix(f"blk.{i}.ffn_up_exps", N_EXPERTS, n_ff, n_embd)
+            matrix(f"blk.{i}.ffn_down_exps", N_EXPERTS, n_embd, n_ff)
+            continue
         matrix(f"blk.{i}.ffn_gate", n_ff, n_embd)
         matrix(f"blk.{i}.ffn_up", n_ff, n_embd)
         matrix(f"blk.{i}.ffn_down", n_embd, n_ff)

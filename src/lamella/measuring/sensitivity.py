@@ -124,7 +124,7 @@ def measure_sensitivity(
                 return _layer_measurement(spec, tasks, described, list(losses.values()))
             losses = _run(probes, todo | _checks(spec, probes.names), journal, "probing", on_progress)
             losses |= _run(probes, _finer_probes(spec, todo, losses), journal, "probing again", on_progress)
-        inputs = gather_inputs(model, tasks[0].windows[0], settings.n_threads)
+        inputs = gather_inputs(model, todo, tasks[0].windows[0], settings.n_threads)
     errors = _all_errors(model_file, todo, inputs, importance, settings.n_threads, on_progress)
     return _tensor_measurement(spec, tasks, described, todo, losses, errors)
 
