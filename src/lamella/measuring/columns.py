@@ -107,8 +107,8 @@ def consecutive_windows(text: TaskText, vocabulary: Vocabulary, settings: Import
             f"it has {len(tokens)}"
         )
     last = n * (settings.windows or len(tokens) // n)
-    first = [vocabulary.bos] if vocabulary.bos in vocabulary.tokenize("")[:1] else []
-    return [tuple(first + tokens[start + len(first) : start + n]) for start in range(0, last, n)]
+    first = vocabulary.start
+    return [(*first, *tokens[start + len(first) : start + n]) for start in range(0, last, n)]
 
 
 def sum_columns(
