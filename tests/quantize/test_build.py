@@ -447,7 +447,11 @@ def test_a_folder_without_write_permission_is_refused_with_the_path(tiny: ModelF
 
 def test_types_of_ggml_by_name_can_be_planned_per_tensor(tiny: ModelFile, store: Store) -> None:
     plan = make_plan(tiny.spec, "int8")
-    types = {**plan.tensors, "blk.0.attn_q.weight": "Q5_1", "blk.0.ffn_up.weight": "IQ4_XS", "output.weight": "Q6_K"}
+    chosen = {"blk.0.attn_q.weight": "Q5_1", "blk.0.ffn_up.weight": "IQ4_XS", "output.weight": "Q6_K"}
+    types = {**plan.tensors, **chosen}
     build_variant(tiny, dataclasses.replace(plan, tensors=types), store, "v")
-    assert {t.name: t.type_name for t in read_model(store.first_link("v")).spec.tensors} == types
-    assert all(GGML_TYPES[name].writable for name in types.values())
+    built = read_model(store.first_link("v"))
+    assert {t.name: t.type_name for t in built.spec.tensors} == types
+    for name, type_name in chosen.items():
+        expected = encode_rows(values_of(tiny.tensors[name]), GGML_TYPES[type_name])
+        np.testing.assert_array_equal(data_of(built.tensors[name]), expected)
