@@ -207,6 +207,15 @@ def test_a_variant_has_the_chat_template_of_the_file_it_is_built_from(tmp_path: 
             assert header.get("tokenizer.chat_template") == "new"
 
 
+def test_a_model_that_no_note_can_name_is_refused(tmp_path: Path) -> None:
+    source = read_model(write_tiny_model(tmp_path / "t\udcff.gguf"))
+    store = Store.create(tmp_path / "store", source.spec.identity)
+    with pytest.raises(InvalidRequest, match=r"t\\xff\.gguf' is not UTF-8; rename it"):
+        build_variant(source, make_plan(source.spec, "int8"), store, "v")
+    assert store.sources.unreadable() == ()
+    assert store.variants() == ()
+
+
 def test_a_missing_shard_is_made_again(tiny: ModelFile, store: Store) -> None:
     plan = make_plan(tiny.spec, "int4")
     variant = build_variant(tiny, plan, store, "v").variant
