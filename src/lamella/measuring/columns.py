@@ -10,6 +10,7 @@ of its own: ``jaccard`` and ``cosine`` read short windows spread over the text, 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -86,7 +87,7 @@ def gather_importance(
         sums = sum_columns(model, spec, windows, head=settings.head, n_threads=n_threads, on_window=count)
     return ImportanceMatrix(
         sums,
-        tuple(str(text.path) for text in texts),
+        tuple(os.fsencode(text.path).decode(errors="replace") for text in texts),
         len(windows),
         settings.window_tokens,
         model_file.spec.identity.structure,
