@@ -93,6 +93,25 @@ def test_what_exceeds_a_size_says_where_its_bytes_go(run: Run, model: Path, loss
     assert "the smallest plan of tiny needs" in err
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("plan", "--kl", "1e300"), ("plan", "--bits-per-weight", "1e308"), ("plan", "--ms-per-token", "1e308"),
+        ("frontier", "--max-bpw", "1e308"), ("frontier", "--min-bpw", "1e308"),
+        ("ladder", "--from", str(10**308)), ("ladder", "--budget", f"{10**400}x"),
+    ],
+)  # fmt: skip
+def test_numbers_that_nothing_can_be_computed_of_are_bad_input(
+    run: Run, model: Path, losses: Path, tmp_path: Path, asked: tuple[str, ...]
+) -> None:
+    command, *options = asked
+    store = [tmp_path / "store"] if command == "ladder" else []
+    code, out, err = run(command, model, *store, "--measurement", losses, *options)
+    assert (code, out) == (2, "")
+    assert "at most 1e+12" in err
+    assert len(err.strip().splitlines()) == 1
+
+
 def test_frontier_has_what_scripts_rely_on(run: Run, model: Path, losses: Path, tmp_path: Path) -> None:
     plan, plot = tmp_path / "uniform.json", tmp_path / "frontier.svg"
     json_of(run("plan", model, "--policy", "uniform", "--precision", "int4", "--out", plan, "--json"))

@@ -36,6 +36,8 @@ from tests.cli.conftest import Run
         (["plan", "spec:llama-2-7b", "--average-bits", "7", "--bits-per-weight", "6"], 2, "a plan has one limit"),
         (["plan", "spec:llama-2-7b", "--average-bits", "-1"], 2, "above 0"),
         (["plan", "spec:llama-2-7b", "--bits-per-weight", "nan"], 2, "above 0"),
+        (["plan", "spec:llama-2-7b", "--bits-per-weight", "1e308"], 2, "at most 1e+12, not 1e+308"),
+        (["plan", "spec:llama-2-7b", "--average-bits", "1e308"], 2, "at most 1e+12, not 1e+308"),
         (["plan", "spec:llama-2-7b", "--policy", "stock"], 2, "needs a mix of llama-quantize: Q1_0"),
         (["plan", "spec:llama-2-7b", "--policy", "stock", "--mix", "Q4_K_M"], 2, "is a specification"),
         (["plan", "spec:llama-2-7b", "--policy", "lsaq", "--mix", "Q4_K_M"], 2, "a mix is for policy stock"),

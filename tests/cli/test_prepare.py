@@ -163,6 +163,17 @@ def test_memory_that_nothing_fits_is_refused_before_anything_is_measured(
         assert code == 4, err
 
 
+def test_a_model_that_no_store_can_name_is_refused_before_anything_is_measured(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*_: object, **__: object) -> None:
+        raise AssertionError("it was measured")
+
+    monkeypatch.setattr(preparing, "measure_once", measured)
+    code, _, err = run("prepare", write_tiny_model(tmp_path / "t\udcff.gguf"))
+    assert (code, "is not UTF-8; rename it" in err) == (2, True), err
+
+
 def test_a_note_that_cannot_be_read_is_made_anew(mine: tuple[Path, Path]) -> None:
     model, cache = mine
     (note,) = (cache / "ready").iterdir()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -8,7 +10,9 @@ from hypothesis import strategies as st
 from lamella.core.errors import EngineFailed, InvalidRequest
 from lamella.evaluating.requests import Request, cut_request, make_request
 from lamella.evaluating.subject import Room, Subject
+from lamella.llama.model import Model
 from lamella.store.store import Store
+from tests.fakes.tiny_model import write_tiny_model
 
 UNCHECKED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
@@ -47,6 +51,19 @@ def test_what_is_shared_is_not_read_again(store: Store, monkeypatch: pytest.Monk
             subject.losses(make_request(subject.vocabulary, TEXT, choice, 256))
         before = len(TEXT) + 2  # BOS and a space
         assert read == [before + 3, 1 + 6]  # the last token of the context again: its logits score the first letter
+
+
+@pytest.mark.parametrize("add_bos", [True, False])
+def test_nothing_is_asked_about_the_end_of_a_text(tmp_path: Path, add_bos: bool) -> None:
+    path = write_tiny_model(tmp_path / "tiny.gguf", n_layers=1, add_bos=add_bos, add_eos=True)
+    with Model.load([path]) as model:
+        vocabulary = model.vocabulary
+        start = [vocabulary.bos] if add_bos else []
+        context = [*start, *vocabulary.tokenize("The fox", add_special=False)]
+        asked = make_request(vocabulary, "The fox", " jumps", 256)
+        assert vocabulary.text(asked.continuation) == " jumps"
+        assert list(asked.context) == context
+        assert list(make_request(vocabulary, "", "jumps", 256).context) == [vocabulary.bos]
 
 
 def test_a_variant_that_computes_no_numbers_has_no_figures(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,11 @@ import pytest
 from lamella import api
 from lamella.core.errors import InvalidRequest, ModelError, UnknownVariant
 from lamella.evaluating.evaluation import Evaluation, Exams, evaluate
-from lamella.evaluating.text import TextScores
+from lamella.evaluating.text import TextScores, cut_windows, read_text
+from lamella.llama.model import Model
 from lamella.resources.catalogue import model_path
 from lamella.store.store import Store
+from tests.fakes.tiny_model import write_tiny_model
 
 BOS = 1
 
@@ -107,6 +109,19 @@ def test_the_reference_can_be_chosen(store: Store, text: Path) -> None:
 
 def test_windows_end_with_the_text(store: Store, text: Path) -> None:
     assert evaluate(store, ["large"], _exams(text, n_windows=100)).n_windows == 5
+
+
+@pytest.mark.parametrize("add_bos", [True, False])
+def test_no_window_starts_with_what_the_model_wants_at_the_end(tmp_path: Path, text: Path, add_bos: bool) -> None:
+    path = write_tiny_model(tmp_path / "tiny.gguf", n_layers=1, add_bos=add_bos, add_eos=True)
+    with Model.load([path]) as model:
+        tokens = model.vocabulary.tokenize(text.read_text(), add_special=False)
+        windows = cut_windows(read_text(text), model, 32, 3)
+    if add_bos:
+        tokens.insert(0, BOS)
+    expected = [tokens[start : start + 32] for start in (0, 32, 64)]
+    assert [list(w.targets) for w in windows] == [window[17:] for window in expected]
+    assert [list(w.fed) for w in windows] == [[BOS, *window[1:]] if add_bos else window for window in expected]
 
 
 def test_progress_counts_every_window_of_every_variant(store: Store, text: Path) -> None:

@@ -26,6 +26,18 @@ def test_texts_of_the_file_are_read_whole_and_whatever_bytes_they_are(tmp_path: 
         assert model.chat_template == "caf\ufffd"
 
 
+@pytest.mark.parametrize(("add_bos", "add_eos"), [(True, False), (True, True), (False, True), (False, False)])
+def test_a_text_starts_with_bos_where_the_model_wants_it_and_never_with_eos(
+    tmp_path: Path, add_bos: bool, add_eos: bool
+) -> None:
+    path = write_tiny_model(tmp_path / "tiny.gguf", n_layers=1, add_bos=add_bos, add_eos=add_eos)
+    with Model.load([path]) as model:
+        vocabulary = model.vocabulary
+        assert vocabulary.start == ((vocabulary.bos,) if add_bos else ())
+        ends = [vocabulary.eos] if add_eos else []
+        assert vocabulary.tokenize("") == [*vocabulary.start, *ends]  # which is no start of a text
+
+
 def test_tokens_make_their_text_again(model: Model) -> None:
     vocabulary = model.vocabulary
     text = "hello wörld 🙂"

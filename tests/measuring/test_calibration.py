@@ -10,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamella.core.errors import InvalidRequest
-from lamella.measuring.calibration import CalibrationFile, parse_calibration, read_texts, spread_starts
+from lamella.llama.model import Model
+from lamella.measuring.calibration import CalibrationFile, cut_windows, parse_calibration, read_texts, spread_starts
+from lamella.measuring.columns import ImportanceSettings, consecutive_windows
+from tests.fakes.tiny_model import write_tiny_model
 
 
 @pytest.mark.parametrize(
@@ -66,6 +69,21 @@ def test_two_files_of_one_task_are_refused(tmp_path: Path) -> None:
     path.write_text("text")
     with pytest.raises(InvalidRequest, match="2 calibration files have the task 'text'"):
         read_texts([CalibrationFile("text", path), CalibrationFile("text", path)])
+
+
+@pytest.mark.parametrize("add_bos", [True, False])
+def test_windows_start_with_bos_where_the_model_wants_it_and_never_with_eos(tmp_path: Path, add_bos: bool) -> None:
+    model = write_tiny_model(tmp_path / "tiny.gguf", n_layers=1, add_bos=add_bos, add_eos=True)
+    path = tmp_path / "a.txt"
+    path.write_text("The quick brown fox jumps over the lazy dog. " * 4)
+    (text,) = read_texts([CalibrationFile("text", path)])
+    with Model.load([model]) as loaded:
+        vocabulary = loaded.vocabulary
+        spread = cut_windows(text, vocabulary, 3, 16, seed=0)
+        consecutive = consecutive_windows(text, vocabulary, ImportanceSettings(16, windows=3))
+    for windows in (spread, consecutive):
+        assert [len(w) for w in windows] == [16] * 3
+        assert [(w[0] == vocabulary.bos, vocabulary.eos in w) for w in windows] == [(add_bos, False)] * 3
 
 
 @given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 5000), st.integers())

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from lamella.core.errors import InvalidRequest
 from lamella.llama.context import Context, ContextOptions
 from lamella.llama.gguf import ModelFile, read_model
-from lamella.llama.imatrix import read_imatrix
+from lamella.llama.imatrix import read_imatrix, serialise_imatrix
 from lamella.llama.model import Model
 from lamella.measuring import ImportanceSettings, gather_importance, parse_calibration
+from lamella.measuring.calibration import CalibrationFile
 from lamella.measuring.columns import add_experts
 from tests.fakes.tiny_model import write_tiny_model
 
@@ -89,6 +90,14 @@ def test_every_matrix_that_multiplies_is_there_and_the_head_may_be_left_out(
 def test_windows_longer_than_a_pass_count_every_token(model: ModelFile, text: Path) -> None:
     found = gather_importance(model, [parse_calibration(str(text))], ImportanceSettings(window_tokens=200, windows=1))
     assert {tuple(s.counts) for s in found.sums.values()} == {(200,)}
+
+
+def test_a_text_whose_path_is_no_utf8_is_named_as_well_as_can_be(model: ModelFile, text: Path, tmp_path: Path) -> None:
+    odd, out = tmp_path / "t\udcff.txt", tmp_path / "out.gguf"
+    odd.write_bytes(text.read_bytes())
+    found = gather_importance(model, [CalibrationFile("text", odd)], ImportanceSettings(window_tokens=32, windows=1))
+    out.write_bytes(serialise_imatrix(found))
+    assert read_imatrix(out).datasets == found.datasets == (f"{tmp_path}/t\ufffd.txt",)
 
 
 def test_without_a_number_the_whole_text_is_read(model: ModelFile, text: Path) -> None:

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamella.core.precision import GGML_TYPES
+from lamella.llama.context import Context, ContextOptions
 from lamella.llama.gguf import ModelFile, read_model
 from lamella.llama.model import Model
+from lamella.llama.observing import ProductObserver
 from lamella.llama.quantize import decode_rows, encode_rows
 from lamella.measuring.columns import sum_columns
 from lamella.measuring.inputs import InputStatistics, gather_inputs, rounding_change
@@ -61,12 +63,26 @@ def test_zeros_stay_zeros_and_one_large_input_makes_its_block_coarse() -> None:
 def test_mean_squares_are_those_of_the_importance_matrix_and_the_tied_head_is_there(model: ModelFile) -> None:
     window = tuple(range(3, 35))
     with Model.load(model.paths) as loaded:
-        found = gather_inputs(loaded, window)
-        sums = sum_columns(loaded, [window])
+        found = gather_inputs(loaded, model.tensors, window)
+        sums = sum_columns(loaded, model.spec, [window])
     for name, columns in sums.items():
         np.testing.assert_allclose(found[name].mean_squares, columns.means()[0], rtol=1e-4)
         assert set(found[name].rounding) == {32, 256}
     assert set(found) == set(sums) | {"token_embd.weight"}
+
+
+def test_products_of_computed_tensors_are_not_looked_at(tmp_path: Path) -> None:
+    grok = read_model(write_tiny_model(tmp_path / "grok.gguf", grok=True, tied=True))
+    window = tuple(range(3, 35))
+    multiplied: set[str] = set()
+    products = ProductObserver(lambda _: True, lambda product: multiplied.add(product.weight))
+    with Model.load(grok.paths) as loaded:
+        with Context(loaded, ContextOptions(32, n_batch=32, n_outputs=32), products=products) as context:
+            context.decode(window, 0, n_outputs=32)
+        found = gather_inputs(loaded, grok.tensors, window)
+        sums = sum_columns(loaded, grok.spec, [window], head=True)
+    assert any(weight.startswith("cache_k_l0") for weight in multiplied)
+    assert set(found) == set(sums) == multiplied & set(grok.tensors) != multiplied
 
 
 def test_an_error_is_the_mean_change_of_a_product(model: ModelFile) -> None:
@@ -90,7 +106,7 @@ def test_an_error_is_the_mean_change_of_a_product(model: ModelFile) -> None:
 def test_inputs_count_only_where_they_are_rounded_otherwise(model: ModelFile, tmp_path: Path) -> None:
     name = "blk.0.attn_q.weight"
     with Model.load(model.paths) as loaded:
-        statistics = gather_inputs(loaded, tuple(range(3, 35)))[name]
+        statistics = gather_inputs(loaded, [name], tuple(range(3, 35)))[name]
     plain = InputStatistics(statistics.mean_squares, {})
     types = [GGML_TYPES[n] for n in ("F16", "BF16", "Q8_0", "Q6_K")]
     data = model.tensors[name]

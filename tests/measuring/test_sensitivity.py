@@ -160,6 +160,31 @@ def test_a_finer_probe_is_met_exactly_and_the_types_between_follow_a_power_law()
     assert noisy.by_type["Q5_0"] == noisy.by_type["Q5_1"] == pytest.approx(0.01)  # never more for a smaller error
 
 
+def test_a_probe_that_changed_nothing_makes_only_those_types_free_that_change_nothing() -> None:
+    errors = {"Q4_0": 0.0, "Q8_0": 0.0, "Q2_K": 3.0, "F16": 0.0}
+    assert tensor_loss("w", "Q4_0", Loss(0.0, 0.0), errors).by_type == {"Q4_0": 0.0, "Q8_0": 0.0, "F16": 0.0}
+
+
+def test_a_finer_probe_that_lost_nothing_makes_no_coarser_type_free() -> None:
+    errors = {"Q4_0": 8.0, "Q5_0": 4.0, "Q5_1": 2.0, "Q8_0": 0.5, "Q2_K": 16.0}
+    loss = tensor_loss("w", "Q4_0", Loss(0.64, 0.0), errors, finer=Loss(0.0, 0.0))
+    assert loss.by_type == pytest.approx({"Q4_0": 0.64, "Q5_0": 0.32, "Q5_1": 0.0, "Q8_0": 0.0, "Q2_K": 1.28})
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_tensors_that_were_at_the_probes_type_before_are_probed_at_another(
+    dtype: str, text: Path, tmp_path: Path
+) -> None:
+    """Such as embeddings of models that somebody made 16 bits of again: rounding them a second time changes nothing."""
+    model = read_model(write_tiny_model(tmp_path / "tiny.gguf", n_layers=2, dtype=dtype, grid="Q4_0"))
+    found = measure_sensitivity(model, [parse_calibration(str(text))], SETTINGS)
+    assert {t.probe for t in found.tensors} == {"IQ4_NL"}
+    embedding = next(t for t in found.tensors if t.tensor == "token_embd.weight")
+    assert embedding.by_type["IQ4_NL"] > 0
+    assert embedding.by_type["Q4_0"] < embedding.by_type["IQ4_NL"] / 1000
+    assert all(t.by_type["IQ4_NL"] > 0 for t in found.tensors)
+
+
 @given(st.floats(1e-9, 1e3), st.floats(1.0001, 1e3), st.floats(1e-9, 1.0), st.floats(1.0, 1e3), st.data())
 def test_predicted_losses_never_fall_with_the_error(
     low: float, wider: float, low_loss: float, more: float, data: st.DataObject

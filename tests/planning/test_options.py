@@ -124,6 +124,12 @@ def test_losses_of_impossible_types_are_refused(name: str, says: str) -> None:
         option_menu(spec, [TensorLoss("token_embd.weight", "Q4_0", 1.0, 0.0, {name: 1.0})])
 
 
+@pytest.mark.parametrize("value", [-0.1, 1e300])
+def test_losses_that_none_can_be_are_refused(value: float) -> None:
+    with pytest.raises(ArtifactError, match=f"a loss of {value:g} nats at Q4_0".replace("+", r"\+")):
+        option_menu(SPEC, [TensorLoss("token_embd.weight", "Q4_0", 1.0, 0.0, {"Q4_0": value})])
+
+
 def test_no_losses_are_refused() -> None:
     with pytest.raises(InvalidRequest, match="metric sensitivity"):
         option_menu(SPEC, [])

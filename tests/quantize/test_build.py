@@ -27,7 +27,7 @@ from lamella.core.errors import (
     VariantExists,
 )
 from lamella.core.precision import GGML_TYPES, MENU, SCHEMES, Scheme
-from lamella.llama.gguf import ModelFile, TensorData, read_model
+from lamella.llama.gguf import Header, ModelFile, TensorData, read_model
 from lamella.llama.quantize import decode_rows, encode_rows
 from lamella.llama.rounding import quantize_rows, truncate_rows
 from lamella.quantize.build import ASK_AGAIN_S, build_variant
@@ -190,6 +190,30 @@ def test_a_taken_name_is_refused_before_any_work(tiny: ModelFile, store: Store) 
     with pytest.raises(VariantExists, match="'v'"):
         build_variant(tiny, make_plan(tiny.spec, "int8"), store, "v")
     assert store.verify() == before
+
+
+def test_a_variant_has_the_chat_template_of_the_file_it_is_built_from(tmp_path: Path) -> None:
+    a, b = (read_model(write_tiny_model(tmp_path / f"{t}.gguf", chat_template=t)) for t in ("old", "new"))
+    store = Store.create(tmp_path / "store", a.spec.identity)
+    plan = make_plan(a.spec, "int4")
+    before = build_variant(a, plan, store, "v").variant
+    assert build_variant(b, plan, store, "w").n_reused == 5
+    with pytest.raises(VariantExists, match="'v'"):
+        build_variant(b, plan, store, "v")
+    after = build_variant(b, plan, store, "v", replace=True).variant
+    assert [x.id == y.id for x, y in zip(before.shards, after.shards, strict=True)] == [False] + [True] * 5
+    for name in ("v", "w"):
+        with Header.open(store.first_link(name)) as header:
+            assert header.get("tokenizer.chat_template") == "new"
+
+
+def test_a_model_that_no_note_can_name_is_refused(tmp_path: Path) -> None:
+    source = read_model(write_tiny_model(tmp_path / "t\udcff.gguf"))
+    store = Store.create(tmp_path / "store", source.spec.identity)
+    with pytest.raises(InvalidRequest, match=r"t\\xff\.gguf' is not UTF-8; rename it"):
+        build_variant(source, make_plan(source.spec, "int8"), store, "v")
+    assert store.sources.unreadable() == ()
+    assert store.variants() == ()
 
 
 def test_a_missing_shard_is_made_again(tiny: ModelFile, store: Store) -> None:
@@ -433,7 +457,11 @@ def test_a_folder_without_write_permission_is_refused_with_the_path(tiny: ModelF
 
 def test_types_of_ggml_by_name_can_be_planned_per_tensor(tiny: ModelFile, store: Store) -> None:
     plan = make_plan(tiny.spec, "int8")
-    types = {**plan.tensors, "blk.0.attn_q.weight": "Q5_1", "blk.0.ffn_up.weight": "IQ4_XS", "output.weight": "Q6_K"}
+    chosen = {"blk.0.attn_q.weight": "Q5_1", "blk.0.ffn_up.weight": "IQ4_XS", "output.weight": "Q6_K"}
+    types = {**plan.tensors, **chosen}
     build_variant(tiny, dataclasses.replace(plan, tensors=types), store, "v")
-    assert {t.name: t.type_name for t in read_model(store.first_link("v")).spec.tensors} == types
-    assert all(GGML_TYPES[name].writable for name in types.values())
+    built = read_model(store.first_link("v"))
+    assert {t.name: t.type_name for t in built.spec.tensors} == types
+    for name, type_name in chosen.items():
+        expected = encode_rows(values_of(tiny.tensors[name]), GGML_TYPES[type_name])
+        np.testing.assert_array_equal(data_of(built.tensors[name]), expected)

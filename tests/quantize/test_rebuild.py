@@ -248,6 +248,20 @@ def test_a_change_that_the_identity_does_not_see_is_refused_by_the_hash(
     assert sorted(store.path.rglob("*")) == before
 
 
+def test_a_source_with_another_chat_template_makes_all_but_the_metadata(
+    store: Store, lease: Lease, source: ModelFile, tmp_path: Path
+) -> None:
+    variant = build(store, source, "v", "int4")
+    meta, layer = variant.shards[:2]
+    lose(store, meta, layer)
+    other = read_model(write_tiny_model(tmp_path / "other.gguf", n_embd=256, n_ff=512, chat_template="new"))
+    workshop = Workshop(store, lease, other)
+    workshop.make(layer)
+    with pytest.raises(CannotRebuild, match=r"the source has other metadata than it had"):
+        workshop.make(meta)
+    assert not store.shard_path(meta.id).exists()
+
+
 def test_a_variant_as_the_source_stores_it_serves_as_the_source(store: Store, lease: Lease, source: ModelFile) -> None:
     copy = build(store, source, "copy", "fp16", outside=ALL_OUTSIDE)
     variant = build(store, source, "v", "int4")

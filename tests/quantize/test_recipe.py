@@ -61,6 +61,18 @@ def test_other_weights_make_other_recipes(tiny: ModelFile, tmp_path: Path) -> No
     assert not set(recipe_ids(tiny, plans[0])) & set(recipe_ids(other, plans[1]))
 
 
+@pytest.mark.parametrize("other", [{"chat_template": "b"}, {"chat_template": "a", "tags": ["x"]}, {"name": "other"}])
+def test_other_metadata_makes_another_recipe_of_its_shard_alone(tmp_path: Path, other: dict[str, Any]) -> None:
+    one, same, changed = (
+        read_model(write_tiny_model(tmp_path / f"{i}.gguf", **{"chat_template": "a"} | more))
+        for i, more in enumerate(({}, {}, other))
+    )
+    assert one.spec.identity.structure == changed.spec.identity.structure
+    ids = [recipe_ids(source, make_plan(source.spec, "int8")) for source in (one, same, changed)]
+    assert ids[0] == ids[1]
+    assert [x == y for x, y in zip(ids[0], ids[2], strict=True)] == [False] + [True] * 5
+
+
 def test_by_channel_each_matrix_is_rounded_to_its_layers_precision(tiny: ModelFile) -> None:
     found = roundings(tiny, make_plan(tiny.spec, ["int2", "int3", "fp16"], scheme="channel"))
     assert found["blk.0.attn_q.weight"] == "int2"

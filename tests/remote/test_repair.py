@@ -8,7 +8,7 @@ import pytest
 
 from lamella import api
 from lamella.cli import main
-from lamella.core.errors import ShardDamaged
+from lamella.core.errors import InvalidRequest, ShardDamaged
 from lamella.llama.gguf import ModelFile
 from lamella.quantize.build import build_variant
 from lamella.remote.pull import pull_variant
@@ -51,6 +51,15 @@ def test_restore_takes_what_is_missing_from_a_url(origin: Store, damaged: Store)
         got = api.restore(damaged.path, "mixed", elsewhere=[source])
         assert got == {"layer 0": site.url}
     assert [d.label for d in damaged.verify().damaged] == ["layer 1"]
+
+
+def test_urls_are_told_from_folders_whatever_their_case(origin: Store, damaged: Store) -> None:
+    with serving(origin.path, Ranged) as site:
+        url = site.url.replace("http://", "HTTP://")
+        with api.shard_source(url) as source:
+            assert api.restore(damaged.path, "mixed", elsewhere=[source]) == {"layer 0": url}
+    with pytest.raises(InvalidRequest, match="no http or https URL"), api.shard_source("ftp://host/store"):
+        pass
 
 
 def test_a_url_that_sends_other_bytes_mends_nothing(origin: Store, damaged: Store, tmp_path: Path) -> None:

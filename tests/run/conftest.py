@@ -1,17 +1,25 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from lamella import api
 from lamella.llama.context import ContextOptions
+from lamella.llama.sampling import SamplingOptions
 from lamella.run.engine import Engine, EngineOptions
 from lamella.store.store import Store
 from tests.fakes.tiny_model import write_tiny_model
 
 OPTIONS = EngineOptions(ContextOptions(n_ctx=128, n_batch=64, n_threads=1), layout="mapped")
+GREEDY = SamplingOptions(temperature=0)
+PROMPT = "the quick brown fox jumps over the lazy dog"
+
+
+def ids_of(engine: Engine, prompt: str | Sequence[int] = PROMPT, n: int = 24) -> list[int]:
+    """What an engine writes after a prompt, greedily."""
+    return [t.id for t in engine.generate(prompt, max_tokens=n, sampling=GREEDY)]
 
 
 @pytest.fixture(scope="session")

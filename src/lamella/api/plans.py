@@ -24,7 +24,7 @@ from lamella.llama.stock_mix import MIXES, canonical_mix, stock_types
 from lamella.measuring import nothing_lost
 from lamella.planning.constraints import Constraints, Prices
 from lamella.planning.policies import LADDER, METRICS, check_policy, make_plan
-from lamella.planning.request import PlanRequest, StockTypes, check_limits
+from lamella.planning.request import PlanRequest, StockTypes, check_goals, check_limits
 from lamella.planning.specs import is_builtin
 from lamella.resources.need import default_reserve, file_overhead, spec_overhead
 from lamella.resources.waiting import Waiting, wait_until_fits
@@ -183,6 +183,7 @@ def plan(
     check_plan_arguments(
         policy, measurement, memory=memory, average_bits=average_bits, bits_per_weight=bits_per_weight,
         seed=seed, mix=mix, importance=importance,
+        kl=kl, ms_per_token=ms_per_token, prompt_tokens_per_second=prompt_tokens_per_second,
     )  # fmt: skip
     base = PlanRequest(
         load_spec(model), scheme=scheme, alpha=alpha, precision=precision, outside=outside,
@@ -241,6 +242,9 @@ def check_plan_arguments(
     seed: int | None = None,
     mix: str | None = None,
     importance: ImportanceMatrix | None = None,
+    kl: float | None = None,
+    ms_per_token: float | None = None,
+    prompt_tokens_per_second: float | None = None,
 ) -> None:
     """Refuse at once, before anything is measured, arguments of ``plan`` that do not go together.
 
@@ -249,6 +253,7 @@ def check_plan_arguments(
     """
     check_policy(policy, measurement.metric if measurement else None)
     check_limits(as_bytes(memory), average_bits, bits_per_weight, together=policy == "knapsack")
+    check_goals(kl, ms_per_token, prompt_tokens_per_second)
     if mix is None and policy == "stock":
         raise InvalidRequest(f"policy stock needs a mix of llama-quantize: {', '.join(MIXES)}")
     if mix is not None and policy != "stock":

@@ -81,6 +81,7 @@ def prepare(
     """
     with stage(f"looking for {target}") as update:
         source = load(_fetched(target, cache_folder, llama_cpp), cache_folder)
+        files = tuple(SourceFile.of(path) for path in source.paths)
         update(1, 1, "")
     model, budget = str(source.paths[0]), Budget(as_bytes(memory), device)
     check_memory(model, budget.now(), context=_context(source))
@@ -91,7 +92,6 @@ def prepare(
     with stage("planning"):
         plans = _plans(source, measured, budget.now())
     names = names_of([p.bits_per_weight for p in plans], str(memory) if memory else None)
-    files = tuple(SourceFile.of(path) for path in source.paths)
     home = store_name(source.spec.identity, source.paths[0])
     ready = Ready(canonical(target), as_bytes(memory) or 0, home, names, files)
     with stage(f"building {len(plans)} variants") as update:

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from lamella.remote.addresses import is_url
 from lamella.store.fetching import FolderSource, ShardSource
 from lamella.store.store import Store
 
@@ -22,8 +23,9 @@ def shard_source(where: str, token: str | None = None) -> Iterator[ShardSource]:
 
     Raises:
         StoreError: there is no store in that folder.
+        InvalidRequest: a URL of something else than http or https.
     """
-    if not where.startswith(("http://", "https://")):
+    if not is_url(where):
         yield FolderSource(Store.open(Path(where)))
         return
     from lamella.remote.remote_store import RemoteStore

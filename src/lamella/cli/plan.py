@@ -151,7 +151,8 @@ def plan(
     policy = policy or api.default_policy(model, scheme, given)
     api.check_plan_arguments(
         policy, given, memory=size.memory, average_bits=size.average_bits, bits_per_weight=size.bits_per_weight,
-        seed=of_policy.seed, mix=of_policy.mix, importance=importance,
+        seed=of_policy.seed, mix=of_policy.mix, importance=importance, kl=of_knapsack.kl,
+        ms_per_token=of_knapsack.ms_per_token, prompt_tokens_per_second=of_knapsack.prompt_tokens_per_second,
     )  # fmt: skip
     if not of_knapsack.has_limit and all(limit is None for limit in astuple(size)):
         _say_device(device or config.device)

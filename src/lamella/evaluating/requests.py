@@ -67,16 +67,16 @@ def cut_request(context: Sequence[int], continuation: Sequence[int], most_tokens
 
 
 def tokenize_prompt(vocabulary: Vocabulary, text: str, parse_special: bool) -> list[int]:
-    """Tokens of a text that a model reads from its start.
+    """Tokens of a text that a model reads from its start and goes on with: no EOS at its end, whatever the model wants.
 
     Args:
         parse_special: control tokens written in the text count, as in what a chat template rendered; a BOS that is
             written there is not added once more.
     """
-    tokens = vocabulary.tokenize(text, parse_special=parse_special)
+    tokens = [*vocabulary.start, *vocabulary.tokenize(text, add_special=False, parse_special=parse_special)]
     return tokens[1:] if parse_special and tokens[:2] == [vocabulary.bos] * 2 else tokens
 
 
 def start_tokens(vocabulary: Vocabulary) -> list[int]:
     """What stands for an empty context: BOS, or EOS where the model knows none."""
-    return vocabulary.tokenize("") or [vocabulary.bos if vocabulary.bos >= 0 else vocabulary.eos]
+    return list(vocabulary.start) or [vocabulary.bos if vocabulary.bos >= 0 else vocabulary.eos]

@@ -147,11 +147,11 @@ def cut_windows(text: Text, model: Model, n_tokens: int, n_windows: int | None) 
         )
     possible = len(tokens) // n_tokens
     starts = range(0, min(n_windows or possible, possible) * n_tokens, n_tokens)
-    prefix = model.vocabulary.tokenize("")[:1]
+    prefix = model.vocabulary.start
     return tuple(_window(tokens[start : start + n_tokens], prefix) for start in starts)
 
 
-def _window(tokens: list[int], prefix: list[int]) -> Window:
+def _window(tokens: list[int], prefix: tuple[int, ...]) -> Window:
     first = len(tokens) // 2
     return Window((*prefix, *tokens[len(prefix) :]), np.array(tokens[first + 1 :], np.int64))
 

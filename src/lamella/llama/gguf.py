@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import ctypes as ct
 import hashlib
+import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,12 +57,15 @@ class ModelFile:
         spec: structure and identity.
         tensors: by name, in file order.
         metadata: the scalar metadata of the first file.
+        description: SHA-256 over the rest of what its metadata says of the model: chat template, name, license; the
+            structure has a hash of its own.
     """
 
     paths: tuple[Path, ...]
     spec: ModelSpec
     tensors: Mapping[str, TensorData]
     metadata: Mapping[str, Scalar]
+    description: str
 
 
 class Header(Closing):
@@ -269,13 +273,14 @@ def read_model(path: Path) -> ModelFile:
         if not architecture or not tensors:
             raise ModelError(f"{path} holds no model: it has no {'architecture' if not architecture else 'tensors'}")
         structure = _structure_hash(headers[0], architecture, [t.spec for t in tensors.values()])
+        description = _description_hash(headers[0], architecture)
     identity = ModelIdentity(
         architecture, str(metadata.get("general.name", path.stem)), structure, weights_hash(tensors.values())
     )
     hyper = {k.removeprefix(f"{architecture}."): v for k, v in metadata.items() if k.startswith(f"{architecture}.")}
     specs = tuple(t.spec for t in tensors.values())
     n_layers = _layer_count(path, architecture, hyper.get("block_count", 0), specs)
-    return ModelFile(paths, ModelSpec(identity, n_layers, specs, hyper), tensors, metadata)
+    return ModelFile(paths, ModelSpec(identity, n_layers, specs, hyper), tensors, metadata, description)
 
 
 def read_tensors(path: Path) -> dict[str, TensorData]:
@@ -340,17 +345,22 @@ def _layer_count(path: Path, architecture: str, block_count: Scalar, tensors: It
 
 
 def _structure_hash(header: Header, architecture: str, tensors: Iterable[TensorSpec]) -> str:
-    digest = hashlib.sha256()
+    values = _values(header, lambda key: is_structural(key, architecture))
+    shapes = (f"{tensor.name} {tensor.shape}\0".encode() for tensor in sorted(tensors, key=lambda t: t.name))
+    return hash_parts(itertools.chain(values, shapes))
+
+
+def _description_hash(header: Header, architecture: str) -> str:
+    return hash_parts(_values(header, lambda key: not is_structural(key, architecture) and not describes_file(key)))
+
+
+def _values(header: Header, counts: Callable[[str], bool]) -> Iterator[bytes]:
+    """Keys and values, for hashing: by name, because tools write them in different orders."""
     for key_id, key in sorted(header.keys(), key=lambda pair: pair[1]):
-        if not is_structural(key, architecture):
-            continue
-        digest.update(key.encode() + b"\0")
-        value = header.scalar(key_id)
-        for part in header.array_bytes(key_id) if value is None else (repr(value).encode(),):
-            digest.update(part)
-    for tensor in sorted(tensors, key=lambda t: t.name):
-        digest.update(f"{tensor.name} {tensor.shape}\0".encode())
-    return digest.hexdigest()
+        if counts(key):
+            yield key.encode() + b"\0"
+            value = header.scalar(key_id)
+            yield from header.array_bytes(key_id) if value is None else (repr(value).encode(),)
 
 
 def is_structural(key: str, architecture: str) -> bool:

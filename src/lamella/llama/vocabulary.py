@@ -14,6 +14,9 @@ from lamella.llama.handle import Handle
 class Vocabulary:
     """The tokenizer of a model.
 
+    Attributes:
+        start: what the model wants at the start of a text: BOS, or nothing; not EOS, which some want at its end.
+
     Pieces are remembered: between two tokens the weights have pushed everything else out of the processor's caches,
     and each call into C then costs tens of microseconds.  Unlike other handles, it may be used by several threads.
 
@@ -28,6 +31,8 @@ class Vocabulary:
         self.n_tokens: int = self._llama.llama_vocab_n_tokens(self._address)
         self.bos: int = self._llama.llama_vocab_bos(self._address)
         self.eos: int = self._llama.llama_vocab_eos(self._address)
+        wants_bos = self._llama.llama_vocab_get_add_bos(self._address)
+        self.start: tuple[int, ...] = (self.bos,) if wants_bos and self.bos >= 0 else ()
         self._pieces: dict[tuple[int, bool], bytes] = {}
         self._ends: dict[int, bool] = {}
 

@@ -96,7 +96,7 @@ def cut_windows(
     Raises:
         InvalidRequest: the text is too short; says how many tokens are needed and there.
     """
-    prefix = vocabulary.tokenize("", add_special=True)
+    prefix = vocabulary.start
     tokens = vocabulary.tokenize(text.text, add_special=False, parse_special=False)
     body = window_tokens - len(prefix)
     if len(tokens) < n_windows * body:
@@ -107,7 +107,7 @@ def cut_windows(
             f"{n_windows * body} tokens, it has {len(tokens)} ({advice})"
         )
     starts = spread_starts(len(tokens), n_windows, body, seed)
-    return tuple(tuple(prefix + tokens[start : start + body]) for start in starts)
+    return tuple((*prefix, *tokens[start : start + body]) for start in starts)
 
 
 def spread_starts(n_tokens: int, n_windows: int, window_tokens: int, seed: int) -> tuple[int, ...]:

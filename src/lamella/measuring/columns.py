@@ -10,13 +10,15 @@ of its own: ``jaccard`` and ``cosine`` read short windows spread over the text, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lamella.core.errors import EngineFailed, InvalidRequest
+from lamella.core.model import ModelSpec
 from lamella.llama.context import Context, ContextOptions
 from lamella.llama.gguf import ModelFile
 from lamella.llama.imatrix import ColumnSums, ImportanceMatrix
@@ -81,10 +83,11 @@ def gather_importance(
             )
         windows = [window for text in texts for window in consecutive_windows(text, model.vocabulary, settings)]
         count = named(on_progress, len(windows), "reading text")
-        sums = sum_columns(model, windows, head=settings.head, n_threads=settings.n_threads, on_window=count)
+        spec, n_threads = model_file.spec, settings.n_threads
+        sums = sum_columns(model, spec, windows, head=settings.head, n_threads=n_threads, on_window=count)
     return ImportanceMatrix(
         sums,
-        tuple(str(text.path) for text in texts),
+        tuple(os.fsencode(text.path).decode(errors="replace") for text in texts),
         len(windows),
         settings.window_tokens,
         model_file.spec.identity.structure,
@@ -105,16 +108,23 @@ def consecutive_windows(text: TaskText, vocabulary: Vocabulary, settings: Import
             f"it has {len(tokens)}"
         )
     last = n * (settings.windows or len(tokens) // n)
-    first = [vocabulary.bos] if vocabulary.bos in vocabulary.tokenize("")[:1] else []
-    return [tuple(first + tokens[start + len(first) : start + n]) for start in range(0, last, n)]
+    first = vocabulary.start
+    return [(*first, *tokens[start + len(first) : start + n]) for start in range(0, last, n)]
 
 
 def sum_columns(
-    model: Model, windows: Sequence[Window], *, head: bool = False, n_threads: int = 0, on_window: Count = ignore
+    model: Model,
+    spec: ModelSpec,
+    windows: Sequence[Window],
+    *,
+    head: bool = False,
+    n_threads: int = 0,
+    on_window: Count = ignore,
 ) -> dict[str, ColumnSums]:
     """Sums of the inputs of every weight of the layers, over all windows.
 
     Args:
+        spec: of the model: what it names is a weight, and what else is multiplied was computed.
         head: of the matrix behind the logits too; without it the pass ends after the last layer.
 
     Raises:
@@ -125,7 +135,8 @@ def sum_columns(
     n_pass = min(PASS_TOKENS, longest)
     options = ContextOptions(longest, n_batch=n_pass, n_outputs=n_pass, n_threads=n_threads)
     last_node = "" if head else f"l_out-{model.n_layers - 1}"
-    observer = ProductObserver(_wanted(head), sums.add, last_node)
+    weights = frozenset(t.name for t in spec.tensors if head or t.layer is not None)
+    observer = ProductObserver(weights.__contains__, sums.add, last_node)
     with Context(model, options, products=observer) as context:
         for done, window in enumerate(windows, 1):
             context.forget()
@@ -134,10 +145,6 @@ def sum_columns(
                 context.decode(part, first, n_outputs=len(part))
             on_window(done)
     return sums.finished()
-
-
-def _wanted(head: bool) -> Callable[[str], bool]:
-    return lambda weight: head or weight.startswith("blk.")
 
 
 class _Sums:

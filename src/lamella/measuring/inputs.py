@@ -8,7 +8,7 @@ weights do not have it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,8 +37,13 @@ class InputStatistics:
     rounding: Mapping[int, NDArray[np.float64]]
 
 
-def gather_inputs(model: Model, window: Window, n_threads: int = 0) -> dict[str, InputStatistics]:
-    """Read a window and look at the inputs of every weight, the head's too.
+def gather_inputs(
+    model: Model, weights: Collection[str], window: Window, n_threads: int = 0
+) -> dict[str, InputStatistics]:
+    """Read a window and look at the inputs of weights.
+
+    Args:
+        weights: their names; what is only looked up is not found.
 
     Returns:
         By name of the weight; inputs of all experts of a weight together.
@@ -50,7 +55,7 @@ def gather_inputs(model: Model, window: Window, n_threads: int = 0) -> dict[str,
         sums.setdefault(product.weight, _Sums(inputs.shape[-1])).add(inputs)
 
     options = ContextOptions(len(window), n_batch=len(window), n_outputs=len(window), n_threads=n_threads)
-    with Context(model, options, products=ProductObserver(lambda _: True, observe)) as context:
+    with Context(model, options, products=ProductObserver(weights.__contains__, observe)) as context:
         context.decode(window, 0, n_outputs=len(window))
     return {name: found.means() for name, found in sums.items()}
 

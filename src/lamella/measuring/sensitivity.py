@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from lamella.core.artifacts import AdditivityCheck, LayerScore, Measurement, TensorLoss
 from lamella.core.cores import usable_cores
 from lamella.core.errors import InvalidRequest
-from lamella.core.model import ModelSpec, TensorSpec
+from lamella.core.model import ModelSpec
 from lamella.core.precision import GGML_TYPES, GgmlType
-from lamella.llama.gguf import ModelFile
+from lamella.llama.gguf import ModelFile, TensorData
 from lamella.llama.imatrix import ImportanceMatrix
 from lamella.llama.library import installed_version
 from lamella.llama.model import Model
@@ -44,7 +44,12 @@ FILE_SAMPLES, FILE_WINDOW_TOKENS = 2, 224
 SELF_SAMPLES, SELF_WINDOW_TOKENS = 8, 64
 SHORTEST_WINDOW = 8
 OTHER_PROBES = ("IQ4_NL", "Q5_0")
-"""For tensors that are stored at the probe's type, which would lose nothing."""
+"""For tensors whose values are those of the probe's type already, which would lose nothing."""
+LEAST_CHANGE = 0.01
+"""Of the change that other probes make, their bits considered: a probe of less tells nothing of other types.
+
+Values that were written in the probe's type and stored in 16 bits since change by 1e-6 to 1e-4 of that.
+"""
 FINER_PROBE = "Q5_1"
 FINER_SHARE = 0.1
 """Of the tensors; a second probe of each would double the time for little."""
@@ -118,13 +123,13 @@ def measure_sensitivity(
             }
         )
         with Probes(model_file, model, tasks, importance, settings.n_threads) as probes:
-            todo = probes_of(spec, settings, probes.names)
+            todo = probes_of(model_file, settings, probes.names, importance)
             if settings.level == "layer":
                 losses = _run(probes, todo, journal, "probing", on_progress)
                 return _layer_measurement(spec, tasks, described, list(losses.values()))
             losses = _run(probes, todo | _checks(spec, probes.names), journal, "probing", on_progress)
             losses |= _run(probes, _finer_probes(spec, todo, losses), journal, "probing again", on_progress)
-        inputs = gather_inputs(model, tasks[0].windows[0], settings.n_threads)
+        inputs = gather_inputs(model, todo, tasks[0].windows[0], settings.n_threads)
     errors = _all_errors(model_file, todo, inputs, importance, settings.n_threads, on_progress)
     return _tensor_measurement(spec, tasks, described, todo, losses, errors)
 
@@ -143,18 +148,24 @@ def nothing_lost(spec: ModelSpec) -> Measurement:
     return Measurement("sensitivity", spec.identity, {}, (), (), tensors=tensors)
 
 
-def probes_of(spec: ModelSpec, settings: MeasureSettings, names: frozenset[str]) -> dict[str, dict[str, GgmlType]]:
+def probes_of(
+    model_file: ModelFile, settings: MeasureSettings, names: frozenset[str], importance: ImportanceMatrix | None
+) -> dict[str, dict[str, GgmlType]]:
     """What is rounded in each probe: key -> weight -> type.
 
     Raises:
         InvalidRequest: the probe's type fits no tensor, or says nothing of other types.
+        InvalidWeights: a weight is NaN or infinite.
     """
+    spec = model_file.spec
     if settings.level == "tensor" and settings.probe.upper() in LEFT_OUT:
         raise InvalidRequest(f"losses at other types cannot be told from probes at {settings.probe}; default: {PROBE}")
     probed = {
         t.name: target
         for t in spec.tensors
-        if t.is_matrix and t.name in names and (target := _probe_type(t, settings.probe)) is not None
+        if t.is_matrix
+        and t.name in names
+        and (target := _probe_type(model_file.tensors[t.name], settings.probe, importance)) is not None
     }
     if not probed:
         lengths = sorted({t.row_length for t in spec.tensors if t.is_matrix})
@@ -216,10 +227,16 @@ def _whole(spec: ModelSpec, target: GgmlType, names: frozenset[str]) -> dict[str
     return {t.name: target for t in spec.tensors if t.is_matrix and t.name in names and target.allows_row(t.row_length)}
 
 
-def _probe_type(tensor: TensorSpec, probe: str) -> GgmlType | None:
-    """The probe for a tensor: the one asked for, or another where the tensor is of that type already."""
-    possible = (GGML_TYPES[name] for name in (probe.upper(), *OTHER_PROBES))
-    return next((t for t in possible if t.allows_row(tensor.row_length) and t != tensor.type), None)
+def _probe_type(data: TensorData, probe: str, importance: ImportanceMatrix | None) -> GgmlType | None:
+    """The probe for a tensor: the one asked for, or another where the tensor's values are of that type already."""
+    named = [GGML_TYPES[name] for name in dict.fromkeys((probe.upper(), *OTHER_PROBES))]
+    possible = [t for t in named if t.allows_row(data.spec.row_length) and t != data.spec.type]
+    for target in possible:
+        prepare(target)
+    errors = errors_by_type(data, possible, column_weights(data.spec, importance))
+    changes = {t.name: errors[t.name] * 4**t.bits_per_weight for t in possible}  # a bit more quarters the error
+    least = LEAST_CHANGE * max(changes.values(), default=0.0)
+    return next((t for t in possible if changes[t.name] >= least), None)
 
 
 def _run(
@@ -319,17 +336,21 @@ def tensor_loss(
 ) -> TensorLoss:
     """What a tensor loses at every type: the measured loss, times how much larger each type's error is.
 
-    A loss that drowns in its noise counts as one standard error, so that no tensor looks free.
+    A loss that drowns in its noise counts as one standard error, so that no tensor looks free.  A probe that changed
+    nothing says nothing of types that do; they are left out.
 
     Args:
         errors: ``errors_by_type`` of the tensor.
         finer: loss at ``FINER_PROBE``.
     """
+    also = {} if finer is None else {FINER_PROBE: finer.mean}
+    if errors[probe] <= 0:
+        unchanged = {t: 0.0 for t, error in errors.items() if error <= 0}
+        return TensorLoss(name, probe, measured.mean, measured.standard_error, unchanged, also)
     points = {errors[probe]: _above_noise(measured)}
     if finer is not None and 0 < errors[FINER_PROBE] < errors[probe]:
         points[errors[FINER_PROBE]] = min(_above_noise(finer), _above_noise(measured))
     by_type = {t: loss_at(error, points) for t, error in errors.items()}
-    also = {} if finer is None else {FINER_PROBE: finer.mean}
     return TensorLoss(name, probe, measured.mean, measured.standard_error, by_type, also)
 
 
@@ -337,12 +358,12 @@ def loss_at(error: float, points: Mapping[float, float]) -> float:
     """Loss of a type by its error: in proportion below and above what was measured, by a power law in between.
 
     Args:
-        points: error -> loss, one or two.
+        points: error -> loss, one or two; no error is 0.
     """
     (low, low_loss), (high, high_loss) = min(points.items()), max(points.items())
-    if error <= low or low <= 0 or low_loss <= 0:
-        return low_loss * error / low if low > 0 else 0.0
-    if error >= high:
+    if error <= low:
+        return low_loss * error / low
+    if error >= high or low_loss <= 0:
         return high_loss * error / high
     return low_loss * math.exp(math.log(error / low) * math.log(high_loss / low_loss) / math.log(high / low))
 

@@ -19,7 +19,7 @@ from lamella.core.precision import GGML_TYPES
 from lamella.planning.knapsack import amounts, speeds
 from lamella.planning.multichoice import Hull
 from lamella.planning.options import PER_UNIT, OptionMenu, option_menu
-from lamella.planning.request import PlanRequest
+from lamella.planning.request import PlanRequest, check_amount
 
 DEFAULT_POINTS = 25
 WIDEST_BITS = GGML_TYPES["Q8_0"].bits_per_weight
@@ -111,8 +111,7 @@ def _range(menu: OptionMenu, hull: Hull, min_bits: float | None, max_bits: float
     """Bytes of all weights at both ends; what the constraints do not allow is cut off."""
     smallest, largest = (w + menu.kept_bytes for w in (hull.least_weight, hull.least_cost_weight))
     for bits in (min_bits, max_bits):
-        if bits is not None and not (math.isfinite(bits) and bits > 0):
-            raise InvalidRequest(f"bits per weight must be more than zero, not {bits:g}")
+        check_amount("bits per weight", bits)
     widest = WIDEST_BITS if max_bits is None and _bits(menu, smallest) < WIDEST_BITS else max_bits
     first = smallest if min_bits is None else max(smallest, _bytes(menu, min_bits))
     last = largest if widest is None else min(largest, _bytes(menu, widest))

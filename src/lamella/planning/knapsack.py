@@ -24,7 +24,7 @@ from lamella.planning.cost import build_tensor_plan, plan_does_not_fit
 from lamella.planning.importance import normalise
 from lamella.planning.multichoice import Problem
 from lamella.planning.options import PER_UNIT, Group, Option, OptionMenu, option_menu
-from lamella.planning.request import Overhead, PlanRequest
+from lamella.planning.request import MOST, Overhead, PlanRequest, check_goals
 from lamella.planning.solve import best_within
 from lamella.planning.uniform import OUTSIDE
 
@@ -135,7 +135,7 @@ def _limits(request: PlanRequest, overhead: Overhead) -> dict[Kind, int]:
     if request.ms_per_token is not None:
         limits["token"] = round(request.ms_per_token * PER_UNIT / 1000)
     if request.prompt_tokens_per_second is not None:
-        limits["prompt"] = round(PER_UNIT / request.prompt_tokens_per_second)
+        limits["prompt"] = round(PER_UNIT / max(request.prompt_tokens_per_second, 1 / MOST))
     return limits
 
 
@@ -166,16 +166,9 @@ def _check(request: PlanRequest) -> None:
         )
     if request.average_bits is not None:
         raise InvalidRequest("policy knapsack has no target of average bits; give bits per weight")
-    for what, value in (
-        ("bits per weight", request.bits_per_weight),
-        ("bytes of weights", request.weights_bytes),
-        ("milliseconds a token", request.ms_per_token),
-        ("prompt tokens per second", request.prompt_tokens_per_second),
-    ):
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise InvalidRequest(f"{what} must be more than zero, not {value:g}")
-    if request.loss_ceiling is not None and not (math.isfinite(request.loss_ceiling) and request.loss_ceiling >= 0):
-        raise InvalidRequest(f"a ceiling on the loss must be zero nats or more, not {request.loss_ceiling:g}")
+    if request.weights_bytes is not None and request.weights_bytes <= 0:
+        raise InvalidRequest(f"bytes of weights must be more than zero, not {request.weights_bytes}")
+    check_goals(request.loss_ceiling, request.ms_per_token, request.prompt_tokens_per_second)
 
 
 def _check_reachable(menu: OptionMenu, limits: Limits) -> None:

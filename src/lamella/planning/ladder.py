@@ -26,7 +26,7 @@ from lamella.core.units import format_bytes, parse_bytes
 from lamella.planning.cost import build_tensor_plan
 from lamella.planning.knapsack import bytes_limit, layer_scores, plan_knapsack
 from lamella.planning.options import OptionMenu, option_menu
-from lamella.planning.request import Overhead, PlanRequest
+from lamella.planning.request import MOST, Overhead, PlanRequest
 from lamella.planning.sharing import SharedProblem, UnitPicks, share
 
 DEFAULT_RATIO = 1.05
@@ -55,8 +55,10 @@ class JointBudget:
                 return cls(n_bytes=parse_bytes(text))
             except InvalidRequest:
                 raise InvalidRequest(f"'{text}' is no budget for a ladder; write 1.6x or a size such as 3GiB") from None
-        if float(match.group(1)) < 1:
-            raise InvalidRequest(f"a ladder takes at least 1x its largest step, not {text.strip()}")
+        if not 1 <= float(match.group(1)) <= MOST:
+            raise InvalidRequest(
+                f"a ladder takes at least 1x its largest step, at most {MOST:g}x, not {text.strip()[:40]}"
+            )
         return cls(times_largest=float(match.group(1)))
 
     def resolve(self, largest_bytes: int) -> int:
@@ -122,9 +124,10 @@ def evenly_spaced(spec: ModelSpec, n_steps: int, first_bits: float, last_bits: f
     """
     if n_steps < 2:
         raise InvalidRequest(f"a ladder has at least 2 steps, not {n_steps}")
-    if not (math.isfinite(first_bits) and 0 < last_bits < first_bits):
+    if not 0 < last_bits < first_bits <= MOST:
         raise InvalidRequest(
-            f"a ladder falls from many bits per weight to few, not from {first_bits:g} to {last_bits:g}"
+            f"a ladder falls from many bits per weight, at most {MOST:g}, to few, "
+            f"not from {first_bits:g} to {last_bits:g}"
         )
     between = (first_bits - last_bits) / (n_steps - 1)
     return tuple(math.floor((first_bits - i * between) * spec.n_weights / 8 + 1e-3) for i in range(n_steps))

@@ -18,6 +18,7 @@ from lamella.core.errors import ArtifactError, InvalidRequest
 from lamella.core.model import ModelSpec, TensorSpec
 from lamella.core.precision import GGML_TYPES
 from lamella.planning.constraints import Constraints, Prices
+from lamella.planning.request import MOST
 
 PER_UNIT = 10**12
 """Whole numbers in a nat or a second; sums below 9000 of either survive the way through a float."""
@@ -208,7 +209,9 @@ def _allowed(tensor: TensorSpec, loss: TensorLoss | None, constraints: Constrain
 
 
 def _check_types(tensor: TensorSpec, loss: TensorLoss) -> None:
-    for name in loss.by_type:
+    for name, value in loss.by_type.items():
+        if not 0 <= value <= MOST:
+            raise ArtifactError(f"the measurement gives {tensor.name} a loss of {value:g} nats at {name}")
         if name not in GGML_TYPES:
             raise ArtifactError(f"the measurement gives {tensor.name} a loss for the unknown type {name!r}")
         if not GGML_TYPES[name].allows_row(tensor.row_length):

@@ -18,6 +18,8 @@ from lamella.planning.constraints import Constraints, Prices
 Accounting = Literal["exact", "nominal"]
 KEEP = "keep"
 """Value of ``outside``: leave embedding and head as they are in the model, at most F16."""
+MOST = 1e12
+"""Of bits, nats and milliseconds.  More means nothing, and what is computed of it is no number any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,15 +167,36 @@ def check_limits(
     """
     if budget_bytes is not None and budget_bytes <= 0:
         raise InvalidRequest(f"a memory budget must be more than zero bytes, not {budget_bytes}")
-    for name, bits in (("average bits", average_bits), ("bits per weight", bits_per_weight)):
-        if bits is not None and not (math.isfinite(bits) and bits > 0):
-            raise InvalidRequest(f"{name} must be a number above 0, not {bits:g}")
+    check_amount("average bits", average_bits)
+    check_amount("bits per weight", bits_per_weight)
     limits = {"memory": budget_bytes, "average bits": average_bits, "bits per weight": bits_per_weight}
     given = [name for name, limit in limits.items() if limit is not None]
     if len(given) > 1 and not together:
         raise InvalidRequest(
             f"a plan has one limit, memory, average bits or bits per weight, not {' and '.join(given)}"
         )
+
+
+def check_goals(loss_ceiling: float | None, ms_per_token: float | None, prompt_tokens_per_second: float | None) -> None:
+    """Refuse goals of ``knapsack`` without a meaning.
+
+    Raises:
+        InvalidRequest: says which.
+    """
+    if loss_ceiling is not None and not 0 <= loss_ceiling <= MOST:
+        raise InvalidRequest(f"a ceiling on the loss must be zero nats or more, at most {MOST:g}, not {loss_ceiling:g}")
+    check_amount("milliseconds a token", ms_per_token)
+    check_amount("prompt tokens per second", prompt_tokens_per_second)
+
+
+def check_amount(what: str, amount: float | None) -> None:
+    """Refuse a number that limits nothing, or that cannot be computed with.
+
+    Raises:
+        InvalidRequest: says which.
+    """
+    if amount is not None and not 0 < amount <= MOST:
+        raise InvalidRequest(f"{what} must be a number above 0, at most {MOST:g}, not {amount:g}")
 
 
 def canonical(precision: str) -> str:

@@ -87,7 +87,7 @@ def build_variant(
 
     Raises:
         InvalidRequest: the name cannot name a variant; an importance matrix or tuning for a scheme other than
-            ``block``, or both.
+            ``block``, or both; a model file whose path is not UTF-8.
         ArtifactError: plan or importance matrix are for another model.
         UnsupportedTensor, InvalidWeights: a tensor that cannot be converted, by name.
         StoreError: the store holds another model, or a variant of that name with other contents.
@@ -137,6 +137,7 @@ def note_source(store: Store, source: ModelFile) -> None:
     """Remember where the model stands, so that shards can be made from it again.
 
     Raises:
+        InvalidRequest: a path that is not UTF-8.
         StorageFailed: the file system refused.
     """
     files = tuple(SourceFile.of(path) for path in source.paths)

@@ -224,7 +224,10 @@ def _suspicion(maker: Maker) -> str:
         return maker.source.change
     if maker.source.variant is not None:
         return f"made from variant {maker.source.variant.name}, which may be damaged itself"
-    return "the source is damaged or changed" if maker.is_certain else "another version of Lamella or llama.cpp made it"
+    if maker.is_certain:
+        return "the source is damaged or changed"
+    other = "another version of Lamella or llama.cpp made it"
+    return f"the source has other metadata than it had, or {other}" if maker.job.group.number == 0 else other
 
 
 def get_back(

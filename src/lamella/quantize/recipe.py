@@ -194,8 +194,10 @@ def _truncates(plan: Plan, rounding: str | None) -> bool:
 
 
 def _recipe(source: ModelFile, group: ShardGroup, conversions: tuple[Conversion, ...]) -> dict[str, Any]:
+    """What else stands in the metadata shard shows in its recipe alone: a new chat template leaves layers shared."""
     identity = source.spec.identity
-    return {
+    metadata = {"metadata": source.description} if group.number == 0 else {}
+    return metadata | {
         "structure": identity.structure,
         "weights": identity.weights,
         "shard": group.number,

@@ -81,6 +81,7 @@ def repair(
         on_progress: of hashing.
 
     Raises:
+        InvalidRequest: the path of the model is not UTF-8.
         StoreError: the model is not one that the store was made from.
         StorageFailed: the file system refused.
         BuildStopped: ``should_stop`` said so; what was mended stays.

@@ -9,11 +9,12 @@ With these and a variant's plan every shard can be made again (``lamella.quantiz
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lamella.core.errors import StoreFormatError
+from lamella.core.errors import InvalidRequest, StoreFormatError
 from lamella.core.model import ModelIdentity
 from lamella.store.documents import read_note, write_document
 from lamella.store.files import remove_tree, storage_errors, write_atomically
@@ -43,11 +44,19 @@ class SourceFile:
         """Look at a file.
 
         Raises:
+            InvalidRequest: its path is not UTF-8, and JSON holds nothing else.
             StorageFailed: it cannot be looked at.
         """
+        name = str(path.absolute())
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise InvalidRequest(
+                f"a store cannot note where its model stands: {os.fsencode(name)!r} is not UTF-8; rename it"
+            ) from None
         with storage_errors(path, "read"):
             found = path.stat()
-        return cls(str(path.absolute()), found.st_size, found.st_mtime_ns)
+        return cls(name, found.st_size, found.st_mtime_ns)
 
     def change(self) -> str:
         """What is not as it was noted: "" if nothing, else a clause for a message."""
