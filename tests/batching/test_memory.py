@@ -186,6 +186,33 @@ def test_a_request_waits_for_the_room_that_another_takes(
         assert sorted(one_after_the_other) == ["int4", "int5"]  # whose pages were there first goes first
 
 
+def test_requests_that_wait_for_a_place_do_not_push_out_each_others_variants(
+    open_tight: OpenTight, three: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither can begin, because another has the only place; what one of them asks for is opened, and stays."""
+    store = Store.open(three)
+    default, *others = (store.variant(n) for n in ("int8", "int4", "int5"))
+    beside = max(sum(s.n_bytes for s in o.shards if s not in default.shards) for o in others)
+    opened: list[str] = []
+    plain = ShardPool.open
+
+    def notes(self: ShardPool, shard_id: str, *arguments: Any) -> Any:
+        opened.append(shard_id)
+        return plain(self, shard_id, *arguments)
+
+    with open_tight(spare=beside, store=str(three), n_sequences=1) as front:
+        slow = front.start(PROMPT, max_tokens=100)
+        front.wait(lambda m: isinstance(m, Step))
+        monkeypatch.setattr(ShardPool, "open", notes)
+        numbers = [front.start(PROMPT, variant=v, max_tokens=4) for v in ("int4", "int5", "int4")]
+        assert front.end_of(slow).generated_tokens == 100
+        for number in numbers:
+            assert front.end_of(number).generated_tokens == 4
+        assert len(opened) == sum(len(o.shards) for o in others)  # each variant was opened once
+        variants = [m.variant for m in front.told if isinstance(m, Step)]
+        assert [variant for variant, _ in itertools.groupby(variants)] == ["int8", "int4", "int5"]
+
+
 def test_a_pinned_request_waits_for_the_end_of_a_change(
     open_tight: OpenTight, open_front: OpenFront, monkeypatch: pytest.MonkeyPatch
 ) -> None:
