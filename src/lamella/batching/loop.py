@@ -120,10 +120,9 @@ class EngineLoop:
 
     def _has_room_for(self, n_tokens: int) -> bool:
         """Whether the memory ceiling, if there is one, leaves room for so many tokens outside of the KV cache."""
-        parts, settings = self._parts, self._parts.settings
-        if not settings.memory_bytes:
-            return True
-        return cache_bytes(n_tokens, parts.model.kv_bytes_per_token, settings.kv_type) <= parts.room_bytes
+        spare = self._parts.live.spare_bytes
+        needed = cache_bytes(n_tokens, self._parts.model.kv_bytes_per_token, self._parts.settings.kv_type)
+        return spare is None or needed <= spare
 
     def _take_over(self) -> int:
         """Begin with the KV cache that the engine before has left; what cannot be used is computed again."""
