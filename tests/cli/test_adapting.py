@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import msgspec
@@ -25,7 +25,8 @@ from lamella.cli.main import app
 from lamella.cli.serve_options import ObjectiveFlags
 from lamella.core.errors import TERMINATED_EXIT_CODE, EngineFailed, InvalidRequest
 from lamella.qos.objectives.files import objectives_of
-from lamella.qos.profiling.shape import shape_of, shape_options
+from lamella.qos.profiles.documents import EngineShape
+from lamella.qos.profiling.shape import OPTIONS, shape_of, shape_options
 from tests.cli.conftest import Run
 from tests.cli.programs import TIMEOUT_SECONDS, ask, get, lamella, post, served
 from tests.qos.conftest import FEW
@@ -164,6 +165,12 @@ def test_a_promise_is_kept_by_what_is_measured_first(profiled_store: Path, tmp_p
         assert control["objectives"]["class"]["interactive"]["tpot_p95_ms"] == 5000
     with served(tmp_path, *promise) as (_, said):
         assert said == []
+
+
+def test_each_part_of_a_shape_has_an_option_and_each_option_is_a_part() -> None:
+    flags = {option.removeprefix("--").replace("-", "_") for option in OPTIONS}
+    assert flags | {"rpc"} == {field.name for field in fields(ShapeFlags)}
+    assert {*OPTIONS.values(), "n_batch"} == {field.name for field in fields(EngineShape)}
 
 
 @settings(max_examples=30, deadline=None)
