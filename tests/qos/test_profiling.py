@@ -93,6 +93,14 @@ def test_a_profile_is_found_again(engine_settings: EngineSettings, tmp_path: Pat
     assert api.find_profile(engine_settings, tmp_path) == made
 
 
+def test_a_device_that_is_not_there_is_said_before_anything_is_looked_at(
+    engine_settings: EngineSettings, tmp_path: Path
+) -> None:
+    nowhere = msgspec.structs.replace(engine_settings, store=str(tmp_path / "none"), device="GPU9")
+    with pytest.raises(InvalidRequest, match=r"no device 'GPU9'; there are: .*CPU"):
+        api.profile(nowhere, cache_folder=tmp_path, points=FEW)
+
+
 def test_a_kept_profile_that_cannot_be_read_is_measured_anew(engine_settings: EngineSettings, tmp_path: Path) -> None:
     _, path = api.profile(engine_settings, cache_folder=tmp_path, points=FEW)
     path.chmod(0o644)

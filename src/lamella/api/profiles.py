@@ -17,6 +17,7 @@ from lamella.core.errors import ArtifactError, InvalidRequest, StoreError
 from lamella.core.model import ModelIdentity
 from lamella.evaluating.evaluation import Exams, Row
 from lamella.evaluating.scoring import ChoiceScores
+from lamella.llama import devices
 from lamella.qos.profiles.documents import (
     EngineShape,
     Machine,
@@ -86,13 +87,15 @@ def profile(
         The profile and its file.
 
     Raises:
-        InvalidRequest: ``out`` holds a profile of another model, machine or engine.
+        InvalidRequest: ``out`` holds a profile of another model, machine or engine; no device of that name.
         UnknownVariant, StoreError, EngineFailed: a variant is not there or cannot be run.
     """
     from lamella.qos.profiling.conditions import this_machine
     from lamella.qos.profiling.energy import EnergyMeter
     from lamella.qos.profiling.measure import measure_variant
 
+    if not settings.rpc:  # else it may be one of another process, which only the engine knows
+        devices.besides_cpu(settings.device)
     store = open_store(Path(settings.store))
     chosen = [store.variant(name) for name in variants] or list(store.variants())
     if not chosen:
