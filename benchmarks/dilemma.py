@@ -15,7 +15,6 @@ import argparse
 import hashlib
 import json
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ import lamella
 from benchmarks.common import DATA, RESULTS, open_model, record, reference_model, run_facts, table
 from benchmarks.dilemma_cluster import MENU, bits_ratio, question, sensitivity, spread_over
 from benchmarks.finished import Finished
+from benchmarks.stores import resumed_folder
 from lamella.core.artifacts import Measurement
 from lamella.core.errors import NoPlacement
 from lamella.core.precision import Scheme
@@ -72,7 +72,9 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--limit", type=int, default=60, help="questions of SQuAD")
     parser.add_argument(
-        "--work", type=Path, help="folder for stores, finished scores and finished points; default: a temporary one"
+        "--work",
+        type=Path,
+        help="folder for stores, finished scores and points of each commit; default: a temporary one",
     )
     parser.add_argument(
         "--scored", type=_numbers, default=DELTAS, help="deltas whose plans are scored, as 0.01,0.1; default: all"
@@ -81,7 +83,7 @@ def main() -> None:
     asked = parser.parse_args()
     parts = asked.only.split(",")
     model = open_model(reference_model(asked.model))
-    work = asked.work or Path(tempfile.gettempdir()) / f"lamella-dilemma-{asked.model}"
+    work = resumed_folder(asked.work, f"dilemma-{asked.model}")
     measured = {scheme: _measure(model, scheme) for scheme in SCHEMES}
     name = f"dilemma-{asked.model}"
     found = recorded(RESULTS / f"{name}.json")

@@ -21,7 +21,6 @@ import math
 import shutil
 import statistics
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +30,7 @@ import numpy as np
 
 import lamella
 from benchmarks.common import DATA, open_model, record, reference_model, table
+from benchmarks.stores import resumed_folder
 from lamella.core.errors import InvalidRequest
 from lamella.core.precision import Scheme
 from lamella.evaluating.scoring import ChoiceScores, TaskExam
@@ -115,10 +115,12 @@ def main() -> None:
     parser.add_argument("--metrics", type=lambda s: s.split(","), default=list(METRICS))
     parser.add_argument("--schemes", type=lambda s: s.split(","), default=list(SCHEMES))
     parser.add_argument("--seeds", type=int, default=3, help="of the chance rankings")
-    parser.add_argument("--work", type=Path, help="folder for stores and finished rows; default: a temporary one")
+    parser.add_argument(
+        "--work", type=Path, help="for stores and finished rows of each commit; default: a temporary one"
+    )
     parser.add_argument("--fresh", action="store_true", help="forget what an interrupted run has finished")
     args = parser.parse_args()
-    run(args, args.work or Path(tempfile.gettempdir()) / f"lamella-lsaq-{args.model}")
+    run(args, resumed_folder(args.work, f"lsaq-{args.model}"))
 
 
 def run(args: argparse.Namespace, work: Path) -> None:

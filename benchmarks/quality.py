@@ -17,7 +17,6 @@ import argparse
 import json
 import math
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from typing import Any
 import lamella
 from benchmarks.common import CALIBRATION, DATA, record, reference_model, table
 from benchmarks.measured import importance_of, say, sensitivity_of
+from benchmarks.stores import resumed_folder
 from lamella import api
 from lamella.core.artifacts import Measurement, Plan
 from lamella.core.errors import DoesNotFit
@@ -47,9 +47,11 @@ def main() -> None:
     parser.add_argument("--other-windows", type=int, default=4, help="of the other texts; 0 leaves them out")
     parser.add_argument("--mixes", default=",".join(MIXES))
     parser.add_argument("--no-ladders", action="store_true", help="leave LSAQ and LWQ out")
-    parser.add_argument("--work", type=Path, help="default: a folder in the system's temporary one")
+    parser.add_argument(
+        "--work", type=Path, help="for finished mixes of each commit; default: one in the temporary folder"
+    )
     args = parser.parse_args()
-    work = args.work or Path(tempfile.gettempdir()) / f"lamella-quality-{args.model}"
+    work = resumed_folder(args.work, f"quality-{args.model}")
     work.mkdir(parents=True, exist_ok=True)
     windows = {"wiki": args.windows} | (dict.fromkeys(("code", "multilingual"), args.other_windows))
     model = reference_model(args.model)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import rival
-from benchmarks.common import DATA, open_model, plan_like, reference_model
+from benchmarks.common import DATA, commit, open_model, plan_like, reference_model
 from lamella import api
 from lamella.api.documents import read_measurement, write_artifact
 from lamella.core.artifacts import Measurement, Plan
@@ -29,6 +29,16 @@ PLANNED = "planned-"
 PLANNED_TYPES = ("Q8_0", "Q4_0")
 """Those that llama.cpp multiplies fastest on a CPU, several rows at a time: one type more may be slower, not faster."""
 CALIBRATION = DATA / "wikitext2" / "wiki.valid.raw"
+
+
+def resumed_folder(asked: Path | None, name: str) -> Path:
+    """Where a benchmark keeps what it has finished, for an interrupted run to go on: at one commit, as its record says.
+
+    Args:
+        asked: the folder above; None for the system's temporary one.
+        name: of the benchmark there.
+    """
+    return (asked or Path(tempfile.gettempdir()) / f"lamella-{name}") / commit()
 
 
 @contextlib.contextmanager

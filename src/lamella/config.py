@@ -30,8 +30,7 @@ class Config:
     Attributes:
         device: name of a ggml device, or None.
         n_threads: 0 for all cores that this process may use.
-        cache_folder: for machine measurements; may be deleted at any time.
-        cluster_folder, node_folder: of the cluster that this machine coordinates, and of it as a node of one.
+        cache, cluster, node: the folders below; None where none is named and this user has no home folder.
         token: for remote stores, or None.
         llama_cpp: checkout of llama.cpp, or None.
         api_keys: of a server, as its file of keys has them; None where the variable is not set.  Set and without a key
@@ -41,9 +40,9 @@ class Config:
 
     device: str | None
     n_threads: int
-    cache_folder: Path
-    cluster_folder: Path
-    node_folder: Path
+    cache: Path | None
+    cluster: Path | None
+    node: Path | None
     token: str | None = field(default=None, repr=False)
     llama_cpp: Path | None = None
     api_keys: str | None = field(default=None, repr=False)
@@ -56,32 +55,61 @@ class Config:
         Raises:
             InvalidRequest: a value that is no number where one is needed.
         """
-        base = environ.get("LAMELLA_CACHE") or environ.get("XDG_CACHE_HOME")
-        folder = Path(base) if base else Path.home() / ".cache"
         return cls(
             device=environ.get("LAMELLA_DEVICE") or None,
             n_threads=_threads(environ.get("LAMELLA_THREADS", "")),
-            cache_folder=folder if environ.get("LAMELLA_CACHE") else folder / "lamella",
-            cluster_folder=_folder(environ, "LAMELLA_CLUSTER", "XDG_CONFIG_HOME", ".config", "cluster"),
-            node_folder=_folder(environ, "LAMELLA_NODE", "XDG_DATA_HOME", ".local/share", "node"),
+            cache=_folder(environ, "LAMELLA_CACHE", "XDG_CACHE_HOME", ".cache"),
+            cluster=_folder(environ, "LAMELLA_CLUSTER", "XDG_CONFIG_HOME", ".config", "cluster"),
+            node=_folder(environ, "LAMELLA_NODE", "XDG_DATA_HOME", ".local/share", "node"),
             token=environ.get("LAMELLA_TOKEN") or None,
             llama_cpp=Path(environ["LAMELLA_LLAMA_CPP"]) if environ.get("LAMELLA_LLAMA_CPP") else None,
             api_keys=environ.get("LAMELLA_API_KEYS"),
             api_key=environ.get("LAMELLA_API_KEY") or None,
         )
 
+    @property
+    def cache_folder(self) -> Path:
+        """For machine measurements; may be deleted at any time.
 
-def _folder(environ: Mapping[str, str], own: str, common: str, under_home: str, name: str) -> Path:
+        Raises:
+            InvalidRequest: from this and the others: there is none; says what to set.
+        """
+        return _known(self.cache, "LAMELLA_CACHE")
+
+    @property
+    def cluster_folder(self) -> Path:
+        """Of the cluster that this machine coordinates."""
+        return _known(self.cluster, "LAMELLA_CLUSTER")
+
+    @property
+    def node_folder(self) -> Path:
+        """Of this machine as a node of a cluster."""
+        return _known(self.node, "LAMELLA_NODE")
+
+
+def _folder(environ: Mapping[str, str], own: str, common: str, under_home: str, *names: str) -> Path | None:
     """What the variable ``own`` says, else a folder of ours where ``common`` says, else below the home folder."""
     if said := environ.get(own):
         return Path(said)
-    base = environ.get(common)
-    return (Path(base) if base else Path.home() / under_home) / "lamella" / name
+    if said := environ.get(common):
+        return Path(said, "lamella", *names)
+    try:
+        return Path.home().joinpath(under_home, "lamella", *names)
+    except RuntimeError:  # a container may run as a number that has neither
+        return None
+
+
+def _known(folder: Path | None, variable: str) -> Path:
+    if folder is None:
+        raise InvalidRequest(
+            f"this user has no home folder: neither HOME nor an entry in the user database; set {variable} to a folder"
+        )
+    return folder
 
 
 def _threads(text: str) -> int:
     if not text:
         return 0
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise InvalidRequest(f"LAMELLA_THREADS must be a number from 1, not '{text}'")
     return int(text)

@@ -95,6 +95,16 @@ def test_an_input_may_be_as_long_as_the_server_takes(open_front: OpenFront) -> N
         assert "Input 1 is longer than the 20 tokens" in refused.message
 
 
+@pytest.mark.parametrize(("asked", "most"), [(None, 128), (20, 20), (1280, 128)])
+def test_a_text_may_be_longer_than_a_prompt_but_not_endless(front: FakeFront, asked: int | None, most: int) -> None:
+    front.tell(Tokenize(id=900, text="a" * (512 * most + 511), most_tokens=asked))
+    assert len(front.wait(lambda m: isinstance(m, Tokenized)).tokens) > most
+    front.tell(Tokenize(id=901, text="a" * (512 * most + 512), most_tokens=asked))
+    refused = front.wait(lambda m: isinstance(m, Refused))
+    assert (refused.id, refused.why) == (901, "context_length")
+    assert refused.message == f"The text has at least {most + 1} tokens, and this server takes at most {most} of one."
+
+
 def test_texts_become_tokens_and_back(front: FakeFront) -> None:
     front.tell(Tokenize(id=900, text="Hello there"))
     tokens = front.wait(lambda m: isinstance(m, Tokenized)).tokens

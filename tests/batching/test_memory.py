@@ -9,10 +9,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from lamella.batching import engine_parts
@@ -64,9 +64,9 @@ def open_tight(open_front: OpenFront, served_store: Path, monkeypatch: pytest.Mo
     """An engine with room for exactly its larger variant, or ``spare`` bytes more."""
 
     @contextmanager
-    def opened(variant: str = "int8", spare: int = 0, **settings: Any) -> Iterator[FakeFront]:
+    def opened(variant: str = "int8", spare: int = 0, planned_bytes: int = 0, **settings: Any) -> Iterator[FakeFront]:
         room = Store.open(served_store).variant("int8").n_bytes + spare
-        start = Start(variant, Ceiling(room, planned_bytes=0, measure=lambda: 0))
+        start = Start(variant, Ceiling(room, planned_bytes=planned_bytes, measure=lambda: 0))
         monkeypatch.setattr(engine_parts, "plan_start", lambda *_: start)
         with open_front(variant=variant, memory_bytes=room, **settings) as front:
             yield front
@@ -186,6 +186,33 @@ def test_a_request_waits_for_the_room_that_another_takes(
         assert sorted(one_after_the_other) == ["int4", "int5"]  # whose pages were there first goes first
 
 
+def test_requests_that_wait_for_a_place_do_not_push_out_each_others_variants(
+    open_tight: OpenTight, three: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither can begin, because another has the only place; what one of them asks for is opened, and stays."""
+    store = Store.open(three)
+    default, *others = (store.variant(n) for n in ("int8", "int4", "int5"))
+    beside = max(sum(s.n_bytes for s in o.shards if s not in default.shards) for o in others)
+    opened: list[str] = []
+    plain = ShardPool.open
+
+    def notes(self: ShardPool, shard_id: str, *arguments: Any) -> Any:
+        opened.append(shard_id)
+        return plain(self, shard_id, *arguments)
+
+    with open_tight(spare=beside, store=str(three), n_sequences=1) as front:
+        slow = front.start(PROMPT, max_tokens=100)
+        front.wait(lambda m: isinstance(m, Step))
+        monkeypatch.setattr(ShardPool, "open", notes)
+        numbers = [front.start(PROMPT, variant=v, max_tokens=4) for v in ("int4", "int5", "int4")]
+        assert front.end_of(slow).generated_tokens == 100
+        for number in numbers:
+            assert front.end_of(number).generated_tokens == 4
+        assert len(opened) == sum(len(o.shards) for o in others)  # each variant was opened once
+        variants = [m.variant for m in front.told if isinstance(m, Step)]
+        assert [variant for variant, _ in itertools.groupby(variants)] == ["int8", "int4", "int5"]
+
+
 def test_a_pinned_request_waits_for_the_end_of_a_change(
     open_tight: OpenTight, open_front: OpenFront, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,15 +278,27 @@ def test_embeddings_have_the_room_that_the_ceiling_leaves(served_store: Path, op
     with open_front(pooling="mean", memory_bytes=1 << 40) as front:
         parts = front.loop._parts
         needed = embedder_bytes(paths, "mean", 128)
-        settings = parts.settings
-        parts.settings = msgspec.structs.replace(settings, memory_bytes=(1 << 40) - parts.room_bytes + needed // 2)
+        usual, spare = parts.live.ceiling, parts.live.spare_bytes
+        assert usual is not None
+        assert spare is not None
+        parts.live._usual_ceiling = replace(usual, n_bytes=usual.n_bytes - spare + needed // 2)
         front.tell(Embed(id=900, inputs=["a"]))
         refused = front.wait(lambda m: isinstance(m, Embedded | Refused))
         assert (refused.why, parts.bytes_to_embed) == ("no_memory", needed)
         assert f"embeddings need {format_bytes(needed)} for texts of up to 128 tokens" in refused.message
-        parts.settings = settings
+        parts.live._usual_ceiling = usual
         front.tell(Embed(id=901, inputs=["a"]))
         assert front.wait(lambda m: isinstance(m, Embedded)).id == 901
+
+
+def test_embeddings_do_not_take_what_is_planned_for_requests(open_tight: OpenTight) -> None:
+    """Buffers of the model's own context are taken with its first steps."""
+    with open_tight(spare=1 << 30, planned_bytes=1 << 30, pooling="mean") as front:
+        front.tell(Embed(id=900, inputs=["a"]))
+        assert front.wait(lambda m: isinstance(m, Embedded | Refused)).why == "no_memory"
+    with open_tight(spare=2 << 30, planned_bytes=1 << 30, pooling="mean") as front:
+        front.tell(Embed(id=900, inputs=["a"]))
+        assert isinstance(front.wait(lambda m: isinstance(m, Embedded | Refused)), Embedded)
 
 
 def test_what_embeddings_need_is_what_they_take(tmp_path: Path) -> None:
@@ -274,8 +313,9 @@ def test_a_request_that_is_pushed_aside_is_copied_out_where_the_ceiling_has_room
     for has_room in (True, False):
         with open_front(n_sequences=1, memory_bytes=1 << 40) as front:
             if not has_room:
-                parts = front.loop._parts
-                parts.settings = msgspec.structs.replace(parts.settings, memory_bytes=1)
+                live = front.loop._parts.live
+                assert live.ceiling is not None
+                live._usual_ceiling = replace(live.ceiling, n_bytes=1)
             with front.stopped_at_a_step():
                 slow = front.start([5] * 60, max_tokens=60)
                 front.wait(lambda m: isinstance(m, Step))

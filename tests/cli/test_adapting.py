@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import psutil
@@ -19,14 +21,16 @@ from hypothesis import strategies as st
 from lamella import api
 from lamella.api.profiles import write_profile
 from lamella.batching.settings import EngineSettings
-from lamella.cli import adapting
+from lamella.cli import adapting, serve
 from lamella.cli.child import lamella_in_child
 from lamella.cli.engine_shape import ShapeFlags
 from lamella.cli.main import app
 from lamella.cli.serve_options import ObjectiveFlags
 from lamella.core.errors import TERMINATED_EXIT_CODE, EngineFailed, InvalidRequest
 from lamella.qos.objectives.files import objectives_of
-from lamella.qos.profiling.shape import shape_of, shape_options
+from lamella.qos.profiles.documents import EngineShape
+from lamella.qos.profiling.shape import OPTIONS, shape_of, shape_options
+from lamella.store.store import Store
 from tests.cli.conftest import Run
 from tests.cli.programs import TIMEOUT_SECONDS, ask, get, lamella, post, served
 from tests.qos.conftest import FEW
@@ -82,7 +86,7 @@ def test_a_measurement_that_is_killed_costs_nobody_a_server(
     ready = api.find_ready(str(model), cache)
     assert ready is not None
     engine = EngineSettings(store=str(ready.folder(cache)), variants=list(ready.variants), n_ctx=128)
-    assert adapting.adapting(engine, ObjectiveFlags()) is None
+    assert adapting.adapting(engine, ObjectiveFlags(), Store.open(ready.folder(cache))) is None
     assert "the variant changes by hand only: ended by signal 9" in capsys.readouterr().err
 
 
@@ -173,6 +177,12 @@ def test_a_promise_is_kept_by_what_is_measured_first(profiled_store: Path, tmp_p
         assert said == []
 
 
+def test_each_part_of_a_shape_has_an_option_and_each_option_is_a_part() -> None:
+    flags = {option.removeprefix("--").replace("-", "_") for option in OPTIONS}
+    assert flags | {"rpc"} == {field.name for field in fields(ShapeFlags)}
+    assert {*OPTIONS.values(), "n_batch"} == {field.name for field in fields(EngineShape)}
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     st.builds(
@@ -204,18 +214,49 @@ def test_what_is_measured_is_an_engine_of_the_same_shape(flags: ShapeFlags, memo
 
 def test_a_profile_speaks_of_what_is_served(profiled_store: Path, tmp_path: Path) -> None:
     engine = EngineSettings(store=str(profiled_store), n_ctx=128, n_sequences=2, n_threads=1, layout="mapped")
-    assert api.unmeasured_variants(engine, tmp_path, FEW) == ("int4", "int8")
+    assert api.known_variants(engine, tmp_path).unmeasured(FEW) == ("int4", "int8")
     api.profile(engine, ["int8"], cache_folder=tmp_path, points=FEW)
-    assert api.unmeasured_variants(engine, tmp_path, FEW) == ("int4",)
+    assert api.known_variants(engine, tmp_path).unmeasured(FEW) == ("int4",)
     only = msgspec.structs.replace(engine, variants=["int8"])
-    assert api.unmeasured_variants(only, tmp_path, FEW) == ()
+    assert api.known_variants(only, tmp_path).unmeasured(FEW) == ()
     api.profile(engine, ["int4"], cache_folder=tmp_path, points=FEW)
     wanted = objectives_of({"class": {}})
     assert [v.name for v in api.steering(only, wanted, cache_folder=tmp_path).profile.variants] == ["int8"]
     found = api.find_profile(engine, tmp_path)
     stale = replace(found.variants[0], content="other shards")
     write_profile(replace(found, variants=(stale, *found.variants[1:])), next((tmp_path / "profiles").iterdir()))
-    assert api.unmeasured_variants(engine, tmp_path, FEW) == (stale.name,)
+    assert api.known_variants(engine, tmp_path).unmeasured(FEW) == (stale.name,)
+
+
+def test_a_start_with_a_policy_opens_the_store_once_and_reads_its_profile_once(
+    run: Run, profiled_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Path(os.environ["LAMELLA_CACHE"])
+    shape = ("--context", "128", "--sequences", "2", "--layout", "mapped")
+    engine = EngineSettings(store=str(profiled_store), n_ctx=128, n_sequences=2, n_threads=1, layout="mapped")
+    api.profile(engine, cache_folder=cache, points=FEW)
+    opened: list[Path] = []
+    read: list[str] = []
+    served_by: list[Any] = []
+    open_store, read_bytes = Store.open, Path.read_bytes
+
+    def notes_opening(path: Path, *arguments: Any) -> Store:
+        opened.append(path)
+        return open_store(path, *arguments)
+
+    def notes_reading(path: Path) -> bytes:
+        read.append(path.parent.name)
+        return read_bytes(path)
+
+    monkeypatch.setattr(adapting, "Points", lambda: FEW)
+    monkeypatch.setattr(Store, "open", notes_opening)
+    monkeypatch.setattr(Path, "read_bytes", notes_reading)
+    monkeypatch.setattr(api, "serve", lambda *_, **given: given["steering"])
+    monkeypatch.setattr(serve, "run_in_loop", served_by.append)
+    code, _, err = run("serve", profiled_store, "--token-p95", "5000", "--port", "0", *shape)
+    assert (code, len(served_by)) == (0, 1), err
+    assert served_by[0].profile.variants
+    assert (opened, read.count("profiles")) == ([profiled_store], 1)
 
 
 def test_a_file_of_a_profile_is_looked_at_before_anything_else(run: Run, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lamella.cli.options import split_target
-from lamella.cli.served import Served, find_served
+from lamella.cli.served import find_served
 from lamella.core.errors import InvalidRequest
 from tests.cli.conftest import Run
 
@@ -17,8 +17,9 @@ def test_a_folder_whose_name_has_an_at_is_taken_as_it_is(store: Path, tmp_path: 
     folder = Path(shutil.copytree(store, tmp_path / "a@b", symlinks=True))
     assert split_target(str(folder)) == (folder, None)
     assert split_target(f"{folder}@small") == (folder, "small")
-    assert find_served(str(folder), None) == Served(str(folder))
-    assert find_served(f"{folder}@uniform-int4", None) == Served(str(folder), "uniform-int4")
+    for target, variant in ((str(folder), None), (f"{folder}@uniform-int4", "uniform-int4")):
+        found = find_served(target, None)
+        assert (found.store.path, found.variant, found.variants, found.is_model) == (folder, variant, None, False)
 
 
 @pytest.mark.parametrize("target", ["@small", "nowhere@"])

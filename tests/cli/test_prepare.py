@@ -174,6 +174,19 @@ def test_a_model_that_no_store_can_name_is_refused_before_anything_is_measured(
     assert (code, "is not UTF-8; rename it" in err) == (2, True), err
 
 
+def test_a_device_that_is_not_there_is_said_before_anything_is_fetched_or_measured(
+    run: Run, prepared: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def works(*_: object, **__: object) -> None:
+        raise AssertionError("something was fetched or measured")
+
+    monkeypatch.setattr(preparing, "_fetched", works)
+    monkeypatch.setattr(api, "measure_once", works)
+    for command in (["prepare", "hf:some/model"], ["plan", prepared[0], "--memory", "1GiB"]):
+        code, _, err = run(*command, "--device", "GPU9")
+        assert (code, "there is no device 'GPU9'" in err) == (2, True), err
+
+
 def test_a_note_that_cannot_be_read_is_made_anew(mine: tuple[Path, Path]) -> None:
     model, cache = mine
     (note,) = (cache / "ready").iterdir()

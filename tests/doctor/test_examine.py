@@ -89,10 +89,46 @@ def test_a_child_that_says_nothing_is_quoted(look: Look) -> None:
     facts = look(run=answering(1, "no json", "Traceback\nImportError: no numpy"))
     assert facts.library.error == "loading llama.cpp ends the process: ImportError: no numpy"
 
-    def slow(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
-        raise subprocess.TimeoutExpired(command, seconds)
+    def missing(command: Sequence[str], _: float) -> subprocess.CompletedProcess[str]:
+        raise FileNotFoundError(command[0])
 
-    assert "could not be tried" in look(run=slow).library.error
+    assert "could not be tried" in look(run=missing).library.error
+
+
+def test_a_child_whose_time_is_over_is_not_said_to_have_crashed(look: Look) -> None:
+    def slow(said: bytes | str | None) -> Callable[..., subprocess.CompletedProcess[str]]:
+        def run(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
+            raise subprocess.TimeoutExpired(command, seconds, output=said)
+
+        return run
+
+    for said in (line(GOOD).encode(), line(GOOD)):  # bytes where Python reads pipes by itself
+        facts = look(model="far.gguf", run=slow(said))
+        assert facts.library == GOOD.library
+        assert facts.need == ModelNeed("far.gguf", "reading far.gguf took longer than 120 s", is_too_slow=True)
+        (problem,) = diagnose(facts).problems
+        assert "on a disk of this machine" in problem.cure
+        assert problem.exit_code == 3
+    facts = look(run=slow(None))
+    assert facts.library == LibraryFacts(error="loading llama.cpp took longer than 120 s", is_too_slow=True)
+    (problem,) = [p for p in diagnose(facts).problems if p.check == "llama.cpp"]
+    assert "less busy" in problem.cure
+
+
+def test_what_a_child_said_before_its_time_was_over_is_kept() -> None:
+    program = "import time; print('found', flush=True); time.sleep(60)"
+    with pytest.raises(subprocess.TimeoutExpired) as slow:
+        run_command([sys.executable, "-c", program], 5)
+    assert slow.value.stdout in {b"found\n", "found\n"}
+
+
+def test_a_signal_without_a_name_ends_the_child_and_not_the_doctor(look: Look) -> None:
+    assert look(run=answering(-35, "nothing")).library.error == "loading llama.cpp ends the process: SIG35"
+
+
+def test_a_child_that_dies_after_its_last_word_has_said_all(look: Look) -> None:
+    facts = look(run=answering(-11, line(GOOD)))
+    assert (facts.library, facts.need) == (GOOD.library, None)
 
 
 def test_limits_and_drivers_are_read_from_the_kernels_files(look: Look, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import NoReturn
 import pytest
 
 from benchmarks import __main__ as runner
-from benchmarks import common
+from benchmarks import common, stores
 from benchmarks.claims import CLAIMS, Claim
 from benchmarks.common import RESULTS
 
@@ -51,6 +51,15 @@ def test_an_interrupted_run_goes_on_where_it_was(measured: list[str], progress: 
     runner.run([ABLE], progress)
     runner.run([ABLE, Claim("next", ("next",), 1)], progress)
     assert measured == ["able", "next"]
+
+
+def test_what_another_commit_has_finished_is_not_gone_on_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folders = []
+    for commit in ("c0ffee", "decade", "c0ffee"):
+        monkeypatch.setattr(stores, "commit", lambda commit=commit: commit)
+        folders.append(stores.resumed_folder(tmp_path, "dilemma"))
+    assert folders == [tmp_path / "c0ffee", tmp_path / "decade", tmp_path / "c0ffee"]
+    assert stores.resumed_folder(None, "dilemma").parent.name == "lamella-dilemma"
 
 
 def test_another_commit_begins_anew(measured: list[str], progress: runner.Progress) -> None:

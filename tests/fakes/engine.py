@@ -171,8 +171,10 @@ class FakeEngine:
             self.n_embed_cancelled += 1
             raise
 
-    async def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
+    async def tokenize(self, text: str, *, add_special: bool = True, most_tokens: int | None = None) -> list[int]:
         msgspec.msgpack.encode(text)
+        if most_tokens is not None and len(text) > 512 * most_tokens:
+            raise RequestRefused("too long", why="context_length")
         return [1, *map(len, text.split())] if add_special else [*map(len, text.split())]
 
     async def detokenize(self, tokens: list[int]) -> str:

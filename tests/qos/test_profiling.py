@@ -95,14 +95,22 @@ def test_a_profile_is_found_again(engine_settings: EngineSettings, tmp_path: Pat
     assert api.find_profile(engine_settings, tmp_path) == made
 
 
+def test_a_device_that_is_not_there_is_said_before_anything_is_looked_at(
+    engine_settings: EngineSettings, tmp_path: Path
+) -> None:
+    nowhere = msgspec.structs.replace(engine_settings, store=str(tmp_path / "none"), device="GPU9")
+    with pytest.raises(InvalidRequest, match=r"no device 'GPU9'; there are: .*CPU"):
+        api.profile(nowhere, cache_folder=tmp_path, points=FEW)
+
+
 def test_a_kept_profile_that_cannot_be_read_is_measured_anew(engine_settings: EngineSettings, tmp_path: Path) -> None:
     _, path = api.profile(engine_settings, cache_folder=tmp_path, points=FEW)
     path.chmod(0o644)
     path.write_text("{")
-    assert api.unmeasured_variants(engine_settings, tmp_path, FEW) == ("int4", "int8")
+    assert api.known_variants(engine_settings, tmp_path).unmeasured(FEW) == ("int4", "int8")
     found, _ = api.profile(engine_settings, cache_folder=tmp_path, points=FEW)
     assert api.find_profile(engine_settings, tmp_path) == found
-    assert api.unmeasured_variants(engine_settings, tmp_path, FEW) == ()
+    assert api.known_variants(engine_settings, tmp_path).unmeasured(FEW) == ()
 
 
 def test_what_was_measured_at_few_points_is_measured_again_at_more(
@@ -111,10 +119,10 @@ def test_what_was_measured_at_few_points_is_measured_again_at_more(
     more = replace(FEW, prompts=(16, 64, 100), sequences=(1, 2, 3, 4))
     few = replace(FEW, prompts=(16, 64), sequences=(1, 2, 4))
     api.profile(engine_settings, ["int8"], cache_folder=tmp_path, points=few)
-    assert api.unmeasured_variants(engine_settings, tmp_path, few) == ("int4",)
-    assert api.unmeasured_variants(engine_settings, tmp_path, more) == ("int4", "int8")
+    assert api.known_variants(engine_settings, tmp_path).unmeasured(few) == ("int4",)
+    assert api.known_variants(engine_settings, tmp_path).unmeasured(more) == ("int4", "int8")
     api.profile(engine_settings, ["int8"], cache_folder=tmp_path, points=more)
-    assert api.unmeasured_variants(engine_settings, tmp_path, more) == ("int4",)
+    assert api.known_variants(engine_settings, tmp_path).unmeasured(more) == ("int4",)
     found, _ = api.profile(engine_settings, ["int8"], cache_folder=tmp_path, points=few)
     assert len(found.variants[0].prompt) == 3  # fewer are a part of them
 

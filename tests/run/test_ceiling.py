@@ -97,6 +97,8 @@ def test_what_the_process_takes_besides_copies_is_never_room() -> None:
     ceiling = Ceiling(1000, planned_bytes=300, measure=lambda: 450)
     assert ceiling.room_bytes(copied_bytes=50) == 600
     assert ceiling.room_bytes(copied_bytes=200) == 700
+    assert ceiling.spare_bytes(mapped_bytes=400, copied_bytes=200) == 100
+    assert ceiling.spare_bytes(mapped_bytes=700, copied_bytes=50) == -150
     error = ceiling.refusal("variant 'x'", 800, 700, "take less")
     assert isinstance(error, ExceedsCeiling)
     assert (error.needed_bytes, error.ceiling_bytes, error.exit_code) == (1100, 1000, 4)

@@ -224,6 +224,13 @@ def test_tokens_of_texts_as_vllm_gives_them(front: Make) -> None:
     assert one.post("/tokenize", {"prompt": "a", "model": "other"}).status_code == 404
 
 
+def test_a_text_to_tokenize_has_the_limit_of_a_prompt_in_characters(front: Make) -> None:
+    one = front(limits=Limits(prompt_tokens=10))
+    assert one.post("/tokenize", {"prompt": "a" * 5120}).status_code == 200
+    answer = one.post("/tokenize", {"prompt": "a" * 5121})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+
+
 def test_bodies_have_a_largest_size(front: Make) -> None:
     one = front(limits=Limits(body_bytes=100))
     assert one.post(COMPLETE, {"prompt": "a" * 50}).status_code == 200

@@ -46,6 +46,39 @@ def test_a_folder_that_leads_out_is_refused_before_anything_is_written(
     assert [path.name for path in outside.iterdir()] == ["private"]
 
 
+@pytest.mark.parametrize("what", ["shard", "document", "recipe", "link"])
+def test_a_file_that_leads_out_is_refused(store: Store, make_variant: MakeVariant, outside: Path, what: str) -> None:
+    made = make_variant("v", b"a")
+    store.remember("e" * 64, {}, made.shards[0])
+    layout = Layout(store.path)
+    path = {
+        "shard": layout.shard(made.shards[0].id),
+        "document": layout.variant_document("v"),
+        "recipe": layout.recipe("e" * 64),
+        "link": store.first_link("v"),
+    }[what]
+    contents = path.read_bytes()
+    path.unlink()
+    (outside / "copy").write_bytes(contents)  # as good as what was there: it is the place that is refused
+    path.symlink_to(outside / "copy")
+    with pytest.raises(StoreFormatError, match=f"{path.name} leads out of the store, to {outside}"):
+        Store.open(store.path)
+
+
+def test_a_variants_links_are_looked_at_where_its_folder_is_a_link(
+    store: Store, make_variant: MakeVariant, outside: Path
+) -> None:
+    made = make_variant("v", b"a")
+    (store.path / "a" / "b").mkdir(parents=True)
+    (store.path / "variants" / "v").rename(store.path / "a" / "b" / "v")
+    (store.path / "variants" / "v").symlink_to("../a/b/v")
+    (store.path / "a" / "shards").symlink_to(outside)  # where the links of the variant lead now
+    with pytest.raises(StoreFormatError, match=f"leads out of the store, to {outside}"):
+        Store.open(store.path)
+    (store.path / "a" / "shards").unlink()
+    assert Store.open(store.path).ready_paths(made)
+
+
 def test_a_note_of_use_makes_no_file_outside(store: Store, make_variant: MakeVariant, outside: Path) -> None:
     make_variant("v", b"a")
     (store.path / "use").mkdir(exist_ok=True)
@@ -69,6 +102,7 @@ def test_a_link_to_itself_leads_nowhere(store: Store, make_variant: MakeVariant)
     made = make_variant("v", b"a")
     (store.path / "use").mkdir(exist_ok=True)
     (store.path / "use" / "v").symlink_to("v")
+    (store.path / "variants" / "w").symlink_to("w")
     assert Store.open(store.path).ready_paths(made)
 
 
@@ -91,9 +125,8 @@ def test_deleting_takes_links_and_not_what_they_lead_to(store: Store, make_varia
     make_variant("v", b"a")
     (store.path / "variants" / "v" / "more").symlink_to(outside)
     (store.path / "incoming" / ("0" * 32)).symlink_to(outside)
-    opened = Store.open(store.path)
-    opened.remove("v")
-    opened.collect_garbage()
+    store.remove("v")  # it was opened before somebody laid them
+    store.collect_garbage()
     assert (outside / "private").read_text() == "secret"
 
 

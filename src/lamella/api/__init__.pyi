@@ -38,7 +38,7 @@ from .plans import (
     plan,
 )
 from .preparing import prepare
-from .profiles import find_profile, profile, read_profile, unmeasured_variants
+from .profiles import KnownVariants, find_profile, known_variants, profile, read_profile
 from .remotes import pull, pull_from_hub, push, serving_store
 from .served_cluster import Replanning, ServedCluster, serve_cluster
 from .serving import Listening, model_name, serve
@@ -52,6 +52,7 @@ __all__ = [
     "DEFAULT_STEPS",
     "HUB_PREFIX",
     "Budget",
+    "KnownVariants",
     "Listening",
     "NodeStatus",
     "OnMeasure",
@@ -79,6 +80,7 @@ __all__ = [
     "invite",
     "is_model",
     "kernel_times",
+    "known_variants",
     "ladder",
     "load",
     "load_spec",
@@ -125,7 +127,6 @@ __all__ = [
     "steering",
     "trim",
     "tune_on",
-    "unmeasured_variants",
     "write_artifact",
     "write_importance",
 ]

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from lamella.api.profiles import find_profile, keep_learned, of_served, profile_file, read_profile
+from lamella.api.profiles import (
+    KnownVariants,
+    keep_learned,
+    known_variants,
+    not_measured,
+    profile_file,
+    read_profile,
+)
 from lamella.core.errors import InvalidRequest
 from lamella.qos.controller import LoggedChange, check_hold
 from lamella.qos.objectives.feasibility import check_feasible
@@ -58,12 +65,14 @@ def steering(
     profile: Path | None = None,
     hold_seconds: float | None = None,
     cache_folder: Path,
+    known: KnownVariants | None = None,
 ) -> Steering:
     """What a server needs so that a policy decides; all is checked before anything is started.
 
     Args:
         policy: as ``lamella simulate`` has it; ``oracle`` knows traces and no server.
         profile: a file, which stays as it is; None for what ``lamella profile`` kept of this store on this machine.
+        known: what ``known_variants`` said of this engine; None: it is asked.
 
     Raises:
         ImpossibleObjectives: with the nearest that are possible.
@@ -73,7 +82,11 @@ def steering(
         UnknownVariant: a static policy of a variant that the profile has not.
     """
     check_hold(hold_seconds)
-    found = of_served(find_profile(settings, cache_folder) if profile is None else _read(profile, settings), settings)
+    known = known or known_variants(settings, cache_folder)
+    whole = known.profile if profile is None else _read(profile, settings)
+    if whole is None:
+        raise not_measured(settings)
+    found = known.part_of(whole)
     setting = Setting.of(found, objectives)
     check_feasible(setting)
     named_policy(policy, setting)

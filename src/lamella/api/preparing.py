@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lamella.api.frontiers import frontier, ladder
 from lamella.api.measuring import measure_once
-from lamella.api.models import load
+from lamella.api.models import devices, load
 from lamella.api.plans import Budget, check_memory, plan
 from lamella.api.remotes import pull_from_hub
 from lamella.api.variants import build
@@ -79,6 +79,7 @@ def prepare(
         DoesNotFit: not even the smallest plan fits; says what it needs.
         InvalidRequest, ModelError, RemoteFailed, StorageFailed: as the stages.
     """
+    devices(device)  # an unknown one is said before anything is fetched
     with stage(f"looking for {target}") as update:
         source = load(_fetched(target, cache_folder, llama_cpp), cache_folder)
         files = tuple(SourceFile.of(path) for path in source.paths)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from lamella.core.errors import ArtifactError, InvalidRequest, StoreError
 from lamella.core.model import ModelIdentity
 from lamella.evaluating.evaluation import Exams, Row
 from lamella.evaluating.scoring import ChoiceScores
+from lamella.llama import devices
 from lamella.qos.profiles.documents import (
     EngineShape,
     Machine,
@@ -30,6 +31,7 @@ from lamella.qos.profiles.documents import (
 from lamella.qos.profiling.points import Points
 from lamella.qos.profiling.shape import shape_of, shape_options
 from lamella.store.files import new_file
+from lamella.store.store import Store
 
 if TYPE_CHECKING:
     from lamella.batching.settings import EngineSettings
@@ -85,13 +87,15 @@ def profile(
         The profile and its file.
 
     Raises:
-        InvalidRequest: ``out`` holds a profile of another model, machine or engine.
+        InvalidRequest: ``out`` holds a profile of another model, machine or engine; no device of that name.
         UnknownVariant, StoreError, EngineFailed: a variant is not there or cannot be run.
     """
     from lamella.qos.profiling.conditions import this_machine
     from lamella.qos.profiling.energy import EnergyMeter
     from lamella.qos.profiling.measure import measure_variant
 
+    if not settings.rpc:  # else it may be one of another process, which only the engine knows
+        devices.besides_cpu(settings.device)
     store = open_store(Path(settings.store))
     chosen = [store.variant(name) for name in variants] or list(store.variants())
     if not chosen:
@@ -120,57 +124,94 @@ def profile(
     return found, path
 
 
+@dataclass(frozen=True, slots=True)
+class KnownVariants:
+    """The variants that an engine serves, and what was kept of them: looked up once, by ``known_variants``.
+
+    Attributes:
+        settings: of the engine.
+        variants: that it serves.
+        profile: what ``profile`` kept for such an engine; None where nothing was measured, or what was cannot be read
+            any more.
+    """
+
+    settings: EngineSettings
+    variants: tuple[Variant, ...]
+    profile: Profile | None
+
+    def unmeasured(self, points: Points | None = None) -> tuple[str, ...]:
+        """Those that no kept profile has with the shards that they have now.
+
+        Args:
+            points: at which they have to be measured; None for the usual ones.
+        """
+        found, points = self.profile, points or Points()
+        return tuple(v.name for v in self.variants if found is None or _known(found, v, points) is None)
+
+    def part_of(self, profile: Profile) -> Profile:
+        """The part of a profile that is of these variants.
+
+        Raises:
+            InvalidRequest: it lacks one of them: a policy that does not know the running variant decides nothing.
+        """
+        served = {variant.name for variant in self.variants}
+        missing = served - {variant.name for variant in profile.variants}
+        if missing:
+            known = ", ".join(sorted(v.name for v in profile.variants)) or "none"
+            raise InvalidRequest(
+                f"the profile lacks variants that are served: {', '.join(sorted(missing))}; it has: {known}; "
+                f"measure them: {_how_to_measure(self.settings)}"
+            )
+        return replace(profile, variants=tuple(v for v in profile.variants if v.name in served))
+
+
+def known_variants(settings: EngineSettings, cache_folder: Path, store: Store | None = None) -> KnownVariants:
+    """What an engine serves, and what is known of it.
+
+    Args:
+        store: that of the settings, where somebody has opened it; None: it is opened.
+
+    Raises:
+        UnknownVariant, StoreFormatError: of what shall be served.
+    """
+    store = store or open_store(Path(settings.store))
+    served = store.readable_variants()[0] if settings.variants is None else map(store.variant, settings.variants)
+    try:
+        found = _find(store, settings, cache_folder)
+    except (InvalidRequest, ArtifactError):
+        found = None
+    return KnownVariants(settings, tuple(served), found)
+
+
 def find_profile(settings: EngineSettings, cache_folder: Path) -> Profile:
     """The profile that ``profile`` kept for a store's model on this machine.
 
     Raises:
         InvalidRequest: there is none.
+        ArtifactError: it cannot be read.
     """
+    return _find(open_store(Path(settings.store)), settings, cache_folder)
+
+
+def _find(store: Store, settings: EngineSettings, cache_folder: Path) -> Profile:
     from lamella.qos.profiling.conditions import this_machine
 
-    identity = open_store(Path(settings.store)).identity
-    path = profile_file(identity, this_machine(settings.n_threads), shape_of(settings), cache_folder)
+    path = profile_file(store.identity, this_machine(settings.n_threads), shape_of(settings), cache_folder)
     if not path.is_file():
-        raise InvalidRequest(
-            f"the variants of {settings.store} were not measured on this machine for such an engine; "
-            f"measure them: {_how_to_measure(settings)}"
-        )
+        raise not_measured(settings)
     return read_profile(path)
+
+
+def not_measured(settings: EngineSettings) -> InvalidRequest:
+    """That no profile is kept for an engine, and how to get one."""
+    return InvalidRequest(
+        f"the variants of {settings.store} were not measured on this machine for such an engine; "
+        f"measure them: {_how_to_measure(settings)}"
+    )
 
 
 def _how_to_measure(settings: EngineSettings) -> str:
     return " ".join(["lamella profile", settings.store, *shape_options(settings)])
-
-
-def unmeasured_variants(settings: EngineSettings, cache_folder: Path, points: Points | None = None) -> tuple[str, ...]:
-    """Of the variants that an engine serves, those that no kept profile has with the shards that they have now.
-
-    Args:
-        points: at which they have to be measured; None for the usual ones.
-    """
-    served = _served_variants(settings)
-    try:
-        found = find_profile(settings, cache_folder)
-    except (InvalidRequest, ArtifactError):  # nothing was measured, or it cannot be read any more
-        return tuple(variant.name for variant in served)
-    return tuple(variant.name for variant in served if _known(found, variant, points or Points()) is None)
-
-
-def of_served(profile: Profile, settings: EngineSettings) -> Profile:
-    """The part of a profile that is of the variants which an engine serves.
-
-    Raises:
-        InvalidRequest: it lacks one of them: a policy that does not know the running variant decides nothing.
-    """
-    served = {variant.name for variant in _served_variants(settings)}
-    missing = served - {variant.name for variant in profile.variants}
-    if missing:
-        known = ", ".join(sorted(v.name for v in profile.variants)) or "none"
-        raise InvalidRequest(
-            f"the profile lacks variants that are served: {', '.join(sorted(missing))}; it has: {known}; "
-            f"measure them: {_how_to_measure(settings)}"
-        )
-    return replace(profile, variants=tuple(v for v in profile.variants if v.name in served))
 
 
 def keep_learned(began: Profile, learned: Profile, path: Path) -> None:
@@ -185,13 +226,6 @@ def keep_learned(began: Profile, learned: Profile, path: Path) -> None:
     changed = [v for v in learned.variants if v != before[v.name] == there.get(v.name, before[v.name])]
     if changed:
         write_profile(_with(found, *changed), path)
-
-
-def _served_variants(settings: EngineSettings) -> tuple[Variant, ...]:
-    store = open_store(Path(settings.store))
-    if settings.variants is None:
-        return tuple(store.readable_variants()[0])
-    return tuple(store.variant(name) for name in settings.variants)
 
 
 def _continued(path: Path, empty: Profile) -> Profile:

@@ -84,7 +84,7 @@ async def serve(
     Args:
         steering: what a policy is to keep; None where only hands change the variant.
         max_queue: requests that may wait beside those that run.
-        cache_folder: where profiles are kept, for the dashboard; None: it shows no measured points.
+        cache_folder: where profiles are kept, for the dashboard of a server without a policy; None: it shows none.
         excuse: see ``SupervisorOptions``.
         beside: runs while the server does, with its engine, and already while that starts.
         on_listening: told what there is once the model is loaded and connections are accepted.
@@ -111,7 +111,8 @@ async def serve(
         from lamella.api.panels import measured_variants
         from lamella.serving import server
 
-        measured = measured_variants(engine, cache_folder) if cache_folder else {}
+        # the page shows the profile that a policy goes by, where there is one
+        measured = measured_variants(engine, cache_folder) if cache_folder and steering is None else {}
         with controlled(client, steering, on_line) as control:
             await server.serve(
                 client,

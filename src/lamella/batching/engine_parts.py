@@ -28,11 +28,11 @@ from lamella.llama.model import Model
 from lamella.llama.sampling import SamplingOptions
 from lamella.planning.words import layer_words
 from lamella.resources.machine import cpu_memory
+from lamella.run.ceiling import Ceiling
 from lamella.run.engine import by_size
 from lamella.run.kernel_table import KernelTable, layouts_of
 from lamella.run.layouts import Layout
 from lamella.run.loading import Loaded, load
-from lamella.run.process_memory import private_bytes
 from lamella.run.starting import plan_start
 from lamella.run.variants import LiveVariants
 from lamella.store.store import Store
@@ -179,30 +179,26 @@ class EngineParts:
             settings = self.settings
             if settings.pooling == "off":
                 raise InvalidRequest("embeddings are switched off (--pooling off)")
-            if settings.memory_bytes:
-                self._check_room_to_embed(settings.pooling)
+            if self.live.ceiling is not None:
+                self._check_room_to_embed(settings.pooling, self.live.ceiling)
             self.embedder = Embedder(self.model, settings.pooling, settings.n_ctx, settings.n_threads)
         return self.embedder
 
-    def _check_room_to_embed(self, pooling: Pooling) -> None:
+    def _check_room_to_embed(self, pooling: Pooling, ceiling: Ceiling) -> None:
         if not self.bytes_to_embed:
             with self.store.lease(reading=True) as lease:
                 paths = self.store.ready_paths(lease.hold(self.live.name))
             self.bytes_to_embed = embedder_bytes(paths, pooling, self.settings.n_ctx)
-        needed, room, ceiling = self.bytes_to_embed, self.room_bytes, self.settings.memory_bytes
+        needed, room = self.bytes_to_embed, self.live.spare_bytes
+        assert room is not None  # there is a ceiling
         if needed > room:
             raise ExceedsCeiling(
                 f"embeddings need {format_bytes(needed)} for texts of up to {self.settings.n_ctx} tokens; under the "
-                f"memory ceiling of {format_bytes(ceiling)} there is room for {format_bytes(max(0, room))}; a shorter "
-                "context (--context), a smaller variant or a larger ceiling (--memory) would do",
-                needed_bytes=ceiling - room + needed,
-                ceiling_bytes=ceiling,
+                f"memory ceiling of {format_bytes(ceiling.n_bytes)} there is room for {format_bytes(max(0, room))}; a "
+                "shorter context (--context), a smaller variant or a larger ceiling (--memory) would do",
+                needed_bytes=ceiling.n_bytes - room + needed,
+                ceiling_bytes=ceiling.n_bytes,
             )
-
-    @property
-    def room_bytes(self) -> int:
-        """What the memory ceiling leaves now; negative where it is passed, or there is none."""
-        return self.settings.memory_bytes - private_bytes() - self.live.mapped_bytes
 
     def close(self) -> None:
         if self.embedder is not None:

@@ -120,10 +120,9 @@ class EngineLoop:
 
     def _has_room_for(self, n_tokens: int) -> bool:
         """Whether the memory ceiling, if there is one, leaves room for so many tokens outside of the KV cache."""
-        parts, settings = self._parts, self._parts.settings
-        if not settings.memory_bytes:
-            return True
-        return cache_bytes(n_tokens, parts.model.kv_bytes_per_token, settings.kv_type) <= parts.room_bytes
+        spare = self._parts.live.spare_bytes
+        needed = cache_bytes(n_tokens, self._parts.model.kv_bytes_per_token, self._parts.settings.kv_type)
+        return spare is None or needed <= spare
 
     def _take_over(self) -> int:
         """Begin with the KV cache that the engine before has left; what cannot be used is computed again."""
@@ -154,8 +153,7 @@ class EngineLoop:
                 case Embed():
                     self._arrivals.append(EmbedJob(message.id, self._inputs(message)))
                 case Tokenize():
-                    tokens = self._parts.model.vocabulary.tokenize(message.text, add_special=message.add_special)
-                    self._send(Tokenized(id=message.id, tokens=tokens))
+                    self._send(Tokenized(id=message.id, tokens=self._tokens(message)))
                 case Detokenize():
                     self._send(Detokenized(id=message.id, text=self._text(message.tokens)))
         except LamellaError as error:
@@ -163,8 +161,7 @@ class EngineLoop:
 
     def _inputs(self, message: Embed) -> list[list[int]]:
         """Tokens of the texts to embed, each short enough."""
-        n_ctx = self._parts.settings.n_ctx
-        most = n_ctx if message.most_tokens is None else min(n_ctx, message.most_tokens)
+        most = self._most_tokens(message)
         inputs: list[list[int]] = []
         for i, text in enumerate(message.inputs):
             if least_tokens(text) <= most:
@@ -173,6 +170,18 @@ class EngineLoop:
                 said = f"Input {i} is longer than the {most} tokens that this server takes of one."
                 raise RequestRefused(said, why="context_length")
         return inputs
+
+    def _tokens(self, message: Tokenize) -> list[int]:
+        """Of a text that may be longer than a prompt may: whether it is, is what many ask for."""
+        most, least = self._most_tokens(message), least_tokens(message.text)
+        if least > most:
+            said = f"The text has at least {least} tokens, and this server takes at most {most} of one."
+            raise RequestRefused(said, why="context_length")
+        return self._parts.model.vocabulary.tokenize(message.text, add_special=message.add_special)
+
+    def _most_tokens(self, message: Embed | Tokenize) -> int:
+        n_ctx = self._parts.settings.n_ctx
+        return n_ctx if message.most_tokens is None else min(n_ctx, message.most_tokens)
 
     def _text(self, tokens: list[int]) -> str:
         self._parts.prompts.check_tokens(tokens)

@@ -127,11 +127,16 @@ class Embed(_Message, frozen=True, kw_only=True):
 
 
 class Tokenize(_Message, frozen=True, kw_only=True):
-    """The token ids of a text; ``add_special`` adds what the model wants at its start, such as BOS."""
+    """The token ids of a text; ``add_special`` adds what the model wants at its start, such as BOS.
+
+    Attributes:
+        most_tokens: beside what the context holds: a text that certainly has more is refused; None for no other limit.
+    """
 
     id: int
     text: str
     add_special: bool = True
+    most_tokens: int | None = None
 
 
 class Detokenize(_Message, frozen=True, kw_only=True):

@@ -40,6 +40,7 @@ class RunningRequest:
         slot: where it is computed; None while it waits.
         parked: its state while it is parked.
         was_parked: whether it was ever pushed aside.
+        n_overtaken: see ``turns.Wish``.
         is_cancelled: the front wants no more of it.
         n_cached: tokens of the prompt that were found in the cache.
     """
@@ -68,6 +69,7 @@ class RunningRequest:
         self.parked: ParkedState | None = None
         self.was_parked = self.is_cancelled = False
         self.n_cached = 0
+        self.n_overtaken: int | None = None
         self._sampler, self._vocabulary, self._clock = sampler, vocabulary, clock
         self._arrived = self._began_reading = self._began_writing = clock()
         self._has_begun = False
@@ -89,6 +91,11 @@ class RunningRequest:
         if request.ignore_end:
             return request.generated
         return list(itertools.takewhile(lambda token: not vocabulary.ends_generation(token), request.generated))
+
+    @property
+    def urgency(self) -> tuple[int, int]:
+        """As that of a candidate."""
+        return self.candidate("").urgency
 
     @property
     def n_generated(self) -> int:

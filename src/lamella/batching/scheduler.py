@@ -6,7 +6,7 @@ All methods belong to the loop's thread.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from lamella.batching import steps
@@ -19,6 +19,7 @@ from lamella.batching.served import ServedVariants
 from lamella.batching.slots import Slot
 from lamella.batching.speeds import Speeds
 from lamella.batching.steps import Admission, Pace, StepPlan
+from lamella.batching.turns import Turns, Wish, take_turns
 from lamella.core.errors import CacheFull, LamellaError
 from lamella.llama.batch import BatchPart
 from lamella.llama.context import Context
@@ -187,7 +188,11 @@ class Scheduler:
     def _admit(self) -> None:
         if self._waiting:
             self._fill_places()
-        self._variants.forget_unused({r.request.variant for r in self._waiting.values() if r.request.variant})
+        unused = self._turns(self._queue).let_go
+        for variant in unused:
+            self._variants.let_go(variant)
+        if unused:
+            self._open_variants()
 
     def _fill_places(self) -> None:
         """Let the most urgent of those that wait run."""
@@ -211,20 +216,45 @@ class Scheduler:
 
     def _ready(self) -> list[RunningRequest]:
         """Requests that could run now: those whose beginning somebody is about to compute wait for it."""
+        with_variant = self._open_variants()
         found: list[RunningRequest] = []
-        for request in sorted(self._waiting.values(), key=lambda r: r.candidate("").urgency):
-            if self._has_variant(request) and not self._should_wait_for_prefix(request, found):
+        for request in self._queue:
+            has_variant = request.request.variant is None or request.request.id in with_variant
+            if has_variant and not self._should_wait_for_prefix(request, found):
                 found.append(request)
         return found
 
-    def _has_variant(self, request: RunningRequest) -> bool:
-        """Whether the variant that a request wants, if any, is in memory; refuses those that cannot be."""
-        wish = request.request.variant
+    @property
+    def _queue(self) -> list[RunningRequest]:
+        """Those that wait, the most urgent first."""
+        return sorted(self._waiting.values(), key=lambda r: r.urgency)
+
+    def _open_variants(self) -> Collection[int]:
+        """Open what those that wait ask for; returns those whose variant is open and whose turn it is."""
+        while True:
+            turns = self._turns(self._queue)
+            has_changed = [self._open(wish) for wish in turns.to_open]
+            if not any(has_changed):
+                return turns.may_begin
+
+    def _turns(self, queue: Iterable[RunningRequest]) -> Turns:
+        variants, wishes = self._variants, []
+        for request in queue:
+            wish = request.request.variant
+            if wish is None:
+                continue
+            if wish in variants.without_room and request.n_overtaken is None:
+                request.n_overtaken = 0
+            wishes.append(Wish(request.request.id, wish, request.n_overtaken))
+        return take_turns(wishes, variants.users, variants.without_room, variants.default)
+
+    def _open(self, wish: Wish) -> bool:
+        """Whether anything has come of it; a request whose variant cannot be opened is refused."""
         try:
-            return wish is None or self._variants.open_for(wish)
+            return self._variants.open_for(wish.variant)
         except LamellaError as error:
-            self._refuse(request, error)
-            return False
+            self._refuse(self._waiting[wish.id], error)
+            return True
 
     def _should_wait_for_prefix(self, request: RunningRequest, earlier: Iterable[RunningRequest]) -> bool:
         if request.scores_prompt or not self._cache.table.can_share_parts:
@@ -270,6 +300,7 @@ class Scheduler:
         self._running[number] = request
         if request.request.variant is not None:
             self._variants.hold(request.request.variant)
+            self._count_overtaken(request)
         tokens = request.tokens[:1] if request.scores_prompt else request.tokens
         slot = self._cache.place(tokens, request.request.variant, number, self.counters.n_steps)
         if request.parked is not None and len(request.parked.tokens) > len(slot.tokens):
@@ -278,6 +309,15 @@ class Scheduler:
         request.start(slot)
         if not request.was_parked:
             self.counters.n_cached_tokens += len(slot.tokens)
+
+    def _count_overtaken(self, by: RunningRequest) -> None:
+        """Requests whose variant has no room stand back behind one that begins, unless it takes none itself."""
+        if by.request.variant == self._variants.default:
+            return
+        for request in self._waiting.values():
+            is_open = request.request.variant in self._variants.users
+            if request.n_overtaken is not None and request.urgency < by.urgency and not is_open:
+                request.n_overtaken += 1
 
     def _park(self, request: RunningRequest) -> None:
         """Push a request aside: its state goes to memory of our own, and its cells to others."""
@@ -314,7 +354,7 @@ class Scheduler:
 
     def _give_way(self) -> bool:
         """Park the least urgent request; the last one is ended, because the whole cache is not enough for it."""
-        last = max(self._running.values(), key=lambda r: r.candidate("").urgency)
+        last = max(self._running.values(), key=lambda r: r.urgency)
         if len(self._running) == 1:
             self._end(last, "length")
             return False

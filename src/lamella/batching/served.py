@@ -6,7 +6,7 @@ Everything is called between two steps, by the loop's thread.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent import futures
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -49,6 +49,18 @@ class Changing:
     opening: Future[None]
 
 
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A variant that is being opened for requests.
+
+    Attributes:
+        n_room_changes: how often room had been made before it began: what it found may be over.
+    """
+
+    future: Future[Ready]
+    n_room_changes: int
+
+
 class ServedVariants:
     """Answers ``Switch`` and ``Prepare``, and points the weights where a step wants them.
 
@@ -80,8 +92,9 @@ class ServedVariants:
         self._waiting: list[Waiting] = []
         self._changing: Changing | None = None
         self._opener = ThreadPoolExecutor(1, "lamella-exchange")
-        self._opening: dict[str, Future[Ready]] = {}
+        self._opening: dict[str, Opening] = {}
         self._without_room: set[str] = set()
+        self._n_room_changes = 0
         self._held: dict[str, PreparedVariant] = {}
         self._users: dict[str, int] = {}
         self.pointed_at = self.default
@@ -114,31 +127,44 @@ class ServedVariants:
 
     # --- requests that hold a variant -----------------------------------------------------------------------------
 
-    def open_for(self, variant: str) -> bool:
-        """Get a variant ready for a request; whether it is.
+    @property
+    def users(self) -> Mapping[str, int]:
+        """Variants that are open for requests, and how many run at each."""
+        return self._users
 
-        Where the memory ceiling has no room for it beside those of other requests, it is tried again when one of
-        these is released.
+    @property
+    def without_room(self) -> Collection[str]:
+        """Variants for which the memory ceiling has no room beside those."""
+        return self._without_room
+
+    def open_for(self, variant: str) -> bool:
+        """Get a variant ready for a request; whether anything has come of it: it is open, or there is no room for it.
+
+        Where the memory ceiling has no room for it beside those of other requests, it may be tried again when one of
+        these was let go.
 
         Raises:
             ExceedsCeiling: there is no room for it beside the variant that runs.
             LamellaError: it cannot be opened.
         """
-        if variant in self._held:
+        if variant in self._held or variant in self._without_room:
             return True
-        if variant in self._without_room:
-            return False
-        future = self._opening.get(variant)
-        if future is None:
-            future = self._opening[variant] = self._prepare(variant)
-        if not future.done():
+        opening = self._opening.get(variant)
+        if opening is None:
+            opening = self._opening[variant] = Opening(self._prepare(variant), self._n_room_changes)
+        if not opening.future.done():
             return False
         del self._opening[variant]
-        prepared = future.result()
+        prepared = opening.future.result()
         if isinstance(prepared, StagedVariant):
-            if self._live.check_beside(prepared):
+            is_lasting = (
+                self._live.check_beside(prepared)
+                and opening.n_room_changes == self._n_room_changes
+                and any(held != self.default for held in self._held)  # else nobody would say that there is room now
+            )
+            if is_lasting:
                 self._without_room.add(variant)
-            return False
+            return is_lasting
         if not self._live.hold(prepared):  # another change pushed it out meanwhile
             return False
         self._held[variant] = prepared
@@ -150,22 +176,21 @@ class ServedVariants:
         self._users[variant] += 1
 
     def release(self, variant: str) -> None:
-        """One less; the variant stays until ``forget_unused``, since the next may begin in the same turn."""
+        """One less; the variant stays until it is let go, since the next may begin in the same turn."""
         self._users[variant] -= 1
 
-    def forget_unused(self, wanted: Collection[str]) -> None:
-        """Let go of variants at which no request runs.
-
-        Args:
-            wanted: by requests that wait; these stay, unless a variant of others found no room beside them.
-        """
-        for variant in [v for v, n in self._users.items() if n == 0 and (v not in wanted or self._without_room)]:
-            self._let_go(variant)
-
-    def _let_go(self, variant: str) -> None:
+    def let_go(self, variant: str) -> None:
+        """Keep a variant open no longer; no request runs at it."""
+        assert self._users[variant] == 0
         del self._users[variant], self._held[variant]
         self._live.release(variant)
+        if variant != self.default:
+            self._room_has_changed()
+
+    def _room_has_changed(self) -> None:
+        """What found none may find some."""
         self._without_room.clear()
+        self._n_room_changes += 1
 
     def point_at(self, variant: str, *, reads_prompt: bool) -> None:
         """Let the next step be computed by a variant: the default, or one that is held."""
@@ -225,7 +250,7 @@ class ServedVariants:
 
     def _has_switched(self, message: Switch, report: SwitchReport, stall_seconds: float) -> None:
         self.pointed_at = message.variant
-        self._without_room.clear()
+        self._room_has_changed()
         self.n_switches += 1
         self.switch_seconds += stall_seconds
         if message.saves_memory:
@@ -276,7 +301,7 @@ class ServedVariants:
 
     def _end_change(self, changing: Changing) -> SwitchReport | None:
         self._changing = None
-        self._without_room.clear()
+        self._room_has_changed()
         return self._live.end(changing.change)
 
     def close(self) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import msgspec
 import typer
@@ -36,7 +35,7 @@ from lamella.store.store import Store
 
 
 def steered_by(
-    engine: EngineSettings, promises: ObjectiveFlags, wanted: Objectives
+    engine: EngineSettings, promises: ObjectiveFlags, wanted: Objectives, store: Store
 ) -> tuple[EngineSettings, api.Steering]:
     """Engine and policy under one memory ceiling: the lower one of what the engine and the objectives say.
 
@@ -48,13 +47,13 @@ def steered_by(
     wanted = replace(wanted, memory_bytes=min(ceilings, default=None))
     engine = msgspec.structs.replace(engine, memory_bytes=min(ceilings, default=0))
     engine.check_possible()
-    code = _measure_missing(engine, promises)
+    code, known = _measured(engine, promises, store)
     if code:
         raise typer.Exit(code)
-    return engine, _steering(engine, promises, wanted)
+    return engine, _steering(known, promises, wanted)
 
 
-def adapting(engine: EngineSettings, promises: ObjectiveFlags) -> api.Steering | None:
+def adapting(engine: EngineSettings, promises: ObjectiveFlags, store: Store) -> api.Steering | None:
     """A policy that nothing was promised of: the best variant that memory allows.
 
     Returns:
@@ -68,11 +67,11 @@ def adapting(engine: EngineSettings, promises: ObjectiveFlags) -> api.Steering |
     if len(engine.variants or ()) < 2:
         return None
     try:
-        code = _measure_missing(engine, promises, is_quick=True)
+        code, known = _measured(engine, promises, store, is_quick=True)
         if code in (INTERRUPTED_EXIT_CODE, TERMINATED_EXIT_CODE):
             raise typer.Exit(code)
         if not code:
-            return _steering(engine, promises, Objectives(memory_bytes=engine.memory_bytes or None))
+            return _steering(known, promises, Objectives(memory_bytes=engine.memory_bytes or None))
         reason = "the variants could not be measured"
     except (EngineFailed, ImpossibleObjectives) as error:
         reason = str(error)
@@ -88,51 +87,52 @@ def warm_beside(engine: EngineSettings, steering: api.Steering) -> int:
     return warm_variants(steering.profile, min(available, engine.memory_bytes or available))
 
 
-def _steering(engine: EngineSettings, promises: ObjectiveFlags, wanted: Objectives) -> api.Steering:
+def _steering(known: api.KnownVariants, promises: ObjectiveFlags, wanted: Objectives) -> api.Steering:
     return api.steering(
-        engine,
+        known.settings,
         wanted,
         promises.policy,
         profile=promises.profile,
         hold_seconds=promises.hold,
         cache_folder=Config.from_environment(os.environ).cache_folder,
+        known=known,
     )
 
 
-def _measure_missing(engine: EngineSettings, promises: ObjectiveFlags, *, is_quick: bool = False) -> int:
+def _measured(
+    engine: EngineSettings, promises: ObjectiveFlags, store: Store, *, is_quick: bool = False
+) -> tuple[int, api.KnownVariants]:
     """Measure what is served and was not measured on this machine, once and for all starts to come.
 
     Not where a file says it all.
 
     Args:
+        store: that is served.
         is_quick: few points, where nothing is promised that has to be kept from the beginning.
 
     Returns:
-        An exit code; why it is not 0 has been said.
+        An exit code; why it is not 0 has been said.  And what is known now.
 
     Raises:
         UnknownVariant: a static policy of a variant that is not served.
     """
-    _check_static(engine, promises.policy)
-    if promises.profile is not None:
-        return 0
-    points = QUICK if is_quick else Points()
-    missing = api.unmeasured_variants(engine, Config.from_environment(os.environ).cache_folder, points)
+    cache_folder = Config.from_environment(os.environ).cache_folder
+    known = api.known_variants(engine, cache_folder, store)
+    _check_static(known, promises.policy)
+    missing = known.unmeasured(QUICK if is_quick else Points()) if promises.profile is None else ()
     if not missing:
-        return 0
+        return 0, known
     note(
         f"{', '.join(missing)}: measured once on this machine, so that a policy knows what each would do; "
         "Ctrl-C, and it goes on later"
     )
     quick = ["--quick"] if is_quick else []
-    return lamella_in_child(["profile", engine.store, *missing, *quick, *shape_options(engine)])
+    code = lamella_in_child(["profile", engine.store, *missing, *quick, *shape_options(engine)])
+    return code, known if code else api.known_variants(engine, cache_folder, store)
 
 
-def _check_static(engine: EngineSettings, policy: str) -> None:
+def _check_static(known: api.KnownVariants, policy: str) -> None:
     """A variant that a policy names is served; said before minutes of measuring."""
-    name = static_variant(policy)
-    if name is None:
-        return
-    Store.open(Path(engine.store)).variant(name)
-    if engine.variants is not None and name not in engine.variants:
-        raise UnknownVariant(f"'{name}' is not served; there are: {', '.join(engine.variants)}")
+    name, served = static_variant(policy), [variant.name for variant in known.variants]
+    if name is not None and name not in served:
+        raise UnknownVariant(f"'{name}' is not served; there are: {', '.join(served)}")

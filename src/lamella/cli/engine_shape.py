@@ -2,7 +2,7 @@
 
 ``lamella serve`` runs an engine of that shape, ``lamella profile`` measures one, ``lamella simulate`` finds what was
 measured of one; they take the same options with the same defaults, those of ``EngineSettings``
-(``qos.profiling.shape.shape_options`` is the way back).
+(``qos.profiling.shape`` is the way back).
 """
 
 from __future__ import annotations

@@ -156,6 +156,8 @@ def plan(
     )  # fmt: skip
     if not of_knapsack.has_limit and all(limit is None for limit in astuple(size)):
         _say_device(device or config.device)
+    elif device is not None:
+        api.devices(device)  # an unknown one is said before minutes of measuring
     try:
         if given is None:
             given = _measured(model, policy, size.memory, running, config, quiet=json)

@@ -7,7 +7,6 @@ import importlib.util
 import os
 from collections.abc import Coroutine
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -23,7 +22,6 @@ from lamella.cli.serve_options import EngineFlags, LimitFlags, ObjectiveFlags, S
 from lamella.cli.served import find_served
 from lamella.config import Config
 from lamella.core.listening import listen
-from lamella.store.store import Store
 
 
 @takes_groups
@@ -56,15 +54,17 @@ def serve(
     listen(front.host, front.port).close()  # a taken address is said now, and not after minutes of building
     known_device = None if shape.rpc else shape.device  # one of an RPC server is not known to others
     served = find_served(target, flags.memory, known_device)
-    front = replace(front, name=front.name or served.name or api.model_name(Store.open(Path(served.store))))
-    engine = msgspec.structs.replace(engine, store=served.store, variant=served.variant, variants=served.variants)
+    front = replace(front, name=front.name or served.name or api.model_name(served.store))
+    engine = msgspec.structs.replace(
+        engine, store=str(served.store.path), variant=served.variant, variants=served.variants
+    )
     steering = None
     if wanted is not None:
-        engine, steering = steered_by(engine, promises, wanted)
+        engine, steering = steered_by(engine, promises, wanted, served.store)
         if flags.warm is None:
             engine = msgspec.structs.replace(engine, n_warm=warm_beside(engine, steering))
     elif served.is_model and promises.has_policy:
-        steering = adapting(engine, promises)
+        steering = adapting(engine, promises, served.store)
     run_in_loop(
         api.serve(
             engine,

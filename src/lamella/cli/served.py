@@ -18,14 +18,14 @@ class Served:
     """What to serve.
 
     Attributes:
-        store: its folder.
+        store: it, opened.
         variant: to begin with; None for the largest that fits.
         variants: names; None for all of the store.
         name: of the model; "" for what the store says.
         is_model: a model was named, and not a store.
     """
 
-    store: str
+    store: Store
     variant: str | None = None
     variants: list[str] | None = None
     name: str = ""
@@ -49,12 +49,11 @@ def find_served(target: str, memory: str | None, device: str | None = None) -> S
     if api.is_model(target):
         config = Config.from_environment(os.environ)
         ready = ready_for(target, memory, device, config)
-        store = str(ready.folder(config.cache_folder))
+        store = Store.open(ready.folder(config.cache_folder))
         return Served(store, variants=list(ready.variants), name=api.spoken_name(target), is_model=True)
     folder, variant = split_target(target)
     if not folder.exists():
         raise ModelError(
             f"{folder} does not exist: name a GGUF file, 'smollm2' or hf:OWNER/REPO, or the folder of a store"
         )
-    Store.open(folder)  # what is wrong with it is said here, and not by a process that dies
-    return Served(str(folder), variant)
+    return Served(Store.open(folder), variant)  # what is wrong with it is said here, and not by a process that dies

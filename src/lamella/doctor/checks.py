@@ -66,6 +66,8 @@ def _library(facts: Facts) -> Finding:
     library = facts.library
     if not library.error:
         return Finding("llama.cpp", Status.OK, f"llama-cpp-python {library.version}; it loads, and its layout is known")
+    if library.is_too_slow:
+        return _problem("llama.cpp", library.error, "look again when machine and disk are less busy", LibraryError)
     return _problem("llama.cpp", library.error, f"build it for this machine: {rebuild_command()}", LibraryError)
 
 
@@ -111,6 +113,9 @@ def _memory(facts: Facts) -> Finding:
         found += f", as the control group {memory.limited_by} allows"
     if need is None:
         return Finding("memory", Status.OK, found)
+    if need.is_too_slow:
+        cure = "look again when machine and disk are less busy, or with a copy of the file on a disk of this machine"
+        return _problem("memory", need.error, cure, ModelError)
     if need.error:
         return _problem("memory", need.error, "name a model file: lamella doctor --model FILE.gguf", ModelError)
     wanted = f"the smallest plan of {need.model} takes {format_bytes(need.smallest_bytes)}"

@@ -10,7 +10,6 @@ import contextlib
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ import msgspec
 from lamella.core.cores import usable_cores
 from lamella.core.errors import LamellaError
 from lamella.core.foreign import UNREADABLE
+from lamella.core.signals import signal_name
 from lamella.doctor.facts import Compiler, Disk, Facts, LibraryFacts, ModelNeed, Processor, StoreFacts
 from lamella.doctor.selfcheck import Report
 from lamella.resources.devices import DeviceMemory, detect
@@ -35,7 +35,7 @@ SHORT_SECONDS = 20.0
 NOTHING_HASHED = Sample(within_seconds=0)
 
 Run = Callable[[Sequence[str], float], "subprocess.CompletedProcess[str]"]
-"""Runs a command for at most some seconds; raises ``OSError`` or ``subprocess.TimeoutExpired``."""
+"""Runs a command for at most some seconds; raises ``OSError``, or ``subprocess.TimeoutExpired`` with what it said."""
 
 
 def run_command(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
@@ -86,15 +86,24 @@ def _selfcheck(model: str | None, run: Run) -> Report:
     command = [sys.executable, "-P", "-m", "lamella.doctor.selfcheck", *([model] if model else [])]
     try:
         done = run(command, SELFCHECK_SECONDS)
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except OSError as error:
         return Report(LibraryFacts(error=f"llama.cpp could not be tried: {error}"))
+    except subprocess.TimeoutExpired as slow:
+        said = slow.stdout.decode(errors="replace") if isinstance(slow.stdout, bytes) else slow.stdout or ""
+        return _until(list(_reports(said)), model, f"took longer than {slow.timeout:g} s", is_too_slow=True)
     reports = list(_reports(done.stdout))
     if done.returncode == 0 and reports:
         return reports[-1]
-    reason = _death(done.returncode, done.stderr)
+    return _until(reports, model, f"ends the process: {_death(done.returncode, done.stderr)}")
+
+
+def _until(reports: Sequence[Report], model: str | None, how: str, *, is_too_slow: bool = False) -> Report:
+    """What a child had found that came to an end: it was loading llama.cpp, or it was reading the model."""
     if not reports:
-        return Report(LibraryFacts(error=f"loading llama.cpp ends the process: {reason}"))
-    need = ModelNeed(model or "", error=f"reading {model} ends the process: {reason}")
+        return Report(LibraryFacts(error=f"loading llama.cpp {how}", is_too_slow=is_too_slow))
+    if model is None:  # nothing was left to do
+        return reports[-1]
+    need = ModelNeed(model, error=f"reading {model} {how}", is_too_slow=is_too_slow)
     return Report(reports[-1].library, reports[-1].devices, need)
 
 
@@ -107,7 +116,7 @@ def _reports(said: str) -> Iterator[Report]:
 
 def _death(code: int, said: str) -> str:
     if code < 0:
-        name = signal.Signals(-code).name
+        name = signal_name(-code)
         hint = "; it was built for another processor" if name == "SIGILL" else ""
         return f"{name}{hint}"
     return said.strip().splitlines()[-1] if said.strip() else f"exit code {code}"

@@ -44,6 +44,7 @@ class LibraryFacts:
     Attributes:
         version: of llama-cpp-python; "" where it is not installed.
         error: why it cannot be used; "" where it can.
+        is_too_slow: that it cannot be used was not seen, only that it took too long to load.
         features: what it was built for and this processor has: ``AVX2``, ``FMA`` ...
         backends: of its devices: ``CPU``, ``CUDA`` ...
         has_rpc: whether it can use devices of other processes.
@@ -54,6 +55,7 @@ class LibraryFacts:
     features: frozenset[str] = frozenset()
     backends: tuple[str, ...] = ()
     has_rpc: bool = False
+    is_too_slow: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ class ModelNeed:
     Attributes:
         model: as it was asked for.
         error: why that is not known; "" where it is.
+        is_too_slow: only because reading it took too long.
         smallest_bytes: memory of its smallest plan, a context of ``n_ctx`` tokens included.
         file_bytes: size of the model file.
     """
@@ -72,6 +75,7 @@ class ModelNeed:
     smallest_bytes: int = 0
     file_bytes: int = 0
     n_ctx: int = 0
+    is_too_slow: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ import functools
 import hashlib
 import os
 import re
-import signal
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ import msgspec
 from lamella.core import errors
 from lamella.core.errors import HarmfulFile, LamellaError, StorageFailed, StoreFormatError
 from lamella.core.foreign import UNREADABLE
+from lamella.core.signals import signal_name
 from lamella.core.units import GIB, format_bytes
 from lamella.llama.looking import Answer, Kind
 from lamella.store.documents import read_note, write_document
@@ -159,10 +159,7 @@ def _death(done: subprocess.CompletedProcess[bytes], limits: LookLimits) -> str:
     if done.returncode >= 0:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         return f"the child process that reads files first failed ({said[-1][:200] if said else done.returncode})"
-    try:
-        name = signal.Signals(-done.returncode).name
-    except ValueError:  # a real-time signal
-        name = f"signal {-done.returncode}"
+    name = signal_name(-done.returncode)
     return (
         f"reading it killed the child process that reads files first ({name}); it is damaged or made to do harm "
         f"(the child may take {format_bytes(limits.n_bytes)} and {limits.seconds} s)"

@@ -61,6 +61,10 @@ class Ceiling:
         """
         return self.n_bytes - max(self.planned_bytes, self.measure() - copied_bytes)
 
+    def spare_bytes(self, mapped_bytes: int, copied_bytes: int) -> int:
+        """What is left beside weights that are open, for what was not planned; negative where the ceiling is passed."""
+        return self.room_bytes(copied_bytes) - mapped_bytes - copied_bytes
+
     def refusal(self, what: str, needed_bytes: int, room_bytes: int, hint: str) -> ExceedsCeiling:
         """The error that says what weights do not fit.
 

@@ -120,6 +120,18 @@ class LiveVariants:
         return self._pool.mapped_bytes
 
     @property
+    def ceiling(self) -> Ceiling | None:
+        """Of the process's memory, as it was given; None for none."""
+        return self._usual_ceiling
+
+    @property
+    def spare_bytes(self) -> int | None:
+        """What the ceiling leaves beside all that is there now or was planned; None where there is no ceiling."""
+        if self._usual_ceiling is None:
+            return None
+        return self._usual_ceiling.spare_bytes(self._pool.mapped_bytes, self._pool.repacked_bytes)
+
+    @property
     def warm(self) -> tuple[str, ...]:
         """Names of the variants that can be switched to at once."""
         with self._lock:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import IO, Self, cast
 from lamella.batching.frames import FrameProtocol, engine_decoder
 from lamella.batching.messages import PROTOCOL_VERSION, EngineMessage, Failed, FrontMessage, Hello, Stop
 from lamella.batching.settings import EngineSettings
+from lamella.core.signals import signal_name
 
 ENGINE_COMMAND = (sys.executable, "-P", "-m", "lamella.batching.process")
 """``-P``: a file in the folder where the server was started must not take the place of a library."""
@@ -218,10 +218,7 @@ class EngineChild:
 def _exit_in_words(code: int) -> str:
     if code >= 0:
         return f"exit code {code}"
-    try:
-        return f"signal {signal.Signals(-code).name}"
-    except ValueError:  # a real-time signal has no name
-        return f"signal {-code}"
+    return f"signal {signal_name(-code)}"
 
 
 def _spawn(command: Sequence[str], connection: socket.socket) -> subprocess.Popen[bytes]:

@@ -85,8 +85,15 @@ class EngineClient(Protocol):
             QueueFull, EngineUnavailable: as ``generate``.
         """
 
-    async def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
-        """The token ids of a text."""
+    async def tokenize(self, text: str, *, add_special: bool = True, most_tokens: int | None = None) -> list[int]:
+        """The token ids of a text.
+
+        Args:
+            most_tokens: of a text; None for what the context holds.
+
+        Raises:
+            RequestRefused: the text certainly has more (512 characters for each).
+        """
 
     async def detokenize(self, tokens: list[int]) -> str:
         """The text of tokens.  Raises ``RequestRefused`` for one that the vocabulary has not."""

@@ -159,9 +159,10 @@ class SupervisedEngine:
         assert isinstance(answer, Embedded)
         return answer
 
-    async def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
+    async def tokenize(self, text: str, *, add_special: bool = True, most_tokens: int | None = None) -> list[int]:
         """See ``EngineClient``."""
-        answer = await self._ask(Tokenize(id=next(self._numbers), text=text, add_special=add_special))
+        message = Tokenize(id=next(self._numbers), text=text, add_special=add_special, most_tokens=most_tokens)
+        answer = await self._ask(message)
         assert isinstance(answer, Tokenized)
         return answer.tokens
 

@@ -35,9 +35,14 @@ def token_routes(front: Front) -> APIRouter:
 
     @router.post("/tokenize", responses=REFUSALS)
     async def tokenize(body: TokenizeBody) -> Response:
-        """The token ids of a text; control tokens that are written in it count as such."""
+        """The token ids of a text; control tokens that are written in it count as such.
+
+        A text may have more tokens than a prompt, but one of more than 512 characters for each token that a prompt may
+        have is refused.
+        """
         front.target(body.model)
-        tokens = await front.client.tokenize(body.prompt, add_special=body.add_special_tokens)
+        most = front.settings.limits.prompt_tokens
+        tokens = await front.client.tokenize(body.prompt, add_special=body.add_special_tokens, most_tokens=most)
         return _json({"tokens": tokens, "count": len(tokens), "max_model_len": front.facts().n_ctx})
 
     @router.post("/detokenize", responses=REFUSALS)

@@ -8,7 +8,7 @@ path, so nothing can lead out of the store.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -25,10 +25,13 @@ _DOCUMENTS = ("store.json", "quota.json", "lock")
 _PASSING = ("incoming", "leases")
 """Folders whose entries are made under new names, opened without following links, and removed, link and not target."""
 _KEPT = ("shards", "variants", "recipes", "pins", "use", "dropped", "origins", "sources", "importance", "digests")
+_NESTED = ("shards", "variants", "recipes", "dropped", "origins")
+"""Those whose entries are folders, with the files in them."""
 
 _VARIANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LEASE_NAME = re.compile(r"[0-9a-f]{32}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_LINK_TARGET = re.compile(r"\.\./\.\./shards/[0-9a-f]{2}/[0-9a-f]{64}\.gguf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,19 +82,24 @@ class Layout:
         return sorted(path for path in self.leases.iterdir() if _LEASE_NAME.fullmatch(path.name))
 
     def link_outside(self) -> Path | None:
-        """A folder of the store, an entry of one, or a document that is a link to somewhere else, if there is one.
+        """A folder of the store, a file in one, or a document that is a link to somewhere else, if there is one.
 
         Whoever packed a store may have laid such links; what is written into it or deleted from it would be so there.
         """
         root = os.path.realpath(self.root)
-        outside = (path for path in self._links() if not Path(os.path.realpath(path)).is_relative_to(root))
+        outside = (path for path in self._links(root) if not Path(os.path.realpath(path)).is_relative_to(root))
         return next(outside, None)
 
-    def _links(self) -> Iterator[Path]:
+    def _links(self, root: str) -> Iterator[Path]:
+        """Links, those on the way to others first; without the links for stock llama.cpp that are as they should be."""
         yield from (path for name in (*_DOCUMENTS, *_PASSING, *_KEPT) if (path := self.root / name).is_symlink())
         for name in _KEPT:
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.root / name) as entries:
-                yield from (Path(entry.path) for entry in entries if entry.is_symlink())
+            for entry in _entries(self.root / name):
+                if entry.is_symlink():
+                    yield Path(entry.path)
+                if name in _NESTED:
+                    is_variant = name == "variants" and os.path.realpath(entry.path) == f"{root}/variants/{entry.name}"
+                    yield from (Path(file.path) for file in _entries(entry.path) if _is_strange(file, is_variant))
 
     def is_inside(self, path: Path) -> bool:
         """Whether a path below the root leads to something below it, whatever links there are on the way."""
@@ -199,6 +207,27 @@ def check_sha256(text: str, what: str) -> str:
     if not _SHA256.fullmatch(text):
         raise StoreFormatError(f"{what} {text!r} is no SHA-256")
     return text
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    """Of a folder; nothing of what is none, has gone, or is a link to itself."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return []
+        raise
+
+
+def _is_strange(file: os.DirEntry[str], in_variant: bool) -> bool:
+    """Whether it is a link, and not one from a variant's folder to a place of a shard."""
+    if not (file.is_symlink() and in_variant):
+        return file.is_symlink()
+    try:
+        return not _LINK_TARGET.fullmatch(str(Path(file.path).readlink()))
+    except FileNotFoundError:  # the variant has been removed meanwhile
+        return False
 
 
 def _content_named(folder: Path, suffix: str) -> Iterator[tuple[str, Path]]:
