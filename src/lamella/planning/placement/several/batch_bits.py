@@ -14,20 +14,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from lamella.planning.placement.arrays import Floats, Ints, Mask
+from lamella.planning.placement.several.ascent import Ascent
 from lamella.planning.placement.several.quick import QuickPlanner
 from lamella.planning.placement.several.route_pools import Pool
 
 _STEPS, _CHECKED = 40, 5
-"""Steps for each combination; all so many, those that are not worth finding drop out."""
-_PATIENCE = 4
-"""Steps without a better bound until less is hoped for."""
-_HOPE, _LEAST_HOPE = 0.3, 0.01
-"""Share of the first bound that it is hoped to rise by, where nothing is known, and at least of what is worth finding."""
-_OVER = 1.0001
-"""Of what is worth finding: no bound needs to rise above."""
+"""Towards the best prices, and after how many those that are not worth finding drop out."""
 _MOST_CHANGES = 80
 EXACT = 1e-10
-"""Shares of limits are known to so much."""
+"""Shares of limits, and costs, differ by more where they differ at all."""
 
 
 class Layers:
@@ -45,13 +40,14 @@ class Layers:
         memory_scale, busy_scale: [N] bytes, and share of the time, that are 1.
     """
 
-    def __init__(self, planners: Sequence[QuickPlanner], memory: Ints, busy: Floats) -> None:
+    def __init__(self, planners: Sequence[QuickPlanner], nodes: Ints, memory: Ints, busy: Floats) -> None:
         """Write models as arrays.
 
         Args:
-            memory, busy: [N] bytes and share of the nodes' time that these models may take.
+            nodes: [N] that they may run on.
+            memory, busy: [N] bytes and share of these nodes' time that the models may take.
         """
-        arrays = [planner.arrays for planner in planners]
+        arrays = [planner.arrays.on(nodes.tolist()) for planner in planners]
         self.n_nodes, self.n_models = len(memory), len(planners)
         self.memory_scale, self.busy_scale = np.maximum(1.0, memory), np.where(busy > 0, busy, 1.0)
         budgets = np.array([a.loss_budget for a in arrays])
@@ -71,55 +67,14 @@ class Layers:
             [memory / self.memory_scale, np.maximum(busy, 0.0) / self.busy_scale, budgets / scales]
         )
 
+    def of(self, model: int) -> Ints:
+        """Rows of a model's layers."""
+        return np.flatnonzero(self.owner == model)
+
     def beside(self, pool: Pool) -> Floats:
         """[R, 2 N + M] shares of the limits that routes take beside their layers."""
         none = np.zeros((len(pool.routes), self.n_models))
         return np.concatenate([pool.n_bytes / self.memory_scale, pool.busy / self.busy_scale, none], axis=1)
-
-
-class Ascent:
-    """Steps of Polyak's length towards the best prices, for many questions at once.
-
-    Attributes:
-        prices: [C, limits] to evaluate next.
-        best, at_best: [C] bounds, and the prices that gave them.
-    """
-
-    def __init__(self, start: Floats, cutoff: float) -> None:
-        """Begin.
-
-        Args:
-            start: [C, limits] prices.
-            cutoff: bounds above it are as good as any.
-        """
-        self.prices, self.at_best = start.copy(), start.copy()
-        self.best = np.full(len(start), -np.inf)
-        self._cutoff, self._waited = cutoff, np.zeros(len(start), dtype=np.int64)
-        self._hope: Floats | None = None
-
-    def step(self, bounds: Floats, excess: Floats) -> None:
-        """Take the bounds at the prices, and by how much each limit is exceeded there, to the next prices."""
-        better = bounds > self.best
-        self.best = np.where(better, bounds, self.best)
-        self.at_best[better] = self.prices[better]
-        self._waited = np.where(better, 0, self._waited + 1)
-        if self._hope is None:
-            missing = np.maximum(self._cutoff - bounds, _LEAST_HOPE * self._cutoff)
-            self._hope = np.where(np.isfinite(self._cutoff), missing, _HOPE * abs(bounds))
-        tired = self._waited >= _PATIENCE
-        self._hope, self._waited = np.where(tired, self._hope / 2, self._hope), np.where(tired, 0, self._waited)
-        excess = np.where((self.prices == 0) & (excess < 0), 0.0, excess)
-        square = (excess * excess).sum(axis=1)
-        rise = np.minimum(self.best + self._hope, _OVER * self._cutoff) - bounds
-        length = np.where(square > 0, rise / np.where(square > 0, square, 1.0), 0.0)
-        base = np.where(tired[:, None], self.at_best, self.prices)
-        self.prices = np.maximum(0.0, base + length[:, None] * excess)
-
-    def keep(self, mask: Mask) -> None:
-        """Go on with some of the questions."""
-        self.prices, self.at_best, self.best = self.prices[mask], self.at_best[mask], self.best[mask]
-        self._waited = self._waited[mask]
-        self._hope = None if self._hope is None else self._hope[mask]
 
 
 class Combinations:
@@ -198,15 +153,13 @@ class Combinations:
         mends = np.isfinite(cost) & (mended > EXACT)
         repair = np.where(mends, dearer_priced / np.where(mends, mended, 1.0), np.inf)
         gain = np.where((over.sum(axis=0) <= EXACT) & (dearer < -EXACT), dearer, np.inf)
-        broken = (left[which] < -EXACT).any(axis=1)
+        broken: Mask = np.asarray((left[which] < -EXACT).any(axis=1))
         worth = np.where(broken[:, None, None], repair, gain).reshape(len(which), -1)
         best = worth.argmin(axis=1)
         changed = np.flatnonzero(np.isfinite(worth[np.arange(len(which)), best]))
         layer, precision = np.divmod(best[changed], cost.shape[2])
         for kind in range(len(rows)):
-            np.subtract.at(
-                left, (which[changed], rows[kind, changed, layer]), more[kind, changed, layer, precision]
-            )
+            np.subtract.at(left, (which[changed], rows[kind, changed, layer]), more[kind, changed, layer, precision])
         self.picks[which[changed], layer] = precision
         return which[changed]
 
@@ -230,4 +183,4 @@ class Combinations:
 
 def _picked(values: Floats, picks: Ints) -> Floats:
     """[..., L, P] at the precisions picked."""
-    return np.take_along_axis(values, picks[..., None], axis=-1)[..., 0]
+    return np.asarray(np.take_along_axis(values, picks[..., None], axis=-1)[..., 0])

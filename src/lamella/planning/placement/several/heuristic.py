@@ -29,7 +29,8 @@ from lamella.planning.placement.arrays import Floats, Ints, Route, to_placement
 from lamella.planning.placement.result import account
 from lamella.planning.placement.several.combining import combine, prices_of
 from lamella.planning.placement.several.joint_bits import joint_bits
-from lamella.planning.placement.several.neighbourhood import place_together
+from lamella.planning.placement.several.neighbourhood import Effort, place_together
+from lamella.planning.placement.several.node_bound import bound_by_nodes
 from lamella.planning.placement.several.prices import Dual, Shared, find_prices
 from lamella.planning.placement.several.problem import (
     SeveralProblem,
@@ -60,9 +61,10 @@ _SLACK = 0.03
 """Share of the best cost by which the next choices may be worse, at first; it falls to nothing."""
 _ROUNDS = 10
 """Of placing each model alone at prices of what was seen, before it is combined."""
-_TOGETHER, _ROUTES, _BRANCHES = 3, (600, 100), (100, 8)
-"""Models placed anew together, routes of each, and those of one that are gone through: where they are all models, and
-where there are others."""
+_TOGETHER = 3
+"""Models placed anew together, at most."""
+_OF_ALL, _OF_SOME = Effort(routes=600, branches=100, programs=20), Effort(routes=100, branches=8, programs=4)
+"""Where these are all the models, and where there are others."""
 _HOPELESS = 0.8
 """Share of its cost that placing again at true cost may leave."""
 
@@ -104,7 +106,8 @@ def _solution(problem: SeveralProblem, choices: _Choices, dual: Dual) -> Several
     assert not broken, broken
     accounts = tuple(account(t.problem, p) for t, p in zip(problem.tenants, placements, strict=True))
     objective = total(problem, accounts)
-    return SeveralSolution(placements, accounts, objective, min(dual.bound, objective), "heuristic")
+    bound = max(dual.bound, bound_by_nodes(problem, dual, objective))
+    return SeveralSolution(placements, accounts, objective, min(bound, objective), "heuristic")
 
 
 class _Search:
@@ -135,7 +138,11 @@ class _Search:
             self._travel(self._fresh() if phase and few else self._best, math.ceil(tries / phases))
             self._combine(self._generate(_ROUNDS))
             self._share_out()
-        self._place_groups()
+            if len(self._tenants) > _TOGETHER:
+                self._place_groups(GROUPS // phases)
+        if 1 < len(self._tenants) <= _TOGETHER:
+            while self._place_together(range(len(self._tenants)), _OF_ALL):  # what is found leaves less to look at
+                pass
 
     def _generate(self, rounds: int) -> Shared:
         """Placements that are cheap at the prices at which those seen would be mixed; returns the last prices."""
@@ -191,38 +198,31 @@ class _Search:
         routes = {k: choice.route for k, choice in self._best.items()}
         found = joint_bits(dict(enumerate(self._planners)), routes, self._memory, self._busy, cost)
         if found is not None:
-            self._best = {k: self._seen[k].setdefault((c.route, c.picks), c) for k, c in found.items()}
+            self._best = {k: self._remembered(k, choice) for k, choice in found.items()}
 
-    def _place_groups(self) -> None:
-        """Place models anew together, two or three at a time."""
-        numbers = range(len(self._tenants))
-        if len(numbers) > _TOGETHER:
-            tried = set[tuple[int, ...]]()
-            for _ in range(GROUPS):
-                group = self._neighbours()
-                if group not in tried:
-                    tried = set() if self._place_together(group, 1) else tried | {group}
-        elif len(numbers) > 1:
-            self._place_together(tuple(numbers), 0)
+    def _place_groups(self, groups: int) -> None:
+        """Place three models anew together, again and again, and then choose the precisions of all."""
+        tried = set[tuple[int, ...]]()
+        for _ in range(groups):
+            group = tuple(sorted(self._group(self._best, (_TOGETHER - 1, _TOGETHER - 1))))
+            if len(group) > 1 and group not in tried:
+                tried = set() if self._place_together(group, _OF_SOME) else tried | {group}
+        self._share_out()
 
-    def _neighbours(self) -> tuple[int, ...]:
-        """A model, and two of those that are where it would like to be."""
-        group = self._group(self._best, (_TOGETHER - 1, _TOGETHER - 1))
-        return tuple(sorted(group))
-
-    def _place_together(self, group: Sequence[int], size: int) -> bool:
+    def _place_together(self, group: Sequence[int], effort: Effort) -> bool:
         """Whether placements of these models were found that cost less together."""
         others = {k: choice for k, choice in self._best.items() if k not in group}
         memory, busy = self._left(others)
         planners, pools = {k: self._planners[k] for k in group}, dict[int, Pool]()
         for k in group:
-            promising = promising_routes(planners[k].segments(memory, busy, self._prices), _ROUTES[size])
+            promising = promising_routes(planners[k].segments(memory, busy, self._prices), effort.routes)
             known = [self._best[k].route] if k in self._best else []
             pools[k] = pool_of(planners[k], list(dict.fromkeys((*known, *promising))))
         now = [self._best[k].cost for k in group if k in self._best]
         cost = sum(now) if len(now) == len(group) else math.inf
-        found = place_together(planners, pools, memory, busy, cost, _BRANCHES[size])
-        self._best = {**others, **found} if found else self._best
+        found = place_together(planners, pools, memory, busy, cost, effort)
+        if found is not None:
+            self._best = {**others, **{k: self._remembered(k, choice) for k, choice in found.items()}}
         return found is not None
 
     def _orders(self) -> Iterator[Sequence[int]]:
@@ -283,7 +283,10 @@ class _Search:
         if hidden is not None:
             memory[hidden] = 0
         found = self._planners[number].place(memory, busy, prices)
-        return found and self._seen[number].setdefault((found.route, found.picks), found)
+        return found and self._remembered(number, found)
+
+    def _remembered(self, number: int, choice: Choice) -> Choice:
+        return self._seen[number].setdefault((choice.route, choice.picks), choice)
 
     def _left(self, choices: _Choices) -> tuple[Ints, Floats]:
         """Memory and time that models leave."""

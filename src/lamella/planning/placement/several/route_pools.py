@@ -39,6 +39,12 @@ class Pool:
         at = slice(number, number + 1)
         return Pool(self.routes[at], self.nodes[at], self.cost[at], self.n_bytes[at], self.busy[at])
 
+    def on(self, nodes: Ints) -> Pool:
+        """The same with nodes numbered as they stand in this rising list, which has all that routes go through."""
+        return Pool(
+            self.routes, np.searchsorted(nodes, self.nodes), self.cost, self.n_bytes[:, nodes], self.busy[:, nodes]
+        )
+
 
 def pool_of(planner: QuickPlanner, routes: Sequence[Route]) -> Pool:
     """Add up what routes cost and take."""
@@ -72,11 +78,11 @@ def promising_routes(bound: Floats, most: int) -> list[Route]:
     well = _ends_well(bound)
     begun = _Begun(np.zeros(1), np.zeros((1, n_nodes), dtype=np.int64), [()])
     reached: list[list[tuple[Floats, Ints, Ints, int]]] = [[] for _ in range(n_layers + 1)]
-    at: list[_Begun] = [begun]
+    at = [begun]
     for end in range(1, n_layers + 1):
         _go_on(at[end - 1], end - 1, bound, well, reached)
         at.append(_best(reached[end], at, end, most))
-    return at[n_layers].arcs
+    return list(at[n_layers].arcs)
 
 
 def _go_on(
@@ -100,7 +106,8 @@ def _best(found: list[tuple[Floats, Ints, Ints, int]], at: Sequence[_Begun], end
     totals = np.concatenate([part for part, *_ in found])
     which, node = (np.concatenate([part[i] for part in found]) for i in (1, 2))
     first = np.concatenate([np.full(len(part), start) for part, _, _, start in found])
-    chosen = np.argsort(totals, kind="stable")[:most]
+    chosen = np.argpartition(totals, most)[:most] if len(totals) > most else np.arange(len(totals))
+    chosen = chosen[np.argsort(totals[chosen], kind="stable")]
     rows = [(int(first[c]), int(which[c]), int(node[c])) for c in chosen]
     used = np.array([at[start].used[row] for start, row, _ in rows])
     used[np.arange(len(rows)), node[chosen]] = 1
@@ -111,7 +118,8 @@ def _best(found: list[tuple[Floats, Ints, Ints, int]], at: Sequence[_Begun], end
 def _ends_well(bound: Floats) -> Mask:
     """[L + 1] whether the layers from a boundary on can be held."""
     n_layers = bound.shape[1] - 1
-    held, well = np.isfinite(bound).any(axis=0), np.zeros(n_layers + 1, dtype=bool)
+    held: Mask = np.asarray(np.isfinite(bound).any(axis=0))
+    well = np.zeros(n_layers + 1, dtype=bool)
     well[n_layers] = True
     for first in range(n_layers - 1, -1, -1):
         well[first] = (held[first, first + 1 :] & well[first + 1 :]).any()
