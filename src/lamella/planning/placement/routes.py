@@ -66,23 +66,18 @@ def best_in_order(arrays: Arrays, bound: Floats, order: Sequence[int]) -> tuple[
 
 def best_with_reuse(bound: Floats) -> tuple[float, Route] | None:
     """Total and route where a node may have several segments, and ways between nodes are free: a lower bound."""
-    node, cheapest = bound.argmin(axis=0), bound.min(axis=0)
-    reached = reached_with_reuse(bound)
+    n_layers = bound.shape[1] - 1
+    cheapest, node = bound.min(axis=0), bound.argmin(axis=0)
+    reached, came = np.full(n_layers + 1, np.inf), np.zeros(n_layers + 1, dtype=np.int64)
+    reached[0] = 0.0
+    for end in range(1, n_layers + 1):
+        totals = reached[:end] + cheapest[:end, end]
+        came[end], reached[end] = totals.argmin(), totals.min()
     if not np.isfinite(reached[-1]):
         return None
-    arcs, end = list[Arc](), len(reached) - 1
+    arcs, end = list[Arc](), n_layers
     while end:
-        first = int((reached[:end] + cheapest[:end, end]).argmin())
+        first = int(came[end])
         arcs.append(Arc(int(node[first, end]), first, end))
         end = first
     return float(reached[-1]), tuple(reversed(arcs))
-
-
-def reached_with_reuse(bound: Floats) -> Floats:
-    """[L + 1] the same up to each boundary; infinite where there is no such route."""
-    cheapest = bound.min(axis=0)
-    reached = np.full(len(cheapest), np.inf)
-    reached[0] = 0.0
-    for end in range(1, len(reached)):
-        reached[end] = (reached[:end] + cheapest[:end, end]).min()
-    return reached

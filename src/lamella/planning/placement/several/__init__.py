@@ -7,7 +7,6 @@
 ``neighbourhood``  two or three models at once: their routes (``route_pools``), bounds on all combinations of these
                (``screening``, ``ascent``), and precisions for many combinations (``batch_bits``)
 ``prices``     prices on the nodes' memory and time, and the bound that they give
-``node_bound`` a better one, from the whole layers that nodes can hold
 ``document``   the question and the answer as JSON
 """
 

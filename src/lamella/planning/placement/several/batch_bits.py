@@ -173,7 +173,8 @@ class Combinations:
         taken = _picked(self._taken, np.broadcast_to(picks, self._rows.shape))
         shape = self._limits.shape
         cells = self._rows + (np.arange(shape[0]) * shape[1])[:, None]
-        return np.bincount(cells.ravel(), taken.ravel(), shape[0] * shape[1]).reshape(shape)
+        used: Floats = np.asarray(np.bincount(cells.ravel(), taken.ravel(), shape[0] * shape[1]), dtype=np.float64)
+        return used.reshape(shape)
 
     def _keep(self, mask: Mask) -> None:
         self.which, self.picks, self._beside = self.which[mask], self.picks[mask], self._beside[mask]

@@ -30,7 +30,6 @@ from lamella.planning.placement.result import account
 from lamella.planning.placement.several.combining import combine, prices_of
 from lamella.planning.placement.several.joint_bits import joint_bits
 from lamella.planning.placement.several.neighbourhood import Effort, place_together
-from lamella.planning.placement.several.node_bound import bound_by_nodes
 from lamella.planning.placement.several.prices import Dual, Shared, find_prices
 from lamella.planning.placement.several.problem import (
     SeveralProblem,
@@ -106,8 +105,7 @@ def _solution(problem: SeveralProblem, choices: _Choices, dual: Dual) -> Several
     assert not broken, broken
     accounts = tuple(account(t.problem, p) for t, p in zip(problem.tenants, placements, strict=True))
     objective = total(problem, accounts)
-    bound = max(dual.bound, bound_by_nodes(problem, dual, objective))
-    return SeveralSolution(placements, accounts, objective, min(bound, objective), "heuristic")
+    return SeveralSolution(placements, accounts, objective, min(dual.bound, objective), "heuristic")
 
 
 class _Search:

@@ -22,7 +22,7 @@ from lamella.planning.placement.several.problem import SeveralProblem, Tenant
 from lamella.planning.placement.solver import first_price
 
 STEPS = 100
-MEMORY_PRICES = 12
+_MEMORY_PRICES = 12
 """Tried for each segment: many models on many nodes make many tables."""
 _HOPE = 0.5
 """Share of the first bound by which it may rise at once."""
@@ -49,12 +49,10 @@ class Dual:
 
     Attributes:
         bound: on every choice of placements; infinite where some model cannot be placed at all.
-        losses: [K] worth of each model's loss budget.
     """
 
     bound: float
     prices: Shared
-    losses: Floats
 
 
 def charge(arrays: Arrays, prices: Shared, tenant: Tenant) -> Arrays:
@@ -91,15 +89,15 @@ def find_prices(problem: SeveralProblem, known: float = math.inf, steps: int = S
         known: objective of known placements, which no bound is above.
     """
     state = _State(problem)
-    best, at_best = Dual(-np.inf, state.prices(), state.losses()), state.worth
+    best, at_best = Dual(-np.inf, state.prices()), state.worth
     hope, waited = 0.0, 0
     for _ in range(steps):
         bound, excess = state.evaluate()
         if not np.isfinite(bound):
-            return Dual(np.inf, state.prices(), state.losses())
+            return Dual(np.inf, state.prices())
         waited += 1
         if bound > best.bound:
-            best, at_best, waited = Dual(bound, state.prices(), state.losses()), state.worth, 0
+            best, at_best, waited = Dual(bound, state.prices()), state.worth, 0
         hope = hope or _HOPE * abs(bound)
         if waited >= _PATIENCE:
             hope, waited, state.worth = hope / 2, 0, at_best
@@ -130,9 +128,6 @@ class _State:
         limit = self._problem.busy_limit or 1.0
         return Shared(self.worth[:n] / self._memory, self.worth[n : 2 * n] / limit)
 
-    def losses(self) -> Floats:
-        return self.worth[2 * len(self._memory) :].copy()
-
     def evaluate(self) -> tuple[float, Floats]:
         """The bound, and by what share each limit is exceeded by the relaxed placements."""
         n, prices = len(self._memory), self.prices()
@@ -142,7 +137,7 @@ class _State:
             loss_worth, budget = float(self.worth[2 * n + k]), arrays.loss_budget
             price = loss_worth / budget if budget > 0 else loss_worth
             charged = charge(arrays, prices, tenant)
-            table = segment_table(charged, price, MEMORY_PRICES)
+            table = segment_table(charged, price, _MEMORY_PRICES)
             found = best_with_reuse(table.bound)
             if found is None:
                 return np.inf, np.zeros_like(self.worth)
