@@ -84,6 +84,7 @@ class Combinations:
         which: [C, M] number of each model's route in its pool.
         bounds: [C] what they cost at least, after ``bound``.
         picks: [C, L] precisions, at first those at the best prices.
+        exceeded: [C] shares of limits by which these are too much, after ``settle``.
     """
 
     def __init__(self, layers: Layers, pools: Sequence[Pool], which: Ints) -> None:
@@ -92,7 +93,7 @@ class Combinations:
         nodes = np.concatenate([pool.nodes[rows] for pool, rows in of_models], axis=1)
         each, n_layers = np.arange(nodes.shape[1]), nodes.shape[1]
         self.which, self.picks = which, np.zeros(nodes.shape, dtype=np.int64)
-        self.bounds = np.full(len(which), -np.inf)
+        self.bounds, self.exceeded = np.full(len(which), -np.inf), np.zeros(len(which))
         self._beside = sum((pool.cost[rows] for pool, rows in of_models), np.zeros(len(which)))
         taken = sum(layers.beside(pool)[rows] for pool, rows in of_models)
         self._limits = layers.limits - taken
@@ -135,9 +136,9 @@ class Combinations:
             if not len(open_ones):
                 break
             open_ones = self._change(open_ones, left)
-        kept = (left >= -EXACT).all(axis=1)
+        self.exceeded = np.where(left < -EXACT, -left, 0.0).sum(axis=1)
         costs = self._beside + _picked(self._cost, self.picks).sum(axis=1)
-        return np.where(kept, costs, np.inf)
+        return np.where(self.exceeded == 0, costs, np.inf)
 
     def _change(self, which: Ints, left: Floats) -> Ints:
         """One change for each of these combinations; returns those for which there was one."""

@@ -120,10 +120,10 @@ class _Group:
         if not len(combinations.which):
             return None
         best = self._settled(part, combinations, cutoff)
-        for c in np.argsort(combinations.bounds, kind="stable")[: self._effort.programs]:
+        for c in _most_promising(combinations, self._effort.programs):
             cutoff = sum(choice.cost for choice in best) if best else cutoff
             if combinations.bounds[c] >= cutoff:
-                break
+                continue
             routes = dict(enumerate(_routes(part, combinations.which[c])))
             found = joint_bits(dict(enumerate(self._planners)), routes, self._memory, self._busy, cutoff)
             best = best if found is None else [found[k] for k in range(len(found))]
@@ -141,6 +141,13 @@ class _Group:
         used, taken = sum(choice.n_bytes for choice in found), sum(choice.busy for choice in found)
         kept = bool(np.all(used <= self._memory) and np.all(taken <= self._busy))
         return found if kept and all(map(_keeps_loss, self._planners, found)) else None
+
+
+def _most_promising(combinations: Combinations, most: int) -> list[int]:
+    """Those of least bound, and as many that come nearest to keeping all limits."""
+    by_bound = np.argsort(combinations.bounds, kind="stable")[: most // 2]
+    by_limits = np.lexsort((combinations.bounds, combinations.exceeded))[: most // 2]
+    return list(dict.fromkeys([*by_bound.tolist(), *by_limits.tolist()]))
 
 
 def _routes(part: Screened, numbers: Ints) -> list[Route]:
