@@ -148,7 +148,7 @@ def test_bounds_on_combinations_hold_and_precisions_keep_all_limits(seed: int) -
                 assert combinations.bounds[c] <= costs[c] * (1 + 1e-9)
         else:
             assert best == math.inf
-    assert feasible >= 10
+    assert feasible >= 3
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -28,8 +28,8 @@ _STEPS, _STEPS_OF_PART = 60, 30
 """Towards the best prices, for all routes, and for those with one route of the third model."""
 _COMBINATIONS, _PAIRS = 60_000, (300, 3000)
 """Of routes that get prices of their own, together, and in each part of the search."""
-_HOPELESS = 4.0
-"""Times the bound on all combinations: dearer ones are not looked for where nothing is known."""
+_HOPES = (1.3, 1.7, 3.0)
+"""Times the bound on all combinations, one after another: dearer ones are not looked for while nothing is known."""
 _LEAST_GAIN = 1e-4
 """Share of what all cost: less is not looked for."""
 
@@ -69,15 +69,11 @@ def place_together(
         return None
     group = _Group([planners[k] for k in numbers], [pools[k] for k in numbers], memory, busy, effort)
     everything = group.everything(known)
-    cutoff = min(known, _HOPELESS * everything.bound) * (1 - _LEAST_GAIN)
-    parts = group.parts(everything, cutoff)
-    best: list[Choice] | None = None
-    pairs = int(np.clip(_COMBINATIONS // max(1, len(parts)), *_PAIRS))
-    for part in parts:
-        found = group.search(part, cutoff, pairs) if part.bound < cutoff else None
+    for limit in (known,) if known < np.inf else (hope * everything.bound for hope in _HOPES):
+        found = group.best(everything, limit)
         if found is not None:
-            best, cutoff = found, sum(choice.cost for choice in found) * (1 - _LEAST_GAIN)
-    return dict(zip(numbers, best, strict=True)) if best else None
+            return dict(zip(numbers, found, strict=True))
+    return None
 
 
 class _Group:
@@ -94,6 +90,18 @@ class _Group:
     def everything(self, cutoff: float) -> Screened:
         """All combinations."""
         return screen_all(self._layers, self._pools, np.zeros_like(self._layers.limits), cutoff, _STEPS)
+
+    def best(self, everything: Screened, known: float) -> list[Choice] | None:
+        """The best placements found that cost less than what is known."""
+        best: list[Choice] | None = None
+        cutoff = known * (1 - _LEAST_GAIN)
+        parts = self.parts(everything, cutoff)
+        pairs = int(np.clip(_COMBINATIONS // max(1, len(parts)), *_PAIRS))
+        for part in parts:
+            found = self.search(part, cutoff, pairs) if part.bound < cutoff else None
+            if found is not None:
+                best, cutoff = found, sum(choice.cost for choice in found) * (1 - _LEAST_GAIN)
+        return best
 
     def parts(self, everything: Screened, cutoff: float) -> list[Screened]:
         """What may cost less than the cutoff, the most promising first: the combinations with each third route."""
