@@ -10,7 +10,8 @@ import pytest
 
 from benchmarks.placements import random_several
 from lamella.core.errors import InvalidRequest, NoPlacement
-from lamella.planning.placement.several import place_several, solve_several
+from lamella.planning.placement import Cluster, Layer, Node, Option, PlacementProblem, Request, Speed
+from lamella.planning.placement.several import SeveralProblem, Tenant, place_several, solve_several
 from lamella.planning.placement.several.combining import prices_of
 from lamella.planning.placement.several.joint_bits import joint_bits
 from lamella.planning.placement.several.prices import find_prices
@@ -118,6 +119,17 @@ def test_a_busy_node_is_left_to_others() -> None:
         solve_several(busy)
     with pytest.raises(NoPlacement):
         place_several(busy)
+
+
+def test_a_model_for_which_no_two_others_leave_room_has_no_place() -> None:
+    cluster = Cluster((Node("n0", 100, {"int8": Speed(0.0, 0.1)}),), "n0", {})
+
+    def tenant(n_bytes: int) -> Tenant:
+        layers = (Layer({"int8": Option(n_bytes, 0.0)}, activation_bytes=1),)
+        return Tenant(f"of {n_bytes}", PlacementProblem(layers, cluster, Request(8, 4), 1.0))
+
+    with pytest.raises(NoPlacement, match="3 at most"):
+        place_several(SeveralProblem(tuple(map(tenant, (30, 30, 30, 80)))), tries=5)
 
 
 def test_models_of_different_clusters_are_refused() -> None:

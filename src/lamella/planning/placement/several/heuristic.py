@@ -214,8 +214,10 @@ class _Search:
         planners, pools = {k: self._planners[k] for k in group}, dict[int, Pool]()
         for k in group:
             promising = promising_routes(planners[k].segments(memory, busy, self._prices), effort.routes)
-            known = [self._best[k].route] if k in self._best else []
-            pools[k] = pool_of(planners[k], list(dict.fromkeys((*known, *promising))))
+            routes = list(dict.fromkeys((*([self._best[k].route] if k in self._best else []), *promising)))
+            if not routes:
+                return False
+            pools[k] = pool_of(planners[k], routes)
         now = [self._best[k].cost for k in group if k in self._best]
         cost = sum(now) if len(now) == len(group) else math.inf
         found = place_together(planners, pools, memory, busy, cost, effort)

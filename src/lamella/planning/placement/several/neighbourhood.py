@@ -65,8 +65,6 @@ def place_together(
         known: what they cost now; infinite where not all have a place.
     """
     numbers = sorted(planners, key=lambda k: len(pools[k].routes), reverse=True)
-    if not all(pools[k].routes for k in numbers):
-        return None
     group = _Group([planners[k] for k in numbers], [pools[k] for k in numbers], memory, busy, effort)
     everything = group.everything(known)
     for limit in (known,) if known < np.inf else (hope * everything.bound for hope in _HOPES):

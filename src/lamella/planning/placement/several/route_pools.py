@@ -47,7 +47,7 @@ class Pool:
 
 
 def pool_of(planner: QuickPlanner, routes: Sequence[Route]) -> Pool:
-    """Add up what routes cost and take."""
+    """Add up what routes, one at least, cost and take."""
     costs, n_bytes, busy = zip(*(planner.beside(route) for route in routes), strict=True)
     nodes = np.array([nodes_of(route) for route in routes])
     return Pool(tuple(routes), nodes, np.array(costs), np.array(n_bytes), np.array(busy))
