@@ -59,11 +59,11 @@ def test_six_models_on_twenty_nodes_within_all_limits() -> None:
     assert found.gap < 0.5
 
 
-def test_more_tries_find_better_placements_and_equal_questions_get_equal_answers() -> None:
+def test_three_models_at_a_time_find_more_than_each_by_itself_and_equal_questions_get_equal_answers() -> None:
     problem = random_several(2, 6, 12, 8)
-    few, many, again = (place_several(problem, tries=tries) for tries in (1, 20, 20))
-    assert many.objective < few.objective
-    assert many == again
+    found, again = (place_several(problem, tries=5) for _ in range(2))
+    assert found.objective < 11.5  # 11.63 after 200 tries without
+    assert found == again
 
 
 def test_models_leave_room_for_one_that_would_find_none() -> None:

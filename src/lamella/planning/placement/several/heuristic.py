@@ -136,9 +136,9 @@ class _Search:
             self._travel(self._fresh() if phase and few else self._best, math.ceil(tries / phases))
             self._combine(self._generate(_ROUNDS))
             self._share_out()
-            if len(self._tenants) > _TOGETHER:
-                self._place_groups(GROUPS // phases)
-        if 1 < len(self._tenants) <= _TOGETHER:
+        if len(self._tenants) > _TOGETHER:
+            self._place_groups(GROUPS)
+        elif len(self._tenants) > 1:
             while self._place_together(range(len(self._tenants)), _OF_ALL):  # what is found leaves less to look at
                 pass
 
