@@ -28,7 +28,7 @@ _STEPS, _STEPS_OF_PART = 60, 30
 """Towards the best prices, for all routes, and for those with one route of the third model."""
 _COMBINATIONS, _PAIRS = 60_000, (300, 3000)
 """Of routes that get prices of their own, together, and in each part of the search."""
-_HOPES = (1.3, 1.7, 3.0)
+_HOPES = (1.3, 1.7, 4.0)
 """Times the bound on all combinations, one after another: dearer ones are not looked for while nothing is known."""
 _LEAST_GAIN = 1e-4
 """Share of what all cost: less is not looked for."""
@@ -150,8 +150,8 @@ class _Group:
 
 
 def _most_promising(combinations: Combinations, most: int) -> list[int]:
-    """Those of least bound, and as many that come nearest to keeping all limits."""
-    by_bound = np.argsort(combinations.bounds, kind="stable")[: most // 2]
+    """Those of least bound, and half as many that come nearest to keeping all limits."""
+    by_bound = np.argsort(combinations.bounds, kind="stable")[:most]
     by_limits = np.lexsort((combinations.bounds, combinations.exceeded))[: most // 2]
     return list(dict.fromkeys([*by_bound.tolist(), *by_limits.tolist()]))
 
