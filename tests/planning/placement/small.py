@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Iterator
 
 from lamella.planning.placement.cluster import Cluster, Link, Node, Speed, Transfer
 from lamella.planning.placement.problem import Exchange, Layer, Option, PlacementProblem, Request
 from lamella.planning.placement.result import Placement, Segment, account, violations
+from lamella.planning.placement.several import SeveralProblem, Tenant
+from lamella.planning.placement.several.problem import several_violations, total
 
 PRECISIONS = ("int8", "int6", "int4")
 
@@ -61,3 +64,49 @@ def every_placement(problem: PlacementProblem) -> Iterator[Placement]:
                 for picks in itertools.product(*(layer.options for layer in problem.layers)):
                     pieces = zip(nodes, edges, edges[1:], strict=False)
                     yield Placement(tuple(Segment(node, a, tuple(picks[a:b])) for node, a, b in pieces))
+
+
+def small_several(seed: int) -> SeveralProblem:
+    """Two models of two and three layers on two nodes, which mostly hold both."""
+    draw = random.Random(seed)
+    names = ("int8", "int4")
+    nodes = tuple(
+        Node(
+            f"n{i}",
+            draw.randint(120, 400),
+            {p: Speed(draw.uniform(0, 0.01), draw.uniform(0.05, 0.3)) for p in names},
+            draw.uniform(0, 0.1),
+            draw.randint(0, 20),
+        )
+        for i in range(2)
+    )
+    links = {("n0", "n1"): Link(1000.0, 0.05)}
+    cluster = Cluster(nodes, "n0", links)
+    return SeveralProblem(tuple(_tenant(draw, f"m{k}", cluster, 2 + k) for k in range(2)), draw.choice([1.0, 0.7]))
+
+
+def _tenant(draw: random.Random, name: str, cluster: Cluster, n_layers: int) -> Tenant:
+    layers = tuple(
+        Layer(
+            {"int8": Option(draw.randint(60, 100), 0.1), "int4": Option(draw.randint(30, 60), draw.uniform(0.2, 1))},
+            activation_bytes=10,
+        )
+        for _ in range(n_layers)
+    )
+    problem = PlacementProblem(layers, cluster, Request(8, 4), draw.uniform(0.4, 1.0) * n_layers, 10, 0.1)
+    return Tenant(name, problem, draw.choice([0.0, draw.uniform(0.1, 0.6)]), draw.choice([1.0, 3.0]))
+
+
+def best_of_several(problem: SeveralProblem) -> float:
+    """Objective of the best choice of placements, by trying all; infinite where there is none."""
+    each = [list(every_placement(tenant.problem)) for tenant in problem.tenants]
+    costs = [[account(t.problem, p) for p in ps] for t, ps in zip(problem.tenants, each, strict=True)]
+    choices = itertools.product(*(range(len(placements)) for placements in each))
+    return min(
+        (
+            total(problem, [costs[k][i] for k, i in enumerate(choice)])
+            for choice in choices
+            if not several_violations(problem, [each[k][i] for k, i in enumerate(choice)])
+        ),
+        default=math.inf,
+    )

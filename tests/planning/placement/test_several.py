@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import random
 from dataclasses import replace
 
 import numpy as np
@@ -12,66 +10,20 @@ import pytest
 
 from benchmarks.placements import random_several
 from lamella.core.errors import InvalidRequest, NoPlacement
-from lamella.planning.placement import Cluster, Layer, Link, Node, Option, PlacementProblem, Request, Speed
-from lamella.planning.placement.result import account
+from lamella.planning.placement import Cluster, Layer, Node, Option, PlacementProblem, Request, Speed
 from lamella.planning.placement.several import SeveralProblem, Tenant, place_several, solve_several
 from lamella.planning.placement.several.combining import prices_of
 from lamella.planning.placement.several.joint_bits import joint_bits
 from lamella.planning.placement.several.prices import find_prices
-from lamella.planning.placement.several.problem import several_violations, total
+from lamella.planning.placement.several.problem import several_violations
 from lamella.planning.placement.several.quick import Choice, QuickPlanner
-from tests.planning.placement.small import every_placement
-
-
-def _problem(seed: int) -> SeveralProblem:
-    """Two models of two and three layers on two nodes, which mostly hold both."""
-    draw = random.Random(seed)
-    names = ("int8", "int4")
-    nodes = tuple(
-        Node(
-            f"n{i}",
-            draw.randint(120, 400),
-            {p: Speed(draw.uniform(0, 0.01), draw.uniform(0.05, 0.3)) for p in names},
-            draw.uniform(0, 0.1),
-            draw.randint(0, 20),
-        )
-        for i in range(2)
-    )
-    links = {("n0", "n1"): Link(1000.0, 0.05)}
-    cluster = Cluster(nodes, "n0", links)
-    return SeveralProblem(tuple(_tenant(draw, f"m{k}", cluster, 2 + k) for k in range(2)), draw.choice([1.0, 0.7]))
-
-
-def _tenant(draw: random.Random, name: str, cluster: Cluster, n_layers: int) -> Tenant:
-    layers = tuple(
-        Layer(
-            {"int8": Option(draw.randint(60, 100), 0.1), "int4": Option(draw.randint(30, 60), draw.uniform(0.2, 1))},
-            activation_bytes=10,
-        )
-        for _ in range(n_layers)
-    )
-    problem = PlacementProblem(layers, cluster, Request(8, 4), draw.uniform(0.4, 1.0) * n_layers, 10, 0.1)
-    return Tenant(name, problem, draw.choice([0.0, draw.uniform(0.1, 0.6)]), draw.choice([1.0, 3.0]))
-
-
-def _best(problem: SeveralProblem) -> float:
-    each = [list(every_placement(tenant.problem)) for tenant in problem.tenants]
-    costs = [[account(t.problem, p) for p in ps] for t, ps in zip(problem.tenants, each, strict=True)]
-    choices = itertools.product(*(range(len(placements)) for placements in each))
-    return min(
-        (
-            total(problem, [costs[k][i] for k, i in enumerate(choice)])
-            for choice in choices
-            if not several_violations(problem, [each[k][i] for k, i in enumerate(choice)])
-        ),
-        default=math.inf,
-    )
+from tests.planning.placement.small import best_of_several, small_several
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_program_finds_the_best_of_all_choices_and_the_heuristic_stays_between_bound_and_limits(seed: int) -> None:
-    problem = _problem(seed)
-    best = _best(problem)
+    problem = small_several(seed)
+    best = best_of_several(problem)
     assert find_prices(problem).bound <= best * (1 + 1e-9)
     if best == math.inf:
         for planner in (solve_several, place_several):
@@ -87,6 +39,18 @@ def test_program_finds_the_best_of_all_choices_and_the_heuristic_stays_between_b
     assert found.objective <= best * 1.05
 
 
+# Of the exact program, to a gap of 0.1 %; of seed 2 what it has after 80 s, with a gap of 2.7 %.
+@pytest.mark.parametrize(("seed", "exact"), [(2, 5.935776), (12, 22.813076), (37, 10.614681), (39, 6.815959)])
+def test_three_models_that_fill_four_nodes_cost_no_more_than_a_twentieth_above_the_exact_program(
+    seed: int, exact: float
+) -> None:
+    problem = random_several(seed, 3, 4, 6)
+    found = place_several(problem, tries=40)
+    assert not several_violations(problem, found.placements)
+    assert exact * 0.97 <= found.objective <= exact * 1.05
+    assert found.bound <= exact * (1 + 1e-6)
+
+
 def test_six_models_on_twenty_nodes_within_all_limits() -> None:
     problem = random_several(0, 6, 20, 8)
     found = place_several(problem, tries=25)
@@ -95,11 +59,11 @@ def test_six_models_on_twenty_nodes_within_all_limits() -> None:
     assert found.gap < 0.5
 
 
-def test_more_tries_find_better_placements_and_equal_questions_get_equal_answers() -> None:
+def test_three_models_at_a_time_find_more_than_each_by_itself_and_equal_questions_get_equal_answers() -> None:
     problem = random_several(2, 6, 12, 8)
-    few, many, again = (place_several(problem, tries=tries) for tries in (1, 20, 20))
-    assert many.objective < few.objective
-    assert many == again
+    found, again = (place_several(problem, tries=5) for _ in range(2))
+    assert found.objective < 11.5  # 11.63 after 200 tries without
+    assert found == again
 
 
 def test_models_leave_room_for_one_that_would_find_none() -> None:
@@ -119,10 +83,11 @@ def test_precisions_of_all_models_at_once_are_no_worse_and_within_all_limits(see
         choice = planner.place(*left)
         if choice is not None:
             before[k] = choice
-    after = joint_bits(planners, before, memory, busy)
+    cost, routes = sum(c.cost for c in before.values()), {k: c.route for k, c in before.items()}
+    after = joint_bits(dict(enumerate(planners)), routes, memory, busy, cost)
     assert after is not None
-    assert {k: c.route for k, c in after.items()} == {k: c.route for k, c in before.items()}
-    assert sum(c.cost for c in after.values()) < sum(c.cost for c in before.values())
+    assert {k: c.route for k, c in after.items()} == routes
+    assert sum(c.cost for c in after.values()) < cost
     assert np.all(sum(c.n_bytes for c in after.values()) <= memory)
     assert np.all(sum(c.busy for c in after.values()) <= busy)
     for k, choice in after.items():
@@ -147,7 +112,7 @@ def _choice(cost: float, n_bytes: int) -> Choice:
 
 
 def test_a_busy_node_is_left_to_others() -> None:
-    problem = _problem(3)
+    problem = small_several(3)
     slow = replace(problem, busy_limit=1e-9)
     busy = replace(slow, tenants=tuple(replace(t, requests_per_second=1.0) for t in slow.tenants))
     with pytest.raises(NoPlacement):
@@ -156,8 +121,19 @@ def test_a_busy_node_is_left_to_others() -> None:
         place_several(busy)
 
 
+def test_a_model_for_which_no_two_others_leave_room_has_no_place() -> None:
+    cluster = Cluster((Node("n0", 100, {"int8": Speed(0.0, 0.1)}),), "n0", {})
+
+    def tenant(n_bytes: int) -> Tenant:
+        layers = (Layer({"int8": Option(n_bytes, 0.0)}, activation_bytes=1),)
+        return Tenant(f"of {n_bytes}", PlacementProblem(layers, cluster, Request(8, 4), 1.0))
+
+    with pytest.raises(NoPlacement, match="3 at most"):
+        place_several(SeveralProblem(tuple(map(tenant, (30, 30, 30, 80)))), tries=5)
+
+
 def test_models_of_different_clusters_are_refused() -> None:
-    problem = _problem(0)
+    problem = small_several(0)
     first = problem.tenants[0]
     other = replace(first.problem, cluster=replace(first.problem.cluster, coordinator="n1"))
     with pytest.raises(InvalidRequest, match="another cluster"):

@@ -8,6 +8,8 @@
    record travel).
 4. Now and then an integer program chooses one for each model of all placements seen (``combining``), and another one
    the precisions of all of them on the routes that they have (``joint_bits``).
+5. In the end two or three models at a time are placed anew together (``neighbourhood``): of all combinations of their
+   routes, with precisions chosen for each one.
 
 While a model has no place, the others pay several times the prices: they leave more room than is cheapest for them.
 
@@ -27,6 +29,7 @@ from lamella.planning.placement.arrays import Floats, Ints, Route, to_placement
 from lamella.planning.placement.result import account
 from lamella.planning.placement.several.combining import combine, prices_of
 from lamella.planning.placement.several.joint_bits import joint_bits
+from lamella.planning.placement.several.neighbourhood import Effort, place_together
 from lamella.planning.placement.several.prices import Dual, Shared, find_prices
 from lamella.planning.placement.several.problem import (
     SeveralProblem,
@@ -37,9 +40,12 @@ from lamella.planning.placement.several.problem import (
     total,
 )
 from lamella.planning.placement.several.quick import Choice, QuickPlanner
+from lamella.planning.placement.several.route_pools import Pool, pool_of, promising_routes
 
 TRIES = 200
 """Of placing a few models again."""
+GROUPS = 40
+"""Of models placed anew together, where there are more than three."""
 _FEW, _BEGINNINGS, _PHASES = 4, 5, 2
 """So many models are begun with several times, in a millisecond each; more are combined so many times."""
 _GROUP = 4
@@ -54,6 +60,10 @@ _SLACK = 0.03
 """Share of the best cost by which the next choices may be worse, at first; it falls to nothing."""
 _ROUNDS = 10
 """Of placing each model alone at prices of what was seen, before it is combined."""
+_TOGETHER = 3
+"""Models placed anew together, at most."""
+_OF_ALL, _OF_SOME = Effort(routes=600, branches=100, programs=20), Effort(routes=100, branches=8, programs=4)
+"""Where these are all the models, and where there are others."""
 _HOPELESS = 0.8
 """Share of its cost that placing again at true cost may leave."""
 
@@ -126,6 +136,11 @@ class _Search:
             self._travel(self._fresh() if phase and few else self._best, math.ceil(tries / phases))
             self._combine(self._generate(_ROUNDS))
             self._share_out()
+        if len(self._tenants) > _TOGETHER:
+            self._place_groups(GROUPS)
+        elif len(self._tenants) > 1:
+            while self._place_together(range(len(self._tenants)), _OF_ALL):  # what is found leaves less to look at
+                pass
 
     def _generate(self, rounds: int) -> Shared:
         """Placements that are cheap at the prices at which those seen would be mixed; returns the last prices."""
@@ -165,7 +180,8 @@ class _Search:
         """The best choices, each with the best precisions for its route."""
         choices = dict(self._best)
         for k, choice in self._best.items():
-            choices[k] = self._planners[k].polish(choice, *self._left(choices, k))
+            others = {other: placed for other, placed in choices.items() if other != k}
+            choices[k] = self._planners[k].polish(choice, *self._left(others))
         return choices
 
     def _combine(self, prices: Shared) -> None:
@@ -176,9 +192,38 @@ class _Search:
 
     def _share_out(self) -> None:
         """The best precisions of all models on the routes that they have."""
-        found = joint_bits(self._planners, self._best, self._memory, self._busy)
+        cost = sum(choice.cost for choice in self._best.values())
+        routes = {k: choice.route for k, choice in self._best.items()}
+        found = joint_bits(dict(enumerate(self._planners)), routes, self._memory, self._busy, cost)
         if found is not None:
-            self._best = {k: self._seen[k].setdefault((c.route, c.picks), c) for k, c in found.items()}
+            self._best = {k: self._remembered(k, choice) for k, choice in found.items()}
+
+    def _place_groups(self, groups: int) -> None:
+        """Place three models anew together, again and again, and then choose the precisions of all."""
+        tried = set[tuple[int, ...]]()
+        for _ in range(groups):
+            group = tuple(sorted(self._group(self._best, (_TOGETHER - 1, _TOGETHER - 1))))
+            if len(group) > 1 and group not in tried:
+                tried = set() if self._place_together(group, _OF_SOME) else tried | {group}
+        self._share_out()
+
+    def _place_together(self, group: Sequence[int], effort: Effort) -> bool:
+        """Whether placements of these models were found that cost less together."""
+        others = {k: choice for k, choice in self._best.items() if k not in group}
+        memory, busy = self._left(others)
+        planners, pools = {k: self._planners[k] for k in group}, dict[int, Pool]()
+        for k in group:
+            promising = promising_routes(planners[k].segments(memory, busy, self._prices), effort.routes)
+            routes = list(dict.fromkeys((*([self._best[k].route] if k in self._best else []), *promising)))
+            if not routes:
+                return False
+            pools[k] = pool_of(planners[k], routes)
+        now = [self._best[k].cost for k in group if k in self._best]
+        cost = sum(now) if len(now) == len(group) else math.inf
+        found = place_together(planners, pools, memory, busy, cost, effort)
+        if found is not None:
+            self._best = {**others, **{k: self._remembered(k, choice) for k, choice in found.items()}}
+        return found is not None
 
     def _orders(self) -> Iterator[Sequence[int]]:
         """By size, by how much their time counts, and at random."""
@@ -207,14 +252,14 @@ class _Search:
             self._once_more(choices, group)
         return choices
 
-    def _group(self, choices: _Choices) -> list[int]:
+    def _group(self, choices: _Choices, others: tuple[int, int] = (0, _GROUP - 1)) -> list[int]:
         """A model, and some of those that are where it would like to be; a model without a place comes first."""
         draw, numbers = self._draw, range(len(self._tenants))
         first = draw.choice([k for k in numbers if k not in choices] or numbers)
-        others = [k for k in choices if k != first]
-        there = [k for k in others if choices[k].n_bytes[self._wanted[first]].any()]
-        elsewhere = [k for k in others if k not in there]
-        size = draw.randint(0, _GROUP - 1)
+        placed = [k for k in choices if k != first]
+        there = [k for k in placed if choices[k].n_bytes[self._wanted[first]].any()]
+        elsewhere = [k for k in placed if k not in there]
+        size = draw.randint(*others)
         group = [first, *draw.sample(there, min(size, len(there)))]
         group += draw.sample(elsewhere, min(len(elsewhere), size + 1 - len(group)))
         draw.shuffle(group)
@@ -234,19 +279,21 @@ class _Search:
         self, number: int, others: _Choices, prices: Shared | None = None, hidden: Ints | None = None
     ) -> Choice | None:
         """A model on what the others leave, at prices or at true cost, beside hidden nodes."""
-        memory, busy = self._left(others, number)
+        memory, busy = self._left({k: choice for k, choice in others.items() if k != number})
         if hidden is not None:
             memory[hidden] = 0
         found = self._planners[number].place(memory, busy, prices)
-        return found and self._seen[number].setdefault((found.route, found.picks), found)
+        return found and self._remembered(number, found)
 
-    def _left(self, choices: _Choices, number: int) -> tuple[Ints, Floats]:
-        """Memory and time that the other models leave."""
+    def _remembered(self, number: int, choice: Choice) -> Choice:
+        return self._seen[number].setdefault((choice.route, choice.picks), choice)
+
+    def _left(self, choices: _Choices) -> tuple[Ints, Floats]:
+        """Memory and time that models leave."""
         memory, busy = self._memory.copy(), self._busy.copy()
-        for k, choice in choices.items():
-            if k != number:
-                memory -= choice.n_bytes
-                busy -= choice.busy
+        for choice in choices.values():
+            memory -= choice.n_bytes
+            busy -= choice.busy
         return memory, busy
 
     def _shaken(self, prices: Shared, shares: Sequence[float]) -> Shared:

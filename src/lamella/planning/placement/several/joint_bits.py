@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lamella.planning.placement.arrays import Floats, Ints, nodes_of
+from lamella.planning.placement.arrays import Floats, Ints, Route, nodes_of
 from lamella.planning.placement.highs import Rows, solve
 from lamella.planning.placement.several.quick import Choice, QuickPlanner
 
@@ -21,52 +21,47 @@ _FULL = 1 - 1e-8
 
 
 def joint_bits(
-    planners: Sequence[QuickPlanner], choices: Mapping[int, Choice], memory: Ints, busy: Floats
+    planners: Mapping[int, QuickPlanner], routes: Mapping[int, Route], memory: Ints, busy: Floats, cutoff: float
 ) -> dict[int, Choice] | None:
-    """The same routes with the best precisions for all; None where none were found that cost less.
+    """Placements on these routes with the best precisions for all; None where none were found that cost less.
 
     Args:
-        planners: of all models, by number.
-        choices: placements that keep the limits together.
+        planners: of the models, by number.
+        routes: of each.
         memory, busy: [N] bytes and share of the time that there are.
+        cutoff: what all together must cost less than.
     """
-    options = [_Options(planners[k], choice) for k, choice in choices.items()]
+    options = {k: _Options(planners[k], route) for k, route in routes.items()}
     if not options:
         return None
-    costs = np.concatenate([of_model.costs for of_model in options])
-    cutoff = sum(of_model.cost_now for of_model in options)
-    answer = solve(costs, _limits(options, memory, busy), gap=_GAP, most_nodes=_MOST_NODES, cutoff=cutoff)
+    costs = np.concatenate([of_model.costs for of_model in options.values()])
+    beside = sum(of_model.cost_beside for of_model in options.values())
+    rows = _limits(list(options.values()), memory, busy)
+    answer = solve(costs, rows, gap=_GAP, most_nodes=_MOST_NODES, cutoff=cutoff - beside)
     if answer.values is None:
         return None
-    chosen = np.split(answer.values, np.cumsum([len(of_model.costs) for of_model in options])[:-1])
-    found = {k: of.choice(values) for (k, of, values) in zip(choices, options, chosen, strict=True)}
-    picked = [choice for choice in found.values() if choice is not None]
-    used, taken = sum(c.n_bytes for c in picked), sum(c.busy for c in picked)
-    kept = len(picked) == len(found) and bool(np.all(used <= memory) and np.all(taken <= busy))
-    is_better = sum(c.cost for c in picked) < sum(c.cost for c in choices.values())
-    return dict(zip(found, picked, strict=True)) if kept and is_better else None
+    parts = np.split(answer.values, np.cumsum([len(of_model.costs) for of_model in options.values()])[:-1])
+    chosen = {k: of.choice(values) for (k, of), values in zip(options.items(), parts, strict=True)}
+    found = {k: choice for k, choice in chosen.items() if choice is not None}
+    used, taken = sum(c.n_bytes for c in found.values()), sum(c.busy for c in found.values())
+    kept = len(found) == len(chosen) and bool(np.all(used <= memory) and np.all(taken <= busy))
+    return found if kept and sum(c.cost for c in found.values()) < cutoff else None
 
 
 class _Options:
     """What the layers of one model may be stored as, on the nodes of its route: one column for each."""
 
-    def __init__(self, planner: QuickPlanner, choice: Choice) -> None:
-        arrays, nodes = planner.arrays, nodes_of(choice.route)
-        rows = np.arange(arrays.n_layers)
-        costs = planner.weight * arrays.cost[rows, nodes]
+    def __init__(self, planner: QuickPlanner, route: Route) -> None:
+        arrays, nodes = planner.arrays, nodes_of(route)
+        costs = planner.weight * arrays.cost[np.arange(arrays.n_layers), nodes]
         self.layers, self._precisions = np.nonzero(np.isfinite(costs) & np.isfinite(arrays.loss))
         here = self.layers, self._precisions
         self.nodes, self.costs = nodes[self.layers], costs[here]
         self.n_bytes, self.loss = arrays.n_bytes[here], arrays.loss[here]
         self.busy = planner.rate * arrays.seconds[self.layers, self.nodes, self._precisions]
-        picks = np.array(choice.picks)
-        self.cost_now = float(costs[rows, picks].sum())
         self.loss_budget = arrays.loss_budget
-        beside = np.zeros_like(choice.n_bytes), np.zeros_like(choice.busy)
-        np.add.at(beside[0], nodes, arrays.n_bytes[rows, picks])
-        np.add.at(beside[1], nodes, planner.rate * arrays.seconds[rows, nodes, picks])
-        self.bytes_beside, self.busy_beside = choice.n_bytes - beside[0], choice.busy - beside[1]
-        self._planner, self._route = planner, choice.route
+        self.cost_beside, self.bytes_beside, self.busy_beside = planner.beside(route)
+        self._planner, self._route = planner, route
 
     def choice(self, values: Floats) -> Choice | None:
         """Of the columns that were chosen; None where they lose too much."""

@@ -17,7 +17,7 @@ import numpy as np
 from lamella.planning.placement.arrays import Arc, Arrays, Floats, Ints, Route, nodes_of, route_cost, to_arrays
 from lamella.planning.placement.bits import best_bits
 from lamella.planning.placement.prices import Priced
-from lamella.planning.placement.segments import charged_costs, relax
+from lamella.planning.placement.segments import charged_costs, relax, segment_table
 from lamella.planning.placement.several.greedy_bits import greedy_bits
 from lamella.planning.placement.several.prices import Shared, buffers_of, charge, pass_seconds_of
 from lamella.planning.placement.several.problem import Tenant
@@ -104,14 +104,23 @@ class QuickPlanner:
     def choice(self, route: Route, picks: Ints) -> Choice:
         """Add up what a placement costs and takes."""
         layers, nodes = np.arange(len(picks)), nodes_of(route)
-        n_bytes, seconds = np.zeros(len(self._buffers), dtype=np.int64), np.zeros(len(self._buffers))
+        cost, n_bytes, busy = self.beside(route)
         np.add.at(n_bytes, nodes, self.arrays.n_bytes[layers, picks])
-        np.add.at(seconds, nodes, self.arrays.seconds[layers, nodes, picks])
+        np.add.at(busy, nodes, self.rate * self.arrays.seconds[layers, nodes, picks])
+        cost += self.weight * float(self.arrays.cost[layers, nodes, picks].sum())
+        return Choice(route, tuple(int(p) for p in picks), cost, n_bytes, busy)
+
+    def beside(self, route: Route) -> tuple[float, Ints, Floats]:
+        """What a route costs, takes of the nodes' memory, and of their time, beside its layers."""
         used = [arc.node for arc in route]
-        n_bytes[used] += self._buffers[used]
-        seconds[used] += self._pass_seconds[used]
-        cost = float(self.arrays.cost[layers, nodes, picks].sum()) + route_cost(self.arrays, route)
-        return Choice(route, tuple(int(p) for p in picks), self.weight * cost, n_bytes, self.rate * seconds)
+        n_bytes, busy = np.zeros_like(self._buffers), np.zeros(len(self._buffers))
+        n_bytes[used], busy[used] = self._buffers[used], self.rate * self._pass_seconds[used]
+        return self.weight * route_cost(self.arrays, route), n_bytes, busy
+
+    def segments(self, memory: Ints, time: Floats, prices: Shared) -> Floats:
+        """[N, L + 1, L + 1] what a segment costs at least on what is left, at prices."""
+        charged = charge(self._left(memory, time), prices, self._tenant)
+        return segment_table(charged, self._known or first_price(charged), _MEMORY_PRICES).bound
 
     def _left(self, memory: Ints, time: Floats) -> Arrays:
         limit = self.arrays.seconds_limit
