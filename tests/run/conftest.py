@@ -22,6 +22,17 @@ def ids_of(engine: Engine, prompt: str | Sequence[int] = PROMPT, n: int = 24) ->
     return [t.id for t in engine.generate(prompt, max_tokens=n, sampling=GREEDY)]
 
 
+def mapped_resident(folder: Path) -> int:
+    """Resident bytes of all mappings of files under a folder."""
+    total, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split(" ")[0] and ":" not in line.split(" ")[0]:
+            inside = str(folder.resolve()) in line
+        elif inside and line.startswith("Rss:"):
+            total += int(line.split()[1]) * 1024
+    return total
+
+
 @pytest.fixture(scope="session")
 def store_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with the variants large (Q8_0), middle (Q5_K) and small (Q4_K)."""

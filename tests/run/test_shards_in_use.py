@@ -17,27 +17,16 @@ from lamella.run.engine import Engine
 from lamella.store.leftovers import Leftovers
 from lamella.store.store import Store
 from tests.fakes.disks import make_read_only, small_disk
-from tests.run.conftest import OPTIONS, PROMPT, ids_of
+from tests.run.conftest import OPTIONS, PROMPT, ids_of, mapped_resident
 
 
 def test_the_first_variants_pages_are_not_kept_twice(store: Store) -> None:
     """llama.cpp's own mapping of the files it loaded is released once the weights point into ours."""
     with Engine.open(store, "large", OPTIONS) as engine:
-        mapped = _mapped_resident(store.path)
+        mapped = mapped_resident(store.path)
         engine.generate(PROMPT, max_tokens=2).text()
         total = sum(s.n_bytes for s in store.variant("large").shards)
     assert 0 < mapped < 1.6 * total
-
-
-def _mapped_resident(folder: Path) -> int:
-    """Resident bytes of all mappings of files under a folder."""
-    total, inside = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if "-" in line.split(" ")[0] and ":" not in line.split(" ")[0]:
-            inside = str(folder.resolve()) in line
-        elif inside and line.startswith("Rss:"):
-            total += int(line.split()[1]) * 1024
-    return total
 
 
 def test_prepare_reads_the_shards_in(store: Store, engine: Engine) -> None:

@@ -27,7 +27,7 @@ from lamella.run.shards import ShardPool
 from lamella.run.variants import LiveVariants
 from lamella.store.store import Store
 from tests.fakes.tiny_model import EOS
-from tests.run.conftest import OPTIONS
+from tests.run.conftest import OPTIONS, mapped_resident
 
 CONTEXT = ContextOptions(n_ctx=128, n_batch=64, n_threads=1)
 TOKENS = [1, 300, 301, 302, 303]
@@ -99,16 +99,6 @@ def _largest(store: Store, *names: str) -> int:
     return max(store.variant(n).n_bytes for n in names)
 
 
-def _mapped_resident(folder: Path) -> int:
-    total, inside = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if "-" in line.split(" ")[0] and ":" not in line.split(" ")[0]:
-            inside = str(folder.resolve()) in line
-        elif inside and line.startswith("Rss:"):
-            total += int(line.split()[1]) * 1024
-    return total
-
-
 @pytest.mark.parametrize("spare", [0, 1 << 20])
 def test_logits_after_every_step_equal_those_of_a_fresh_load_of_that_mixture(
     store: Store, run: Run, spare: int
@@ -127,7 +117,7 @@ def test_logits_after_every_step_equal_those_of_a_fresh_load_of_that_mixture(
             change.exchange_next()
             assert running.open_bytes <= room
             # a page more for each shard and for each of llama.cpp's own mappings, whose ends are not released
-            assert _mapped_resident(store.path) <= room + 4 * PAGE * len(staged.paths)
+            assert mapped_resident(store.path) <= room + 4 * PAGE * len(staged.paths)
             mixture = [store.shard_path(s.id) for s in change.mixed.variant.shards]
             np.testing.assert_array_equal(running.logits(), _fresh(mixture))
         report = running.live.end(change)
@@ -212,7 +202,7 @@ def test_pages_that_only_copies_were_read_of_are_not_kept(store: Store, run: Run
     if not copied.live.repacked_bytes:
         pytest.skip("this processor has no repacked layout of Q4_K")
     assert copied.open_bytes < 1.1 * mapped_bytes
-    assert _mapped_resident(store.path) < mapped_bytes - copied.live.repacked_bytes / 2
+    assert mapped_resident(store.path) < mapped_bytes - copied.live.repacked_bytes / 2
     assert copied.live.mapped_bytes < mapped_bytes - copied.live.repacked_bytes / 2
     copied.logits()  # norms lie between the matrices, and are read from their pages
     cached = sum(resident_bytes(path) for path in _paths(store, "small"))
