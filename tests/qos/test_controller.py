@@ -280,7 +280,8 @@ def test_a_sample_is_made_of_what_is_known() -> None:
     with MachineReader(SERVER, LAPTOP, no_nvidia) as reader:
         full = sample_of(2.0, watch, reader.read(2.0), n_running=3, n_waiting=2, waiting_tokens=70)
     assert (full.n_running, full.n_waiting, full.waiting_tokens) == (3, 2, 70)
-    assert (full.available_bytes, full.memory_stall, full.on_battery) == (2_000_000_000, 0.0125, True)
+    assert (full.available_bytes, full.memory_stall, full.is_own_stall) == (2_000_000_000, 0.0125, True)
+    assert full.on_battery
 
 
 def test_mapped_weights_are_not_available_and_no_more_than_the_groups_cache_is_counted() -> None:

@@ -54,6 +54,7 @@ samples = st.builds(
     slowdown=st.floats(1, 4),
     available_bytes=st.none() | st.integers(0, GIB),
     memory_stall=st.none() | st.floats(0, 0.2),
+    is_own_stall=st.booleans(),
     on_battery=st.booleans(),
     streams=streams,
 )
@@ -102,7 +103,9 @@ def may_run(rung: Rung, setting: Setting, state: PolicyState, sample: Sample) ->
             return False
         if sample.available_bytes < RESERVE_BYTES and rung.memory_bytes >= current.memory_bytes:
             return False
-    if (sample.memory_stall or 0) > 0.05 and rung.memory_bytes >= current.memory_bytes:
+    has_plenty = sample.available_bytes is not None and sample.available_bytes > current.memory_bytes
+    may_be_of_others = has_plenty and not sample.is_own_stall
+    if (sample.memory_stall or 0) > 0.05 and not may_be_of_others and rung.memory_bytes >= current.memory_bytes:
         return False
     was_short = state.pressed_at is not None and sample.time - state.pressed_at < CALM_SECONDS
     if was_short and rung.memory_bytes > current.memory_bytes:
@@ -317,6 +320,20 @@ def test_memory_pressure_acts_at_once_and_nothing_larger_comes_back_soon() -> No
             assert soon[-1] == down.variant
             later = settle(policy, down.state, Sample(11.0 + CALM_SECONDS, available_bytes=GIB))
             assert later[-1] == "v0"
+
+
+@pytest.mark.parametrize(
+    ("is_own", "available", "steps_down"),
+    [(False, GIB, False), (True, GIB, True), (False, 100 * MEBI, True), (False, None, True)],
+    ids=["another container's limit", "the own group's", "little is left", "nobody knows what is left"],
+)
+def test_a_stall_of_others_under_their_own_limit_changes_nothing(
+    *, is_own: bool, available: int | None, steps_down: bool
+) -> None:
+    setting = setting_for(Objectives({"interactive": ClassObjectives()}))
+    sample = Sample(10.0, available_bytes=available, memory_stall=0.3, is_own_stall=is_own)
+    for policy in (Predictive(setting), Threshold(setting)):
+        assert (policy.decide(PolicyState("v0", since=9.9), sample).variant != "v0") is steps_down
 
 
 def test_memory_frees_as_much_as_is_missing() -> None:

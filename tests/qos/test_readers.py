@@ -61,12 +61,16 @@ def failing(*_: Any) -> Any:
 
 def test_pressure_of_the_own_group_comes_before_the_machines() -> None:
     group = "/sys/fs/cgroup/user.slice/user-1000.slice/app.scope/memory.pressure"
-    assert read_pressure(LAPTOP) == MemoryPressure(group, 0.025, 0.0125, 1.5)
+    found = read_pressure(LAPTOP)
+    assert found == MemoryPressure(group, 0.025, 0.0125, 1.5)
+    assert found.is_own
 
 
 def test_pressure_of_the_machine_where_the_group_tells_none(tmp_path: Path) -> None:
     shutil.copytree(LAPTOP / "proc", tmp_path / "proc")
-    assert read_pressure(tmp_path) == MemoryPressure("/proc/pressure/memory", 0.09, 0.075, 7.0)
+    found = read_pressure(tmp_path)
+    assert found == MemoryPressure("/proc/pressure/memory", 0.09, 0.075, 7.0)
+    assert not found.is_own
 
 
 @pytest.mark.parametrize("text", ["", "some avg10=1.00", "some avg10=x total=1\nfull avg10=x total=1", "full\nsome"])

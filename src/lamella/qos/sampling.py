@@ -40,6 +40,7 @@ def sample_of(
         slowdown=slowdown_by_others(machine.others_share if machine else None),
         available_bytes=max(0, memory.available_bytes - _needed_cache(memory, mapped_bytes)) if memory else None,
         memory_stall=pressure.full_share if pressure else None,
+        is_own_stall=pressure.is_own if pressure else True,
         on_battery=battery.is_discharging if battery else False,
         streams=streams,
     )

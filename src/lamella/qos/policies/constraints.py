@@ -39,7 +39,7 @@ class Choice:
 
 def allowed(setting: Setting, state: PolicyState, sample: Sample) -> Choice:
     """The rungs that may run now."""
-    pressed = _pressure(sample)
+    pressed = _pressure(setting.rung(state.variant), sample)
     within = _within_memory(setting, state, sample, is_pressed=bool(pressed))
     good = [rung for rung in within if _meets_floors(rung, setting, sample)]
     frugal = [rung for rung in good or within if _meets_power(rung, setting, sample)]
@@ -48,12 +48,22 @@ def allowed(setting: Setting, state: PolicyState, sample: Sample) -> Choice:
     return Choice(frugal or good or within, pressed, gave_way)
 
 
-def _pressure(sample: Sample) -> str:
+def _pressure(current: Rung, sample: Sample) -> str:
     if sample.available_bytes is not None and sample.available_bytes < RESERVE_BYTES:
         return f"{format_bytes(sample.available_bytes)} of memory are left, less than {format_bytes(RESERVE_BYTES)}"
-    if sample.memory_stall is not None and sample.memory_stall > MOST_STALL:
+    if sample.memory_stall is not None and sample.memory_stall > MOST_STALL and not _is_of_others(current, sample):
         return f"everybody waited for memory {sample.memory_stall:.0%} of the time"
     return ""
+
+
+def _is_of_others(current: Rung, sample: Sample) -> bool:
+    """Whether who waits does so under a limit of its own.
+
+    The machine's figure counts a container that has reached its limit while the machine has plenty: giving up memory
+    would help nobody.  Plenty is what the running variant would fit into once more.
+    """
+    has_plenty = sample.available_bytes is not None and sample.available_bytes > current.memory_bytes
+    return not sample.is_own_stall and has_plenty
 
 
 def _within_memory(setting: Setting, state: PolicyState, sample: Sample, *, is_pressed: bool) -> list[Rung]:

@@ -56,6 +56,7 @@ class Sample:
         slowdown: how many times longer a step takes than on a machine that does nothing else.
         available_bytes: what may still be allocated; None where that is not known.
         memory_stall: share of the time in which all processes waited for memory, 0 to 1; None where not known.
+        is_own_stall: those are the processes of the engine's control group; False: of the whole machine.
         on_battery: the machine runs on battery.
         streams: requests that write.
     """
@@ -68,6 +69,7 @@ class Sample:
     slowdown: float = 1.0
     available_bytes: int | None = None
     memory_stall: float | None = None
+    is_own_stall: bool = True
     on_battery: bool = False
     streams: Sequence[Stream] = ()
 

@@ -33,6 +33,11 @@ class MemoryPressure:
     full_share: float
     stalled_seconds: float
 
+    @property
+    def is_own(self) -> bool:
+        """Of the process's own group: nobody outside of it is counted."""
+        return self.where != f"/{MACHINE_FILE}"
+
 
 def read_pressure(root: Path = ROOT, groups: Sequence[GroupMemory] | None = None) -> MemoryPressure | Absent:
     """Pressure now.
