@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from lamella.core.cores import MOST_THREADS
 from lamella.core.errors import InvalidRequest
 
 
@@ -110,6 +111,6 @@ def _known(folder: Path | None, variable: str) -> Path:
 def _threads(text: str) -> int:
     if not text:
         return 0
-    if not text.isdecimal() or int(text) < 1:
-        raise InvalidRequest(f"LAMELLA_THREADS must be a number from 1, not '{text}'")
+    if not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= MOST_THREADS:
+        raise InvalidRequest(f"LAMELLA_THREADS must be a number from 1 to {MOST_THREADS}, not '{text[:40]}'")
     return int(text)

@@ -14,6 +14,7 @@ from lamella import api, load_spec
 from lamella.api import write_artifact
 from lamella.cli import main
 from lamella.core.artifacts import Measurement
+from tests.cli.programs import SERVED
 from tests.fakes.tiny_model import write_tiny_model
 from tests.planning.losses import made_losses
 from tests.qos.conftest import profiled_store as profiled_store  # a fixture
@@ -78,10 +79,11 @@ def write_losses(model: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A tiny model and a cache in which it is ready; who changes something takes ``mine``."""
+    """A tiny model and a cache in which it is ready, also for ``SERVED``; who changes something takes ``mine``."""
     folder = tmp_path_factory.mktemp("prepared")
     model = write_tiny_model(folder / "tiny.gguf", n_layers=2)
-    api.prepare(str(model), folder / "cache", n_threads=1)
+    for engine in (SERVED, None):
+        api.prepare(str(model), folder / "cache", engine=engine, n_threads=1)
     return model, folder / "cache"
 
 

@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
+from lamella.batching.settings import EngineSettings
+
 TIMEOUT_SECONDS = 240
+SERVED = EngineSettings(store="", n_ctx=128)
+"""What ``served`` starts, as far as variants are planned beside it."""
 
 
 def lamella(cache: Path, *arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
@@ -30,7 +34,9 @@ def lamella(cache: Path, *arguments: str | Path, **environment: str) -> subproce
 def served(cache: Path, *arguments: str | Path) -> Iterator[tuple[str, list[str]]]:
     """URL of a server, and what it said before it listened."""
     said: list[str] = []
-    with lamella(cache, "serve", *arguments, "--port", "0", "--context", "128", "--layout", "mapped") as server:
+    with lamella(
+        cache, "serve", *arguments, "--port", "0", "--context", str(SERVED.n_ctx), "--layout", "mapped"
+    ) as server:
         assert server.stderr is not None
         try:
             yield _listening(server.stderr, said), said

@@ -32,7 +32,7 @@ from lamella.qos.profiles.documents import EngineShape
 from lamella.qos.profiling.shape import OPTIONS, shape_of, shape_options
 from lamella.store.store import Store
 from tests.cli.conftest import Run
-from tests.cli.programs import TIMEOUT_SECONDS, ask, get, lamella, post, served
+from tests.cli.programs import SERVED, TIMEOUT_SECONDS, ask, get, lamella, post, served
 from tests.qos.conftest import FEW
 from tests.qos.profiles import ladder
 
@@ -83,7 +83,7 @@ def test_a_measurement_that_is_killed_costs_nobody_a_server(
     model, cache = mine
     monkeypatch.setenv("LAMELLA_CACHE", str(cache))
     monkeypatch.setattr(adapting, "lamella_in_child", killed)
-    ready = api.find_ready(str(model), cache)
+    ready = api.find_ready(str(model), cache, engine=SERVED)
     assert ready is not None
     engine = EngineSettings(store=str(ready.folder(cache)), variants=list(ready.variants), n_ctx=128)
     assert adapting.adapting(engine, ObjectiveFlags(), Store.open(ready.folder(cache))) is None
@@ -157,7 +157,7 @@ def test_nobody_is_measured_where_only_hands_shall_change_the_variant(mine: tupl
 
 def test_nobody_is_measured_where_a_file_says_it_all(mine: tuple[Path, Path], tmp_path: Path) -> None:
     model, cache = mine
-    ready = api.find_ready(str(model), cache)
+    ready = api.find_ready(str(model), cache, engine=SERVED)
     assert ready is not None
     engine = EngineSettings(store=str(ready.folder(cache)), n_ctx=128, n_threads=1, layout="mapped")
     api.profile(engine, out=tmp_path / "p.json", cache_folder=tmp_path, points=FEW)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lamella.batching.settings import EngineSettings
 from lamella.cli.options import split_target
 from lamella.cli.served import find_served
 from lamella.core.errors import InvalidRequest
@@ -18,7 +19,7 @@ def test_a_folder_whose_name_has_an_at_is_taken_as_it_is(store: Path, tmp_path: 
     assert split_target(str(folder)) == (folder, None)
     assert split_target(f"{folder}@small") == (folder, "small")
     for target, variant in ((str(folder), None), (f"{folder}@uniform-int4", "uniform-int4")):
-        found = find_served(target, None)
+        found = find_served(target, None, EngineSettings(store=""))
         assert (found.store.path, found.variant, found.variants, found.is_model) == (folder, variant, None, False)
 
 
@@ -34,9 +35,9 @@ def test_half_a_target_is_refused(target: str) -> None:
         ("--certificate", "x", "private key"),
         ("--max-body", "x", "no memory size"),
         ("--kv-type", "x", "'x' is no KV cache type; known: F32, F16"),
-        ("--context", "0", "--context must be at least 1"),
-        ("--cells", "100", "--cells 0 or at least that, not 4096 and 100"),
-        ("--cells", "-1", "--cells 0 or at least that"),
+        ("--context", "0", "'--context': Input should be greater than or equal to 1"),
+        ("--cells", "100", "--cells must be 0 or at least --context, not 100 and 4096"),
+        ("--cells", "-1", "--cells must be at least 0, not -1"),
         ("--max-prompt-tokens", "0", "most tokens of one prompt must be at least 1"),
         ("--policy", "x", "no policy 'x'; there are: static, static:VARIANT, threshold"),
         ("--queue", "-1", "--queue must be at least 0"),

@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,21 @@ import pytest
 
 from lamella import api
 from lamella.api import measuring, preparing, variants
+from lamella.batching.settings import EngineSettings
 from lamella.core.artifacts import Plan
 from lamella.core.errors import DoesNotFit
 from lamella.measuring import MeasureSettings
-from lamella.resources.homes import find_ready, names_of
+from lamella.resources.homes import names_of
 from lamella.store.layout import check_variant_name
 from lamella.store.store import Store
 from tests.cli.conftest import Run
-from tests.cli.programs import TIMEOUT_SECONDS, ask, lamella, served
+from tests.cli.programs import SERVED, TIMEOUT_SECONDS, ask, lamella, served
 from tests.fakes.hub import FakeHub
 from tests.fakes.tiny_model import write_tiny_model
 
 
-def ready_in(cache: Path, model: Path, memory: str | None = None) -> api.Ready:
-    ready = api.find_ready(str(model), cache, memory)
+def ready_in(cache: Path, model: Path, memory: str | None = None, engine: EngineSettings | None = None) -> api.Ready:
+    ready = api.find_ready(str(model), cache, memory, engine)
     assert ready is not None
     return ready
 
@@ -66,7 +68,7 @@ def test_a_file_that_changed_is_another_model_and_one_that_is_gone_is_not_missed
     second = api.prepare(str(model), cache, n_threads=1)
     assert second.store != first.store
     model.unlink()
-    assert find_ready(cache, str(model), 0) == second
+    assert api.find_ready(str(model), cache) == second
 
 
 def test_a_store_that_lost_a_variant_is_completed_without_measuring_again(
@@ -77,8 +79,9 @@ def test_a_store_that_lost_a_variant_is_completed_without_measuring_again(
     Store.open(ready.folder(cache)).remove(ready.variants[1])
     assert api.find_ready(str(model), cache) is None
     monkeypatch.setattr(measuring, "measure", None)
-    assert api.prepare(str(model), cache, n_threads=1) == ready
-    assert ready_in(cache, model) == ready
+    again = api.prepare(str(model), cache, n_threads=1)
+    assert again == replace(ready, planned_bytes=again.planned_bytes)  # what was free at that moment
+    assert ready_in(cache, model) == again
 
 
 def test_an_interrupted_build_goes_on(
@@ -116,7 +119,7 @@ def test_what_is_said_to_serve_it_serves_what_was_made(
         assert code == 0
         said = shlex.split(out.partition("serve it with: ")[2])
         assert said == ["lamella", "serve", model.name, *options]
-        assert api.find_ready(said[2], cache, *options[1:]) is not None
+        assert api.find_ready(said[2], cache, options[1] if options else None) is not None
 
 
 def test_memory_bounds_the_largest_variant_and_its_variants_have_their_own_names(mine: tuple[Path, Path]) -> None:
@@ -132,6 +135,53 @@ def test_memory_bounds_the_largest_variant_and_its_variants_have_their_own_names
     assert largest.bytes.weights <= memory
     assert all(name.startswith(f"{memory}-") for name in ready.variants)
     assert ready_in(cache, model, str(memory)) == ready
+
+
+TIGHT = EngineSettings(store="", n_ctx=512, n_sequences=1)
+
+
+def test_what_is_planned_leaves_room_for_the_cache_that_will_be_opened(prepared: tuple[Path, Path]) -> None:
+    """A smaller cache leaves more: memory that the usual one fills holds a model with a small one."""
+    source = api.load(prepared[0])
+    usual, tight = (
+        Room.of(source, msgspec.structs.replace(engine, memory_bytes=GIB), GIB) for engine in (EngineSettings(store=""), TIGHT)
+    )
+    assert (usual.settings["cells"], tight.settings["cells"]) == (EngineSettings(store="").cells, 512)
+    assert usual.overhead.kv_cache_bytes == 16 * tight.overhead.kv_cache_bytes
+    halved = Room.of(source, msgspec.structs.replace(TIGHT, kv_type="Q8_0", memory_bytes=GIB), GIB)
+    assert halved.overhead.kv_cache_bytes < 0.6 * tight.overhead.kv_cache_bytes
+    own = Room.of(source, msgspec.structs.replace(TIGHT, n_sequences=4, is_reproducible=True), GIB)
+    assert own.settings["cells"] == 4 * 512
+    with pytest.raises(DoesNotFit) as refused:
+        Room.of(source, EngineSettings(store="", memory_bytes=MIB), MIB).check(source)
+    assert refused.value.smallest_plan.bytes.kv_cache == usual.overhead.kv_cache_bytes
+
+
+def test_what_is_planned_for_is_what_an_engine_opens(prepared: tuple[Path, Path], tmp_path: Path) -> None:
+    model, cache = prepared
+    source, store = api.load(model), ready_in(cache, model).folder(cache)
+    for engine in (TIGHT, msgspec.structs.replace(TIGHT, n_sequences=2, n_cells=768), msgspec.structs.replace(TIGHT, memory_bytes=GIB)):
+        opened = EngineParts.open(msgspec.structs.replace(engine, store=str(store), layout="mapped", n_threads=1))
+        try:
+            assert opened_context(source, engine) == msgspec.structs_free(opened.context.options)
+        finally:
+            opened.close()
+
+
+def test_memory_that_holds_a_model_beside_a_small_cache_is_enough_to_serve_it(mine: tuple[Path, Path]) -> None:
+    """And what was planned for it starts under that very ceiling."""
+    model, cache = mine
+    with pytest.raises(DoesNotFit) as refused:
+        api.prepare(str(model), cache, memory=MIB, engine=TIGHT, n_threads=1)
+    memory = refused.value.needed_bytes + (64 << 10)
+    with pytest.raises(DoesNotFit):
+        api.prepare(str(model), cache, memory=memory, n_threads=1)  # beside the usual cache
+    options = ("--memory", str(memory), "--sequences", "1", "--policy", "off")
+    with served(cache, model, *options, "--context", "512") as (url, said):
+        assert "for the first time" in said[0]
+        assert ask(url, "tiny")["usage"]["completion_tokens"] == 4
+    with served(cache, model, *options, "--context", "512") as (_, said):
+        assert said == []
 
 
 def test_memory_that_nothing_fits_is_refused_before_anything_is_measured(
@@ -189,9 +239,9 @@ def test_a_device_that_is_not_there_is_said_before_anything_is_fetched_or_measur
 
 def test_a_note_that_cannot_be_read_is_made_anew(mine: tuple[Path, Path]) -> None:
     model, cache = mine
-    (note,) = (cache / "ready").iterdir()
-    note.chmod(0o644)
-    note.write_text("{")
+    for note in (cache / "ready").iterdir():
+        note.chmod(0o644)
+        note.write_text("{")
     assert api.find_ready(str(model), cache) is None
     api.prepare(str(model), cache, n_threads=1)
     assert api.find_ready(str(model), cache) is not None
@@ -233,7 +283,7 @@ def test_serving_a_model_makes_it_ready_the_first_time_only(tmp_path: Path) -> N
         assert [line.partition(" ")[0] for line in said[1:5]] == ["looking", "measuring", "planning:", "building"]
         assert any("measured once on this machine" in line for line in said[5:])
         assert ask(url, "tiny")["usage"]["completion_tokens"] == 4
-        smallest = ready_in(cache, model).variants[-1]
+        smallest = ready_in(cache, model, engine=SERVED).variants[-1]
         assert ask(url, f"tiny@{smallest}")["usage"]["completion_tokens"] == 4
     with served(cache, model) as (url, said):
         assert said == []

@@ -10,7 +10,7 @@ from openai import OpenAI
 from lamella import api
 from lamella.api import preparing
 from lamella.store.store import Store
-from tests.cli.programs import served
+from tests.cli.programs import SERVED, served
 
 pytestmark = pytest.mark.slow
 FEW_TOKENS = (2, 8)
@@ -22,7 +22,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("first") / "cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(preparing, "calibration_size", lambda _: FEW_TOKENS)
-        api.prepare("smollm2", folder)
+        for engine in (SERVED, None):
+            api.prepare("smollm2", folder, engine=engine)
     return folder
 
 

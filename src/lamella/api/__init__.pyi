@@ -14,7 +14,7 @@ from .connecting import connect
 from .controlling import Steering, steering
 from .documents import read_importance, read_measurement, read_plan, write_artifact, write_importance
 from .frontiers import DEFAULT_FIRST_BITS, DEFAULT_STEPS, frontier, ladder
-from .homes import HUB_PREFIX, Ready, find_ready, is_model, spoken_name
+from .homes import HOST, HUB_PREFIX, Ready, find_ready, is_model, spoken_name
 from .losses import kernel_times, measured_prices, predicted_loss
 from .measuring import gather_importance, measure, measure_once, tune_on
 from .models import OnMeasure, devices, load, load_spec
@@ -50,6 +50,7 @@ __all__ = [
     "DEFAULT_CONTEXT",
     "DEFAULT_FIRST_BITS",
     "DEFAULT_STEPS",
+    "HOST",
     "HUB_PREFIX",
     "Budget",
     "KnownVariants",

@@ -11,6 +11,7 @@ import typer
 from lamella import api
 from lamella.cli.chat_loop import ChatLoop
 from lamella.cli.chat_partners import ServerPartner
+from lamella.cli.numbers import MOST_COUNT
 from lamella.cli.options import PromptArgument, StopOption, SystemOption, TemperatureOption
 from lamella.cli.output import JsonFlag, note, print_json
 from lamella.config import Config
@@ -35,7 +36,7 @@ def chat(
     top_p: Annotated[float, typer.Option(help="1 switches it off.")] = 0.95,
     seed: Annotated[int | None, typer.Option(help="Equal seeds give equal texts.  Default: at random.")] = None,
     stop: StopOption = None,
-    priority: Annotated[int | None, typer.Option(help="Higher goes first.  Default: 0.")] = None,
+    priority: Annotated[int | None, typer.Option(min=-MOST_COUNT, help="Higher goes first.  Default: 0.")] = None,
     json: JsonFlag = False,
 ) -> None:
     """Talk to a running server.

@@ -12,6 +12,7 @@ import typer
 
 from lamella import api
 from lamella.cli.engine_shape import ShapeFlags
+from lamella.cli.numbers import MOST_SEQUENCES, MOST_TOKENS, CommandGroup
 from lamella.cli.opening import greeting
 from lamella.cli.options import (
     KvTypeOption,
@@ -30,8 +31,9 @@ from lamella.core.units import format_bytes, parse_bytes
 from lamella.serving.settings import DEFAULT_PORT, FrontSettings
 from lamella.store.store import Store
 
-app = typer.Typer(help="Spread a model over several machines.", no_args_is_help=True, rich_markup_mode=None)
+app = CommandGroup(help="Spread a model over several machines.", no_args_is_help=True, rich_markup_mode=None)
 DEFAULT_JOIN_PORT, USUAL_NODE_PORT = 7400, 7410
+MOST_MINUTES = 365 * 24 * 60
 NO_PROMPT_CACHE = "0"
 """What leaves the KV cache is not kept: it is on the nodes, and would have to come over the links."""
 
@@ -65,7 +67,7 @@ def invite(
     address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="By which it reaches this machine, if that is another.")
     ] = None,
-    minutes: Annotated[float, typer.Option(help="How long the invite is good.")] = 15.0,
+    minutes: Annotated[float, typer.Option(help="How long the invite is good.", max=MOST_MINUTES)] = 15.0,
     folder: FolderOption = None,
     json: JsonFlag = False,
 ) -> None:
@@ -190,11 +192,11 @@ def serve(
     ] = None,
     folder: FolderOption = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one.")] = DEFAULT_PORT,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = DEFAULT_PORT,
     keys: Annotated[Path | None, typer.Option(help="File of API keys. Default: the variable LAMELLA_API_KEYS.")] = None,
     name: Annotated[str, typer.Option(help="What requests call the model.")] = "",
-    context: Annotated[int, typer.Option(help="Most tokens of one request.")] = 4096,
-    sequences: Annotated[int, typer.Option(help="Requests that run at once.")] = 8,
+    context: Annotated[int, typer.Option(min=1, max=MOST_TOKENS, help="Most tokens of one request.")] = 4096,
+    sequences: Annotated[int, typer.Option(min=1, max=MOST_SEQUENCES, help="Requests that run at once.")] = 8,
     cells: Annotated[int, typer.Option(help="Tokens in a KV cache that all requests share; 0: as they need.")] = 0,
     kv_type: KvTypeOption = "F16",
     warm: Annotated[int, typer.Option(help="Variants that stay in memory, the running one included.")] = 1,
@@ -204,7 +206,7 @@ def serve(
     hold: Annotated[float, typer.Option(metavar="SECONDS", help="So long must that be so.")] = 30.0,
     moves: Annotated[int, typer.Option(help="In an hour; beyond it layers move only where they have to.")] = 12,
     memory_here: Annotated[str, typer.Option(metavar="SIZE", help="Of this machine. Default: what is free.")] = "",
-    links: Annotated[float, typer.Option(metavar="SECONDS", help="How often links are measured.")] = 60.0,
+    links: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="How often links are measured.")] = 60.0,
 ) -> None:
     """Serve a store's variants with layers on several machines: `lamella serve`, with nodes.
 

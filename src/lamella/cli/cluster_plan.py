@@ -32,7 +32,7 @@ def cluster_plan(
     generate: Annotated[int, typer.Option(help="Tokens that it generates.")] = 128,
     parallel: Annotated[int, typer.Option(help="Sequences to keep memory for.")] = 1,
     kv_type: KvTypeOption = "F16",
-    gap: Annotated[float, typer.Option(help="Share above the best plan that will do.")] = 0.01,
+    gap: Annotated[float, typer.Option(max=1, help="Share above the best plan that will do.")] = 0.01,
     baselines: Annotated[bool, typer.Option("--baselines", help="Set simple rules beside the plan.")] = False,
     why: Annotated[bool, typer.Option("--explain", help="Say what binds, and what changes would buy.")] = False,
     plot: PlotOption = None,

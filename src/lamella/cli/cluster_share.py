@@ -22,7 +22,7 @@ def cluster_share(
     ],
     cluster: Annotated[Path, typer.Option(help="The nodes and links, as docs/placement.md describes them.")],
     exact: Annotated[bool, typer.Option("--exact", help="By integer program: for a few small models.")] = False,
-    time_limit: Annotated[float, typer.Option(help="Seconds that --exact may take.")] = TIME_LIMIT_SECONDS,
+    time_limit: Annotated[float, typer.Option(min=1, help="Seconds that --exact may take.")] = TIME_LIMIT_SECONDS,
     json: JsonFlag = False,
 ) -> None:
     """Decide which nodes run the layers of each of several models, within the memory and the time of all nodes.

@@ -7,12 +7,14 @@ measured of one; they take the same options with the same defaults, those of ``E
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
 from typing import Annotated
 
+import msgspec
+
 from lamella.batching.settings import EngineSettings
+from lamella.cli.numbers import MOST_SEQUENCES, MOST_TOKENS
 from lamella.cli.options import option_under
 from lamella.config import Config
 from lamella.core.errors import InvalidRequest
@@ -24,17 +26,58 @@ _USUAL = EngineSettings(store="")
 
 
 @dataclass(frozen=True)
-class ShapeFlags:
-    """Limits of an engine, and where and how it computes."""
+class CacheFlags:
+    """The KV cache that an engine opens beside the weights: what decides how much memory is left for these."""
 
-    context: Annotated[int, _engine_option(help="Most tokens of one request.")] = _USUAL.n_ctx
-    sequences: Annotated[int, _engine_option(help="Requests that run at once.")] = _USUAL.n_sequences
+    context: Annotated[int, _engine_option(help="Most tokens of one request.", min=1, max=MOST_TOKENS)] = _USUAL.n_ctx
+    sequences: Annotated[int, _engine_option(help="Requests that run at once.", min=1, max=MOST_SEQUENCES)] = (
+        _USUAL.n_sequences
+    )
     cells: Annotated[
         int,
         _engine_option(
             help="Tokens in a KV cache that all requests share; 0: --context for each, if memory is plenty."
         ),
     ] = _USUAL.n_cells
+    kv_type: Annotated[str, _engine_option(help="ggml type of the KV cache.")] = _USUAL.kv_type
+    reproducible: Annotated[
+        bool,
+        _engine_option(
+            "--reproducible",
+            help="Answers do not depend on what runs beside them, nor on restarts; slower prompts and full batches.",
+        ),
+    ] = False
+
+    def cache(self, device: str | None = None) -> EngineSettings:
+        """An engine with this cache, usual in all else.
+
+        Raises:
+            InvalidRequest: an option that has no meaning.
+        """
+        self._check_cache()
+        found = EngineSettings(
+            store="",
+            n_ctx=self.context,
+            n_cells=self.cells,
+            n_sequences=self.sequences,
+            kv_type=self.kv_type.upper(),
+            device=device,
+            is_reproducible=self.reproducible,
+        )
+        found.check_possible()
+        return found
+
+    def _check_cache(self) -> None:
+        if self.cells and self.cells < self.context:
+            raise InvalidRequest(f"--cells must be 0 or at least --context, not {self.cells} and {self.context}")
+        if self.kv_type.upper() not in CACHE_TYPES:
+            raise InvalidRequest(f"'{self.kv_type}' is no KV cache type; known: {', '.join(CACHE_TYPES)}")
+
+
+@dataclass(frozen=True)
+class ShapeFlags(CacheFlags):
+    """Limits of an engine, and where and how it computes."""
+
     longest_step: Annotated[
         float,
         _engine_option(
@@ -42,7 +85,6 @@ class ShapeFlags:
             "Less makes streams smoother and first tokens later."
         ),
     ] = _USUAL.longest_step_seconds
-    kv_type: Annotated[str, _engine_option(help="ggml type of the KV cache.")] = _USUAL.kv_type
     rpc: Annotated[
         list[str] | None,
         _engine_option(
@@ -55,13 +97,6 @@ class ShapeFlags:
         _engine_option(help="Device to run on, as 'lamella devices' names it; default: the CPU. Not with --memory."),
     ] = None
     layout: Annotated[str, _engine_option(help="How weights are read: auto, mapped, repacked.")] = _USUAL.layout
-    reproducible: Annotated[
-        bool,
-        _engine_option(
-            "--reproducible",
-            help="Answers do not depend on what runs beside them, nor on restarts; slower prompts and full batches.",
-        ),
-    ] = False
 
     def settings(self, store: str = "") -> EngineSettings:
         """An engine of this shape, with the threads and the kernel speeds of this machine's configuration.
@@ -69,33 +104,17 @@ class ShapeFlags:
         Raises:
             InvalidRequest: an option that has no meaning.
         """
-        self._check()
+        if self.longest_step <= 0:
+            raise InvalidRequest(f"--longest-step must be a number of seconds above 0, not {self.longest_step:g}")
         config = Config.from_environment(os.environ)
-        found = EngineSettings(
+        found = msgspec.structs.replace(
+            self.cache(self.device),
             store=store,
-            n_ctx=self.context,
-            n_cells=self.cells,
-            n_sequences=self.sequences,
             longest_step_seconds=self.longest_step,
-            kv_type=self.kv_type.upper(),
             n_threads=config.n_threads,
             layout=check_policy(self.layout),
             rpc=list(self.rpc or ()),
-            device=self.device,
-            is_reproducible=self.reproducible,
             kernel_file=str(config.cache_folder / "kernels.json"),
         )
         found.check_possible()
         return found
-
-    def _check(self) -> None:
-        if self.sequences < 1:
-            raise InvalidRequest(f"--sequences must be at least 1, not {self.sequences}")
-        if self.context < 1 or (self.cells and self.cells < self.context):
-            raise InvalidRequest(
-                f"--context must be at least 1 and --cells 0 or at least that, not {self.context} and {self.cells}"
-            )
-        if self.kv_type.upper() not in CACHE_TYPES:
-            raise InvalidRequest(f"'{self.kv_type}' is no KV cache type; known: {', '.join(CACHE_TYPES)}")
-        if not 0 < self.longest_step < math.inf:
-            raise InvalidRequest(f"--longest-step must be a number of seconds above 0, not {self.longest_step:g}")

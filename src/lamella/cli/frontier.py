@@ -18,13 +18,17 @@ from lamella.core.units import format_bytes
 from lamella.planning.frontier import DEFAULT_POINTS, Frontier, FrontierPoint
 from lamella.report.plots import PlanPoint, plot_frontier
 
+MOST_POINTS = 10_000
+
 
 def frontier(
     model: ModelOrSpecArgument,
     measurement: Annotated[
         Path, typer.Option(help="What each tensor loses at each type: 'lamella measure --metric sensitivity --out'.")
     ],
-    points: Annotated[int, typer.Option(help="How many sizes, evenly spaced.")] = DEFAULT_POINTS,
+    points: Annotated[
+        int, typer.Option(min=2, max=MOST_POINTS, help="How many sizes, evenly spaced.")
+    ] = DEFAULT_POINTS,
     min_bpw: Annotated[float | None, typer.Option(help="Least bits per weight. Default: the smallest plan.")] = None,
     max_bpw: Annotated[float | None, typer.Option(help="Most bits per weight. Default: no loss, at most 8.5.")] = None,
     avoid: AvoidOption = None,

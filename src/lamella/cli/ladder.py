@@ -24,13 +24,16 @@ from lamella.planning.ladder import DEFAULT_RATIO, Ladder
 from lamella.report.plots import plot_ladder
 from lamella.store.store import Store
 
+MOST_STEPS = 100
 _BITS = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(?:bpw)?\s*")
 
 
 def ladder(
     model: ModelArgument,
     store: NewStoreArgument,
-    steps: Annotated[int | None, typer.Option(help=f"How many variants. Default: {api.DEFAULT_STEPS}.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=2, max=MOST_STEPS, help=f"How many variants. Default: {api.DEFAULT_STEPS}.")
+    ] = None,
     first: Annotated[
         str | None, typer.Option("--from", metavar="BITS", help="Bits per weight of the largest, such as 8.5bpw.")
     ] = None,

@@ -20,6 +20,7 @@ from lamella.measuring.settings import PROBE, Level
 from lamella.report.plots import plot_measurement
 
 SHOWN_TENSORS = 10
+MOST_SAMPLES = 10_000
 
 
 def measure(
@@ -35,7 +36,8 @@ def measure(
     samples: Annotated[
         int | None,
         typer.Option(
-            help="Windows of text for each task. Default: 32, of the model's own text 16; of sensitivity 2 and 8."
+            help="Windows of text for each task. Default: 32, of the model's own text 16; of sensitivity 2 and 8.",
+            max=MOST_SAMPLES,
         ),
     ] = None,
     window_tokens: Annotated[

@@ -14,6 +14,7 @@ from lamella import api
 from lamella.cli.output import note, say
 from lamella.cli.serve import run_in_loop
 from lamella.config import Config
+from lamella.core.cores import MOST_THREADS
 from lamella.core.units import parse_bytes
 
 
@@ -28,7 +29,9 @@ def node(
             help="Key, certificate and shard cache. Default: the variable LAMELLA_NODE, or ~/.local/share/lamella/node."
         ),
     ] = None,
-    threads: Annotated[int, typer.Option(min=0, help="For computing; 0: the cores that it may use.")] = 0,
+    threads: Annotated[
+        int, typer.Option(min=0, max=MOST_THREADS, help="For computing; 0: the cores that it may use.")
+    ] = 0,
     cache: Annotated[
         str | None, typer.Option(help="Most bytes of shards that are kept for later, as 20GiB. Default: all.")
     ] = None,

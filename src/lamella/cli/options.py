@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lamella.cli.numbers import MOST_SEQUENCES, MOST_TOKENS
 from lamella.core.errors import InvalidRequest
 from lamella.core.precision import Scheme
 from lamella.report.figures import check_suffix
@@ -55,8 +56,10 @@ TargetArgument = Annotated[
     str, typer.Argument(metavar="STORE[@VARIANT]", help="Store and variant; default: the largest.")
 ]
 
-ContextToPlanFor = Annotated[int | None, typer.Option(help="With --memory: tokens of each sequence to keep room for.")]
-SequencesToPlanFor = Annotated[int, typer.Option(help="With --memory: sequences at once.")]
+ContextToPlanFor = Annotated[
+    int | None, typer.Option(min=1, max=MOST_TOKENS, help="With --memory: tokens of each sequence to keep room for.")
+]
+SequencesToPlanFor = Annotated[int, typer.Option(min=1, max=MOST_SEQUENCES, help="With --memory: sequences at once.")]
 SchemeOption = Annotated[
     Scheme, typer.Option(help="How weights are rounded: ggml's blocks, one scale a row, or its top bits.")
 ]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from typer.core import TyperCommand
+from lamella.cli.numbers import CheckedCommand
 
 UNNAMED = "Options"
 
 
-class GroupedCommand(TyperCommand):
+class GroupedCommand(CheckedCommand):
     """Lists the options under their groups, in the order in which they are declared; those without one come last."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:

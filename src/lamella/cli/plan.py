@@ -13,6 +13,7 @@ from lamella import api
 from lamella.cli.constraints import AtLeastOption, AvoidOption, FusedFlag, OnlyOption, read_constraints
 from lamella.cli.deliver import deliver
 from lamella.cli.groups import takes_groups
+from lamella.cli.numbers import MOST_SEQUENCES, MOST_TOKENS
 from lamella.cli.options import KvTypeOption, PlotOption, SchemeOption, output_option
 from lamella.cli.output import JsonFlag, bar, note, print_json, progress, say, stdout, table
 from lamella.config import Config
@@ -107,9 +108,10 @@ class RunningFlags:
     """What memory is kept for."""
 
     context: Annotated[
-        int | None, typer.Option(help="Tokens of each sequence to keep memory for. Default: up to 4096.")
+        int | None,
+        typer.Option(min=1, max=MOST_TOKENS, help="Tokens of each sequence to keep memory for. Default: up to 4096."),
     ] = None
-    parallel: Annotated[int, typer.Option(help="Sequences at once.")] = 1
+    parallel: Annotated[int, typer.Option(min=1, max=MOST_SEQUENCES, help="Sequences at once.")] = 1
     kv_type: KvTypeOption = "F16"
 
 

@@ -15,13 +15,14 @@ from lamella.cli.groups import takes_groups
 from lamella.cli.options import ChunksOption, output_option
 from lamella.cli.output import JsonFlag, note, print_json, progress, say, stdout, table
 from lamella.config import Config
-from lamella.core.errors import InvalidRequest
 from lamella.core.units import format_bytes
 from lamella.evaluating.evaluation import Exams
 from lamella.qos.profiles.documents import Profile, VariantProfile
 from lamella.qos.profiles.speed import SpeedModel
 from lamella.qos.profiling.points import QUICK, Points
 from lamella.qos.profiling.quiet import MOST_OTHERS
+
+MOST_REPEATS = 1000
 
 
 @takes_groups
@@ -36,7 +37,9 @@ def profile(
     ] = None,
     chunks: ChunksOption = None,
     task: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="Tasks, as 'lamella eval'.")] = None,
-    repeats: Annotated[int, typer.Option(help="Measurements of each point; the median counts.")] = 3,
+    repeats: Annotated[
+        int, typer.Option(min=1, max=MOST_REPEATS, help="Measurements of each point; the median counts.")
+    ] = 3,
     quick: Annotated[
         bool, typer.Option("--quick", help="Few points, once each: sizes as exact, times roughly; servers refine them.")
     ] = False,
@@ -49,8 +52,6 @@ def profile(
     A variant takes about a minute and is kept as soon as it is measured, so that an interrupted run goes on.  Measure
     while nothing else runs.
     """
-    if repeats < 1:
-        raise InvalidRequest(f"--repeats must be at least 1, not {repeats}")
     config = Config.from_environment(os.environ)
     settings = shape.settings(str(store))
     exams = Exams(text=text, n_windows=chunks, tasks=tuple(task or ()), n_threads=config.n_threads)

@@ -12,6 +12,7 @@ from lamella import api
 from lamella.cli.chat_loop import ChatLoop
 from lamella.cli.chat_partners import EnginePartner
 from lamella.cli.describe import describe_stats, describe_switch, describe_times
+from lamella.cli.numbers import MOST_TOKENS
 from lamella.cli.options import (
     CheckFlag,
     KvTypeOption,
@@ -49,7 +50,9 @@ def run(
     repeat_penalty: Annotated[float, typer.Option(help="1 switches it off.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal texts.")] = 0,
     stop: StopOption = None,
-    context: Annotated[int, typer.Option(help="Tokens that prompt and answer may have together.")] = 4096,
+    context: Annotated[
+        int, typer.Option(min=1, max=MOST_TOKENS, help="Tokens that prompt and answer may have together.")
+    ] = 4096,
     kv_type: KvTypeOption = "F16",
     layout: Annotated[str, typer.Option(help="auto, mapped (no copies) or repacked (faster, takes memory).")] = "auto",
     warm: Annotated[int, typer.Option(help="Variants kept ready to switch to, the running one included.")] = 2,

@@ -53,7 +53,7 @@ def serve(
     promises.check_profile()
     listen(front.host, front.port).close()  # a taken address is said now, and not after minutes of building
     known_device = None if shape.rpc else shape.device  # one of an RPC server is not known to others
-    served = find_served(target, flags.memory, known_device)
+    served = find_served(target, flags.memory, msgspec.structs.replace(engine, device=known_device))
     front = replace(front, name=front.name or served.name or api.model_name(served.store))
     engine = msgspec.structs.replace(
         engine, store=str(served.store.path), variant=served.variant, variants=served.variants

@@ -47,10 +47,8 @@ class LimitFlags:
         """Of one request.
 
         Raises:
-            InvalidRequest: a size that is none, a queue shorter than none.
+            InvalidRequest: a size that is none.
         """
-        if self.queue < 0:
-            raise InvalidRequest(f"--queue must be at least 0, not {self.queue}")
         return Limits(parse_bytes(self.max_body), self.max_prompt_tokens, self.max_output_tokens)
 
 

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 
 from lamella import api
+from lamella.batching.settings import EngineSettings
 from lamella.cli.options import split_target
 from lamella.cli.prepare import ready_for
 from lamella.config import Config
@@ -32,13 +33,13 @@ class Served:
     is_model: bool = False
 
 
-def find_served(target: str, memory: str | None, device: str | None = None) -> Served:
+def find_served(target: str, memory: str | None, engine: EngineSettings) -> Served:
     """A store as it is, or a model's, made ready if need be.
 
     Args:
         target: ``STORE``, ``STORE@VARIANT``, or a model.
         memory: ceiling that a model's variants are planned for; None for what the device has free.
-        device: None for the CPU.
+        engine: that will serve it: a model's variants are planned beside what it opens.
 
     Raises:
         ModelError: there is nothing of that name.
@@ -48,7 +49,7 @@ def find_served(target: str, memory: str | None, device: str | None = None) -> S
     """
     if api.is_model(target):
         config = Config.from_environment(os.environ)
-        ready = ready_for(target, memory, device, config)
+        ready = ready_for(target, memory, engine, config)
         store = Store.open(ready.folder(config.cache_folder))
         return Served(store, variants=list(ready.variants), name=api.spoken_name(target), is_model=True)
     folder, variant = split_target(target)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +16,6 @@ from lamella.cli.objectives import objectives_of_options
 from lamella.cli.options import option_under, plot_option
 from lamella.cli.output import JsonFlag, print_json, progress, say, stdout, table
 from lamella.config import Config
-from lamella.core.errors import InvalidRequest
 from lamella.qos.objectives.stated import Objectives
 from lamella.qos.policies.named import DEFAULT_POLICY, KNOWN
 from lamella.qos.profiles.documents import Profile
@@ -29,6 +27,7 @@ from lamella.qos.traces.files import write_trace
 from lamella.qos.traces.named import named_trace
 from lamella.store.files import new_file
 
+MOST_TIMES = 1e6
 _engine_option, _objective_option, _trace_option = (
     option_under("Engine"),
     option_under("Objectives"),
@@ -62,15 +61,23 @@ def simulate(
     ] = None,
     memory: Annotated[str | None, _objective_option(help="Memory ceiling.")] = None,
     power: Annotated[float | None, _objective_option(help="Power ceiling in watts.")] = None,
-    faster: Annotated[float, _trace_option(help="Press the trace into less time.")] = 1.0,
+    faster: Annotated[
+        float, _trace_option(min=1 / MOST_TIMES, max=MOST_TIMES, help="Press the trace into less time.")
+    ] = 1.0,
     seconds: Annotated[float | None, _trace_option(help="Only the beginning of the trace.")] = None,
     write: Annotated[Path | None, _trace_option(help="Write the trace that is replayed to this file.")] = None,
     queue: Annotated[int, _engine_option(help="Requests that may wait; more fail.")] = 64,
-    slowdown: Annotated[float, _engine_option(help="How many times slower than the profile the machine is.")] = 1.0,
+    slowdown: Annotated[
+        float,
+        _engine_option(
+            min=1 / MOST_TIMES, max=MOST_TIMES, help="How many times slower than the profile the machine is."
+        ),
+    ] = 1.0,
     scatter: Annotated[
         float,
         _engine_option(
-            help="How far its speed wavers for seconds: 0.1 for a tenth up and down, as on shared machines."
+            max=MOST_SCATTER,
+            help="How far its speed wavers for seconds: 0.1 for a tenth up and down, as on shared machines.",
         ),
     ] = 0.0,
     seed: Annotated[int, _engine_option(help="Of what is drawn for --scatter.")] = 0,
@@ -81,10 +88,6 @@ def simulate(
     json: JsonFlag = False,
 ) -> None:
     """Replay a trace of requests against a profile, in virtual time, and report what was promised and kept."""
-    if not 0 < slowdown < math.inf or queue < 0:
-        raise InvalidRequest(f"--slowdown must be above 0 and --queue at least 0, not {slowdown} and {queue}")
-    if not 0 <= scatter <= MOST_SCATTER:
-        raise InvalidRequest(f"--scatter must be from 0 to {MOST_SCATTER:.0f}, not {scatter}")
     replayed = _trace(trace, faster, seconds)
     promised = class_ or ([] if objectives else list(replayed.classes()))  # without any, nothing is promised to them
     wanted = objectives_of_options(objectives, promised, memory=memory, power=power)

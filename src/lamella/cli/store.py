@@ -8,9 +8,11 @@ import msgspec
 import typer
 
 from lamella.cli.leftovers import note_leftovers
+from lamella.cli.numbers import CommandGroup
 from lamella.cli.options import StoreArgument
 from lamella.cli.output import JsonFlag, bar, print_json, progress, say, stdout, table
 from lamella.core.artifacts import LayerPlan, Variant, to_plain
+from lamella.core.cores import MOST_THREADS
 from lamella.core.errors import ShardDamaged
 from lamella.core.precision import GGML_TYPES, MENU, nominal_bits
 from lamella.core.units import format_bytes, parse_seconds
@@ -19,7 +21,7 @@ from lamella.store.store import Store
 from lamella.store.usage import VariantUsage
 from lamella.store.verify import Sample, VerifyReport
 
-app = typer.Typer(help="Look into a store, check it, delete from it.", no_args_is_help=True, rich_markup_mode=None)
+app = CommandGroup(help="Look into a store, check it, delete from it.", no_args_is_help=True, rich_markup_mode=None)
 
 VariantArgument = Annotated[str, typer.Argument(metavar="VARIANT", help="Name of a variant.")]
 
@@ -76,7 +78,9 @@ def verify(
         str | None, typer.Option(metavar="TIME", help="Stop hashing after this long, such as 10s; in random order.")
     ] = None,
     variant: Annotated[str | None, typer.Option(help="Look at the shards of this variant only.")] = None,
-    jobs: Annotated[int | None, typer.Option(help="Threads that hash. Default: one for each core.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Threads that hash. Default: one for each core.", min=1, max=MOST_THREADS)
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="With --within: equal seeds give equal orders.")] = None,
     json: JsonFlag = False,
 ) -> None:

@@ -13,8 +13,9 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, astuple, dataclass
+from itertools import count
 from pathlib import Path
 
 from lamella.core.errors import LamellaError, StoreFormatError
@@ -26,9 +27,35 @@ from lamella.store.sources import SourceFile
 from lamella.store.store import Store
 
 HUB_PREFIX = "hf:"
+HOST = "CPU"
+"""Where a server runs that is told nothing else."""
 READY_FORMAT = "lamella.ready"
 STORES = "stores"
+WORTH_PLANNING = 1.1
+"""So many times the memory that was planned for is worth another plan: what is free wavers by some percent."""
 _UNSPEAKABLE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a model is made ready for: everything that decides which variants memory holds.
+
+    Attributes:
+        target: what was asked for: ``smollm2``, an absolute path, or ``hf:OWNER/REPO``.
+        memory_bytes: ceiling that was said; 0 for what the device has free.
+        device: whose memory that is, in capital letters.
+        n_ctx, n_sequences, n_cells, kv_type, is_reproducible: of the KV cache that will be opened beside the weights
+            (``EngineSettings``); ``n_cells`` is 0 where nothing bounds them.
+    """
+
+    target: str
+    memory_bytes: int
+    device: str
+    n_ctx: int
+    n_sequences: int
+    n_cells: int
+    kv_type: str
+    is_reproducible: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +63,17 @@ class Ready:
     """A model that is built.
 
     Attributes:
-        target: what was asked for: ``smollm2``, an absolute path, or ``hf:OWNER/REPO``.
-        memory_bytes: ceiling that its variants were planned for; 0 for what the machine has.
+        wanted: what for.
+        planned_bytes: memory that its variants were planned for: that which was said, or what was free then.
+        is_bound: whether more memory would have given a larger variant.
         store: name of its folder under ``CACHE/stores``.
         variants: names, largest first.
         files: the model file as it was.
     """
 
-    target: str
-    memory_bytes: int
+    wanted: Wanted
+    planned_bytes: int
+    is_bound: bool
     store: str
     variants: tuple[str, ...]
     files: tuple[SourceFile, ...]
@@ -52,6 +81,15 @@ class Ready:
     def folder(self, cache_folder: Path) -> Path:
         """Of the store."""
         return cache_folder / STORES / self.store
+
+    def is_outgrown(self, total_bytes: int, free_bytes: int) -> bool:
+        """Whether the device's memory, as it is now, would hold a larger variant.
+
+        Args:
+            total_bytes, free_bytes: of the device.
+        """
+        said = self.wanted.memory_bytes
+        return self.is_bound and (min(said, total_bytes) if said else free_bytes) >= WORTH_PLANNING * self.planned_bytes
 
     def is_up_to_date(self, cache_folder: Path) -> bool:
         """Whether the store still has the variants, and the model file, if it is still there, is the same."""
@@ -100,9 +138,9 @@ def stores_in(cache_folder: Path) -> tuple[Path, ...]:
     return tuple(sorted(path.parent for path in (cache_folder / STORES).glob("*/store.json")))
 
 
-def find_ready(cache_folder: Path, target: str, memory_bytes: int) -> Ready | None:
-    """What is built for a target, if it is still good; None where it must be made (again)."""
-    path = _note(cache_folder, target, memory_bytes)
+def find_ready(cache_folder: Path, wanted: Wanted) -> Ready | None:
+    """What is built for that, if it is still good; None where it must be made (again)."""
+    path = _note(cache_folder, wanted)
     with contextlib.suppress(StoreFormatError):
         found = read_note(path, READY_FORMAT, Ready, f"rm {path}")
         return found if found is not None and found.is_up_to_date(cache_folder) else None
@@ -115,23 +153,33 @@ def note_ready(cache_folder: Path, ready: Ready) -> None:
     Raises:
         StorageFailed: the file system refused.
     """
-    path = _note(cache_folder, ready.target, ready.memory_bytes)
+    path = _note(cache_folder, ready.wanted)
     with storage_errors(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path.parent, path, write_document(READY_FORMAT, asdict(ready)))
 
 
-def _note(cache_folder: Path, target: str, memory_bytes: int) -> Path:
-    asked = hashlib.sha256(f"{memory_bytes} ".encode() + os.fsencode(target)).hexdigest()
+def _note(cache_folder: Path, wanted: Wanted) -> Path:
+    asked = hashlib.sha256(b" ".join(os.fsencode(str(value)) for value in astuple(wanted))).hexdigest()
     return cache_folder / "ready" / f"{asked[:32]}.json"
 
 
-def names_of(bits: Sequence[float], memory: str | None) -> tuple[str, ...]:
-    """Names of variants by their bits per weight, told apart from those that were planned for another memory."""
+def names_of(
+    bits: Sequence[float], memory: str | None, is_taken: Callable[[int, str], bool] = lambda _number, _name: False
+) -> tuple[str, ...]:
+    """Names of variants by their bits per weight, told apart from those that were planned for another memory.
+
+    Args:
+        is_taken: whether a name is that of another variant than the one of this number.
+    """
     said = "".join(memory.split()) if memory else ""
     prefix = f"{'0' if said.startswith('.') else ''}{said}-" if said else ""  # variants' names begin with a digit
     for digits in (1, 2, 3):
         names = tuple(f"{prefix}{b:.{digits}f}bpw" for b in bits)
-        if len(set(names)) == len(names):
+        if len(set(names)) == len(names) and not any(map(is_taken, count(), names)):
             return names
-    return tuple(f"{prefix}{i + 1}-{b:.3f}bpw" for i, b in enumerate(bits))
+    for turn in count(1):
+        names = tuple(f"{prefix}{i + 1}-{b:.3f}bpw{f'-{turn}' if turn > 1 else ''}" for i, b in enumerate(bits))
+        if not any(map(is_taken, count(), names)):
+            return names
+    raise AssertionError("there is always another number")
