@@ -94,7 +94,7 @@ def test_a_measurement_that_is_killed_costs_nobody_a_server(
     ("arguments", "code", "words"),
     [
         (("--policy", "static:v9"), 6, "v9"),
-        (("--hold", "-1"), 2, "0 seconds or more"),
+        (("--hold", "-1"), 2, "--hold must be at least 0, not -1"),
     ],
 )
 def test_what_a_policy_cannot_be_is_said_before_anything_is_measured(

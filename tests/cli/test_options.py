@@ -9,8 +9,10 @@ import pytest
 
 from lamella.batching.settings import EngineSettings
 from lamella.cli.options import split_target
-from lamella.cli.served import find_served
+from lamella.cli.served import find_served, lower_ceiling
 from lamella.core.errors import InvalidRequest
+from lamella.core.units import GIB
+from lamella.qos.objectives.stated import Objectives
 from tests.cli.conftest import Run
 
 
@@ -21,6 +23,32 @@ def test_a_folder_whose_name_has_an_at_is_taken_as_it_is(store: Path, tmp_path: 
     for target, variant in ((str(folder), None), (f"{folder}@uniform-int4", "uniform-int4")):
         found = find_served(target, None, EngineSettings(store=""))
         assert (found.store.path, found.variant, found.variants, found.is_model) == (folder, variant, None, False)
+
+
+@pytest.mark.parametrize(
+    ("said", "promised", "lower"),
+    [
+        (None, None, None),
+        ("2GiB", None, "2GiB"),
+        ("2GiB", 3 * GIB, "2GiB"),
+        ("2GiB", GIB, "1024MiB"),
+        (None, GIB + 1, str(GIB + 1)),
+    ],
+)
+def test_a_model_is_planned_for_the_ceiling_that_its_engine_will_have(
+    said: str | None, promised: int | None, lower: str | None
+) -> None:
+    assert lower_ceiling(said, Objectives(memory_bytes=promised)) == lower
+    assert lower_ceiling(said, None) == said
+
+
+def test_objectives_that_exclude_a_device_are_said_before_its_model_is_made_ready(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "o.toml").write_text('memory = "1GiB"\n[class.chat]\n')
+    monkeypatch.setenv("LAMELLA_CACHE", str(tmp_path / "cache"))
+    code, _, err = run("serve", model, "--device", "CPU", "--objectives", tmp_path / "o.toml")
+    assert (code, (tmp_path / "cache").exists()) == (2, False), err
 
 
 @pytest.mark.parametrize("target", ["@small", "nowhere@"])

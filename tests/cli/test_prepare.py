@@ -6,19 +6,33 @@ import json
 import shlex
 import shutil
 import socket
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+import typer
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from lamella import api
 from lamella.api import measuring, preparing, variants
+from lamella.api.homes import wanted_of
+from lamella.api.room import Room, opened_context
+from lamella.batching.engine_parts import EngineParts
 from lamella.batching.settings import EngineSettings
+from lamella.cli import main, prepare
+from lamella.cli.engine_shape import CacheFlags
+from lamella.config import Config
 from lamella.core.artifacts import Plan
-from lamella.core.errors import DoesNotFit
+from lamella.core.errors import DoesNotFit, InvalidRequest
+from lamella.core.units import GIB, MIB
 from lamella.measuring import MeasureSettings
-from lamella.resources.homes import names_of
+from lamella.resources.devices import DeviceMemory
+from lamella.resources.homes import Wanted, names_of, note_ready
+from lamella.resources.machine import CpuMemory
 from lamella.store.layout import check_variant_name
 from lamella.store.store import Store
 from tests.cli.conftest import Run
@@ -140,48 +154,207 @@ def test_memory_bounds_the_largest_variant_and_its_variants_have_their_own_names
 TIGHT = EngineSettings(store="", n_ctx=512, n_sequences=1)
 
 
+def under(engine: EngineSettings, memory_bytes: int) -> EngineSettings:
+    return msgspec.structs.replace(engine, memory_bytes=memory_bytes)
+
+
 def test_what_is_planned_leaves_room_for_the_cache_that_will_be_opened(prepared: tuple[Path, Path]) -> None:
-    """A smaller cache leaves more: memory that the usual one fills holds a model with a small one."""
-    source = api.load(prepared[0])
-    usual, tight = (
-        Room.of(source, msgspec.structs.replace(engine, memory_bytes=GIB), GIB) for engine in (EngineSettings(store=""), TIGHT)
-    )
-    assert (usual.settings["cells"], tight.settings["cells"]) == (EngineSettings(store="").cells, 512)
-    assert usual.overhead.kv_cache_bytes == 16 * tight.overhead.kv_cache_bytes
-    halved = Room.of(source, msgspec.structs.replace(TIGHT, kv_type="Q8_0", memory_bytes=GIB), GIB)
-    assert halved.overhead.kv_cache_bytes < 0.6 * tight.overhead.kv_cache_bytes
-    own = Room.of(source, msgspec.structs.replace(TIGHT, n_sequences=4, is_reproducible=True), GIB)
-    assert own.settings["cells"] == 4 * 512
+    source, usual = api.load(prepared[0]), EngineSettings(store="")
+
+    def room(engine: EngineSettings) -> Room:
+        return Room.of(source, under(engine, GIB), GIB)
+
+    assert room(usual).settings["cells"] == usual.cells
+    assert room(TIGHT).settings["cells"] == 512
+    assert room(usual).overhead.kv_cache_bytes == usual.cells // 512 * room(TIGHT).overhead.kv_cache_bytes
+    doubled = msgspec.structs.replace(TIGHT, kv_type="F32")
+    assert room(doubled).overhead.kv_cache_bytes == 2 * room(TIGHT).overhead.kv_cache_bytes
+    reproducible = msgspec.structs.replace(TIGHT, n_sequences=4, is_reproducible=True)
+    assert room(reproducible).settings["cells"] == 4 * 512
+    said = msgspec.structs.replace(usual, n_cells=5120)
+    assert room(said).settings["cells"] == 5120
     with pytest.raises(DoesNotFit) as refused:
-        Room.of(source, EngineSettings(store="", memory_bytes=MIB), MIB).check(source)
-    assert refused.value.smallest_plan.bytes.kv_cache == usual.overhead.kv_cache_bytes
+        Room.of(source, under(usual, MIB), MIB).check(source)
+    assert refused.value.smallest_plan.bytes.kv_cache == room(usual).overhead.kv_cache_bytes
 
 
-def test_what_is_planned_for_is_what_an_engine_opens(prepared: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("changed", [{}, {"n_sequences": 2, "n_cells": 768}, {"memory_bytes": 2 * GIB, "n_ctx": 256}])
+def test_what_is_planned_for_is_what_an_engine_opens(prepared: tuple[Path, Path], changed: dict[str, int]) -> None:
     model, cache = prepared
-    source, store = api.load(model), ready_in(cache, model).folder(cache)
-    for engine in (TIGHT, msgspec.structs.replace(TIGHT, n_sequences=2, n_cells=768), msgspec.structs.replace(TIGHT, memory_bytes=GIB)):
-        opened = EngineParts.open(msgspec.structs.replace(engine, store=str(store), layout="mapped", n_threads=1))
-        try:
-            assert opened_context(source, engine) == msgspec.structs_free(opened.context.options)
-        finally:
-            opened.close()
+    store = ready_in(cache, model).folder(cache)
+    engine = msgspec.structs.replace(TIGHT, store=str(store), layout="mapped", n_threads=1, **changed)
+    opened = EngineParts.open(engine)
+    try:
+        assert opened_context(api.load(model), engine) == opened.context.options
+    finally:
+        opened.close()
 
 
 def test_memory_that_holds_a_model_beside_a_small_cache_is_enough_to_serve_it(mine: tuple[Path, Path]) -> None:
-    """And what was planned for it starts under that very ceiling."""
+    """It was refused for the usual cache; and what was planned for it starts under that very ceiling."""
     model, cache = mine
+    small = msgspec.structs.replace(SERVED, n_sequences=1)
     with pytest.raises(DoesNotFit) as refused:
-        api.prepare(str(model), cache, memory=MIB, engine=TIGHT, n_threads=1)
+        api.prepare(str(model), cache, memory=MIB, engine=small, n_threads=1)
     memory = refused.value.needed_bytes + (64 << 10)
     with pytest.raises(DoesNotFit):
-        api.prepare(str(model), cache, memory=memory, n_threads=1)  # beside the usual cache
+        api.prepare(str(model), cache, memory=memory, n_threads=1)
     options = ("--memory", str(memory), "--sequences", "1", "--policy", "off")
-    with served(cache, model, *options, "--context", "512") as (url, said):
+    with served(cache, model, *options) as (url, said):
         assert "for the first time" in said[0]
         assert ask(url, "tiny")["usage"]["completion_tokens"] == 4
-    with served(cache, model, *options, "--context", "512") as (_, said):
+    with served(cache, model, *options) as (_, said):
         assert said == []
+
+
+ANOTHER = {
+    "device": "CUDA0", "n_ctx": 2048, "n_sequences": 4, "n_cells": 16384, "kv_type": "Q8_0", "is_reproducible": True,
+}  # fmt: skip
+
+
+def test_what_was_made_for_something_else_is_not_taken(prepared: tuple[Path, Path]) -> None:
+    model, cache = prepared
+    usual = EngineSettings(store="")
+    assert api.find_ready(str(model), cache, engine=usual) == ready_in(cache, model)
+    assert api.find_ready(str(model), cache, engine=msgspec.structs.replace(usual, device="cpu")) is not None
+    assert api.find_ready(str(model), cache, engine=msgspec.structs.replace(usual, kv_type="f16")) is not None
+    for name, value in ANOTHER.items():
+        assert api.find_ready(str(model), cache, engine=msgspec.structs.replace(usual, **{name: value})) is None, name
+    known = {field.name for field in fields(Wanted)} - {"target", "memory_bytes"}
+    assert known == set(ANOTHER)  # a new one has a value here
+
+
+def test_the_same_ceiling_in_other_words_is_the_same(prepared: tuple[Path, Path]) -> None:
+    model, engine = str(prepared[0]), EngineSettings(store="")
+    said = wanted_of(model, "2GiB", engine)
+    assert said == wanted_of(model, 2 << 30, under(engine, 2 << 30))
+    assert said == wanted_of(model, "2048 MiB", msgspec.structs.replace(engine, n_cells=engine.cells))
+    assert said != wanted_of(model, None, engine)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.builds(
+        CacheFlags,
+        context=st.integers(128, 8192),
+        sequences=st.integers(1, 16),
+        cells=st.sampled_from([0, 8192]),
+        kv_type=st.sampled_from(["F16", "Q8_0", "q8_0"]),
+        reproducible=st.booleans(),
+    ),
+    st.sampled_from([None, "CUDA0", "CPU"]),
+    st.sampled_from([None, "600MiB"]),
+)
+def test_a_server_has_what_it_needs_made_and_finds_it(
+    flags: CacheFlags, device: str | None, memory: str | None
+) -> None:
+    """The child's words mean the same wish, whatever device the environment names."""
+    try:
+        engine = flags.cache(device)
+    except InvalidRequest:
+        assume(False)  # no such engine
+    called: list[Sequence[str]] = []
+
+    def fails(words: Sequence[str]) -> int:
+        called.append(words)
+        return 1
+
+    config = Config.from_environment({"LAMELLA_CACHE": "/nowhere"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "lamella_in_child", fails)
+        with pytest.raises(typer.Exit):
+            prepare.ready_for("smollm2", memory, engine, config)
+    wished: list[Wanted] = []
+
+    def notes(model: str, _folder: Path, *, memory: str | None, engine: EngineSettings, **_: object) -> None:
+        wished.append(wanted_of(model, memory, engine))
+        raise InvalidRequest("enough")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAMELLA_CACHE", "/nowhere")
+        patch.setenv("LAMELLA_DEVICE", "CUDA7")
+        patch.setattr(api, "prepare", notes)
+        assert main(called[0]) == 2
+    assert wished == [wanted_of("smollm2", memory, engine)]
+
+
+def test_a_variant_that_was_planned_for_something_else_stays_as_it_is(mine: tuple[Path, Path]) -> None:
+    """Two plans may come out at the same bits to the digit."""
+    model, cache = mine
+    first = ready_in(cache, model)
+    store = Store.open(first.folder(cache))
+    before = {name: store.variant(name) for name in first.variants}
+    other = replace(before[first.variants[0]].plan, tensors=before[first.variants[-1]].plan.tensors)
+    names = preparing._names(store.path, [other], None)
+    assert names not in {(name,) for name in first.variants}
+    assert preparing._names(store.path, [before[first.variants[0]].plan], None) == first.variants[:1]
+    assert names_of([8.5, 8.5], None, lambda _number, name: not name.endswith("-2")) == (
+        "1-8.500bpw-2", "2-8.500bpw-2",
+    )  # fmt: skip
+
+
+def with_memory(monkeypatch: pytest.MonkeyPatch, free_bytes: int, total_bytes: int) -> None:
+    """As if the machine had so much."""
+    found = DeviceMemory("CPU", "cpu", "A processor", "CPU", free_bytes, total_bytes, "machine")
+    monkeypatch.setattr(preparing, "devices", lambda _: ((found,), found))
+    monkeypatch.setattr(prepare, "cpu_memory", lambda: CpuMemory(total_bytes, free_bytes))
+
+
+def test_a_ceiling_that_was_said_is_planned_for_whatever_is_free(
+    run: Run, mine: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is free changes from start to start, and nobody would see why a model is smaller than it could be."""
+    model, cache = mine
+    monkeypatch.setenv("LAMELLA_CACHE", str(cache))
+    with_memory(monkeypatch, 16 * MIB, 8 * GIB)
+    code, _, err = run("prepare", model, "--memory", "1GiB")
+    assert (code, "planned for 1.00 GiB as was said, though CPU has only 16.0 MiB free now" in err) == (0, True), err
+    found = ready_in(cache, model, "1GiB")
+    assert (found.planned_bytes, found.is_bound) == (GIB, False)
+    code, _, err = run("prepare", model, "--memory", "99GiB")
+    assert (code, "CPU has 8.00 GiB in all: planned for that" in err) == (0, True), err
+    assert ready_in(cache, model, "99GiB").planned_bytes == 8 * GIB
+
+
+def test_a_plan_for_less_memory_than_there_is_now_is_spoken_of_and_made_again_on_demand(
+    run: Run, mine: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, cache = mine
+    monkeypatch.setenv("LAMELLA_CACHE", str(cache))
+    with_memory(monkeypatch, 1, 8 * GIB)
+    with pytest.raises(DoesNotFit) as refused:
+        api.prepare(str(model), cache, n_threads=1)
+    little = refused.value.needed_bytes + (10 << 10)
+    with_memory(monkeypatch, little, 8 * GIB)
+    code, _, err = run("prepare", model, "--again")
+    assert (code, "that CPU has free now" in err) == (0, True), err
+    found = ready_in(cache, model)
+    assert (found.planned_bytes, found.is_bound) == (little, True)
+    code, _, err = run("prepare", model)  # as little is free as was
+    assert (code, err) == (0, "")
+    with_memory(monkeypatch, 4 * GIB, 8 * GIB)
+    code, _, err = run("prepare", model)
+    said = shlex.split(err.partition("made by: ")[2])
+    assert (code, said) == (0, ["lamella", "prepare", str(model), "--again"]), err
+    assert ready_in(cache, model) == found  # nothing was made: it starts at once
+    code, _, err = run(*said[1:])
+    assert code == 0, err
+    assert not ready_in(cache, model).is_bound
+    code, _, err = run("prepare", model)
+    assert (code, err) == (0, "")
+
+
+def test_memory_of_a_device_that_a_plan_was_bound_by_is_spoken_of(
+    mine: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The front of a server does not know how much it has now."""
+    model, cache = mine
+    engine = EngineSettings(store="", device="CUDA0")
+    made = replace(ready_in(cache, model), wanted=wanted_of(str(model), None, engine), planned_bytes=GIB, is_bound=True)
+    note_ready(cache, made)
+    config = Config.from_environment({"LAMELLA_CACHE": str(cache)})
+    assert prepare.ready_for(str(model), None, engine, config) == made
+    assert f"planned for 1.00 GiB of CUDA0; for what is free now: lamella prepare {model}" in capsys.readouterr().err
 
 
 def test_memory_that_nothing_fits_is_refused_before_anything_is_measured(

@@ -21,7 +21,7 @@ GOOD = Facts(
     memory=CpuMemory(8 * GIB, 6 * GIB),
     disk=Disk("/home/me/.cache/lamella", 50 * GIB),
     devices=(CPU,),
-    need=ModelNeed("smollm2", "", 252 * MIB, 98 * MIB, 4096),
+    need=ModelNeed("smollm2", "", 252 * MIB, 98 * MIB, 4096, 98 * MIB, 360 * MIB),
     stores=(StoreFacts("/home/me/store", n_variants=3),),
 )
 
@@ -151,9 +151,11 @@ def test_disks(disk: Disk, status: Status) -> None:
 
 
 def test_a_large_model_needs_a_large_disk() -> None:
-    need = ModelNeed("big.gguf", "", 4 * GIB, 14 * GIB, 4096)
-    assert of(diagnose(replace(GOOD, need=need, disk=Disk("/d", 10 * GIB))), "disk").status is Status.PROBLEM
-    assert of(diagnose(replace(GOOD, need=need, disk=Disk("/d", 20 * GIB))), "disk").status is Status.WARNING
+    need = ModelNeed("big.gguf", "", 4 * GIB, 14 * GIB, 4096, 8 * GIB, 29 * GIB)
+    for free, status in ((7, Status.PROBLEM), (8, Status.WARNING), (28, Status.WARNING), (29, Status.OK)):
+        found = of(diagnose(replace(GOOD, need=need, disk=Disk("/d", free * GIB))), "disk")
+        assert found.status is status
+        assert ("may take 29.0 GiB" in found.found) == (status is Status.WARNING)
 
 
 def test_stores_that_cannot_be_read_or_are_damaged_are_problems() -> None:

@@ -17,6 +17,7 @@ from lamella.doctor.examine import run_command
 from lamella.doctor.facts import LibraryFacts, ModelNeed
 from lamella.doctor.selfcheck import Report, look_at_library, need_of
 from lamella.llama.devices import Device
+from lamella.store.store import Store
 from tests.fakes.tiny_model import write_tiny_model
 
 GOOD = Report(LibraryFacts("0.3.36", "", frozenset({"AVX2"}), ("CPU",), True), (Device("CPU", "cpu", "", "CPU", 1, 2),))
@@ -218,3 +219,13 @@ def test_this_machine_in_a_child_process(tmp_path: Path, monkeypatch: pytest.Mon
     assert facts.need is not None
     assert facts.need.smallest_bytes > 0
     assert all(f.status is not Status.PROBLEM for f in diagnose(facts).findings)
+
+
+@pytest.mark.parametrize("dtype", ["F16", "Q8_0", "Q4_0"])
+def test_what_a_store_is_said_to_take_holds_what_is_built(tmp_path: Path, dtype: str) -> None:
+    model, cache = write_tiny_model(tmp_path / "m.gguf", n_embd=256, n_ff=512, dtype=dtype), tmp_path / "cache"
+    need = need_of(str(model))
+    store = Store.open(api.prepare(str(model), cache, n_threads=1).folder(cache))
+    largest = max(variant.n_bytes for variant in store.readable_variants()[0])
+    assert need.largest_bytes == pytest.approx(largest, rel=0.1)
+    assert store.usage().joint_bytes <= need.store_bytes

@@ -9,6 +9,7 @@ from openai import OpenAI
 
 from lamella import api
 from lamella.api import preparing
+from lamella.doctor.selfcheck import need_of
 from lamella.store.store import Store
 from tests.cli.programs import SERVED, served
 
@@ -36,6 +37,7 @@ def test_its_variants_are_no_larger_than_the_file_and_share_layers(cache: Path) 
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] <= source.n_bytes
     assert store.usage().joint_bytes < sum(sizes)
+    assert 0.5 < store.usage().joint_bytes / need_of("smollm2").store_bytes < 1  # as the doctor says
     assert ready.store.startswith("smollm2-")
 
 

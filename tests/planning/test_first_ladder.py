@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lamella.planning.first_ladder import FirstSteps, calibration_size, first_steps
+from lamella.planning.first_ladder import FirstSteps, calibration_size, first_steps, most_bits, most_stored_bits
 
 
 @pytest.mark.parametrize(
@@ -33,3 +35,12 @@ def test_large_models_are_measured_on_less_text() -> None:
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] == 64
     assert all(calibration_size(n)[0] >= 2 for n in (1, 10**12))  # a standard error needs two
+
+
+@given(st.floats(2, 32), st.floats(2, 20), st.floats(1, 5), st.floats(1, 12))
+def test_all_steps_together_take_no_more_than_is_said(source: float, room: float, least: float, useful: float) -> None:
+    least = min(least, source, room)
+    steps = first_steps(source, room, least, useful)
+    assert steps.first_bits <= most_bits(source)
+    together = steps.n_steps * (steps.first_bits + steps.last_bits) / 2
+    assert together <= max(most_stored_bits(source), most_bits(source)) + 1e-9

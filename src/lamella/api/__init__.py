@@ -19,6 +19,7 @@ Each name is loaded on first use (its module: ``__init__.pyi``), so that a progr
 ``remotes``    stores and models elsewhere
 ``homes``      models that have variants to serve in the user's cache
 ``preparing``  from a model's name to such variants
+``room``       what a server opens beside the weights, and what memory leaves for these
 ``serving``    variants served, and ``connecting`` to a server
 ``profiles``   what variants do on this machine, measured and kept
 ``controlling``  a policy that changes the variant of a server

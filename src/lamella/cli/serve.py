@@ -19,9 +19,10 @@ from lamella.cli.groups import takes_groups
 from lamella.cli.opening import greeting
 from lamella.cli.output import note
 from lamella.cli.serve_options import EngineFlags, LimitFlags, ObjectiveFlags, ServerFlags
-from lamella.cli.served import find_served
+from lamella.cli.served import find_served, lower_ceiling
 from lamella.config import Config
 from lamella.core.listening import listen
+from lamella.core.units import as_bytes
 
 
 @takes_groups
@@ -53,7 +54,9 @@ def serve(
     promises.check_profile()
     listen(front.host, front.port).close()  # a taken address is said now, and not after minutes of building
     known_device = None if shape.rpc else shape.device  # one of an RPC server is not known to others
-    served = find_served(target, flags.memory, msgspec.structs.replace(engine, device=known_device))
+    memory = lower_ceiling(flags.memory, wanted)
+    msgspec.structs.replace(engine, memory_bytes=as_bytes(memory) or 0).check_possible()
+    served = find_served(target, memory, msgspec.structs.replace(engine, device=known_device))
     front = replace(front, name=front.name or served.name or api.model_name(served.store))
     engine = msgspec.structs.replace(
         engine, store=str(served.store.path), variant=served.variant, variants=served.variants

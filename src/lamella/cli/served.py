@@ -11,6 +11,8 @@ from lamella.cli.options import split_target
 from lamella.cli.prepare import ready_for
 from lamella.config import Config
 from lamella.core.errors import ModelError
+from lamella.core.units import MIB, parse_bytes
+from lamella.qos.objectives.stated import Objectives
 from lamella.store.store import Store
 
 
@@ -31,6 +33,14 @@ class Served:
     variants: list[str] | None = None
     name: str = ""
     is_model: bool = False
+
+
+def lower_ceiling(said: str | None, wanted: Objectives | None) -> str | None:
+    """The lower one of what the engine and the objectives may take, which an engine has that serves both."""
+    promised = wanted.memory_bytes if wanted is not None else None
+    if promised is None or (said is not None and parse_bytes(said) <= promised):
+        return said
+    return str(promised) if promised % MIB else f"{promised // MIB}MiB"
 
 
 def find_served(target: str, memory: str | None, engine: EngineSettings) -> Served:

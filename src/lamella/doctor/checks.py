@@ -26,8 +26,6 @@ FEATURES = {
 }  # fmt: skip
 """Linux's name of an instruction set -> llama.cpp's (``llama_print_system_info``), those that its kernels gain by."""
 LEAST_DISK_BYTES, EASY_DISK_BYTES = 256 * MIB, 2 * GIB
-STORE_SHARE = 2
-"""A store with some variants takes at most about so many times its model file."""
 
 
 def diagnose(facts: Facts) -> Diagnosis:
@@ -153,14 +151,14 @@ def _disk(facts: Facts) -> Finding:
         cure = "name another folder in the variable LAMELLA_CACHE, or make this one writable"
         return _problem("disk", f"nothing can be written to {disk.folder}: {disk.error}", cure, StorageFailed)
     found = f"{format_bytes(disk.free_bytes)} are free in {disk.folder}"
-    least = max(LEAST_DISK_BYTES, need.file_bytes if need else 0)
-    easy = max(EASY_DISK_BYTES, STORE_SHARE * need.file_bytes if need else 0)
+    least = max(LEAST_DISK_BYTES, need.largest_bytes if need else 0)
+    easy = max(EASY_DISK_BYTES, need.store_bytes if need else 0)
     if disk.free_bytes < least:
         cure = "free some space, or name a folder on another disk in the variable LAMELLA_CACHE"
-        return _problem("disk", f"{found}; a model and its variants take {format_bytes(least)}", cure, StorageFailed)
+        return _problem("disk", f"{found}; a variant of a model takes {format_bytes(least)}", cure, StorageFailed)
     if disk.free_bytes < easy:
         cure = "free some space, or keep stores small: lamella store quota STORE SIZE"
-        return Finding("disk", Status.WARNING, f"{found}; a model with several variants may take more", cure)
+        return Finding("disk", Status.WARNING, f"{found}; a model's variants may take {format_bytes(easy)}", cure)
     return Finding("disk", Status.OK, found)
 
 

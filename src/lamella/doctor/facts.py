@@ -68,6 +68,7 @@ class ModelNeed:
         is_too_slow: only because reading it took too long.
         smallest_bytes: memory of its smallest plan, a context of ``n_ctx`` tokens included.
         file_bytes: size of the model file.
+        largest_bytes, store_bytes: on disk, of the largest variant that ``lamella prepare`` builds, and at most of all.
     """
 
     model: str
@@ -75,6 +76,8 @@ class ModelNeed:
     smallest_bytes: int = 0
     file_bytes: int = 0
     n_ctx: int = 0
+    largest_bytes: int = 0
+    store_bytes: int = 0
     is_too_slow: bool = False
 
 

@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from lamella.core.errors import DoesNotFit, LamellaError
+from lamella.core.model import ModelSpec
 from lamella.doctor.facts import LibraryFacts, ModelNeed
 from lamella.llama import library
 from lamella.llama.context import ContextOptions
 from lamella.llama.devices import Device, list_devices
 from lamella.llama.gguf import read_model
+from lamella.planning.first_ladder import most_bits, most_stored_bits
 from lamella.planning.request import PlanRequest
 from lamella.planning.uniform import plan_uniform
 from lamella.resources.catalogue import model_path
@@ -61,10 +63,18 @@ def need_of(model: str) -> ModelNeed:
         try:
             plan_uniform(PlanRequest(found.spec, budget_bytes=1, overhead=overhead))
         except DoesNotFit as smallest:
-            return ModelNeed(model, "", smallest.needed_bytes, file_bytes, n_ctx)
+            disk = disk_bytes(found.spec, file_bytes)
+            return ModelNeed(model, "", smallest.needed_bytes, file_bytes, n_ctx, *disk)
     except (LamellaError, OSError) as error:
         return ModelNeed(model, error=str(error))
     raise AssertionError("one byte is never enough")
+
+
+def disk_bytes(spec: ModelSpec, file_bytes: int) -> tuple[int, int]:
+    """Of the largest variant that ``lamella prepare`` builds of a model, and at most of all of them."""
+    largest, all_of_them = most_bits(spec.bits_per_weight), most_stored_bits(spec.bits_per_weight)
+    beside = max(0, file_bytes - spec.n_bytes)  # tokenizer and metadata
+    return int(largest * spec.n_weights / 8) + beside, int(all_of_them * spec.n_weights / 8) + beside
 
 
 def main(arguments: list[str]) -> None:

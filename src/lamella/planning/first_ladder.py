@@ -1,7 +1,7 @@
 """What a model is measured on, and which variants it gets, where nobody says: choices for a small machine.
 
     samples, tokens = calibration_size(spec.n_weights)
-    steps = first_steps(source_bits=16.0, most_bits=11.2, least_bits=3.2, useful_bits=3.4)  # FirstSteps(4, 8.5, 3.5)
+    steps = first_steps(source_bits=16.0, room_bits=11.2, least_bits=3.2, useful_bits=3.4)  # FirstSteps(4, 8.5, 3.5)
 
 Measuring takes the time: each tensor is probed by reading a text, so it goes with probes, tokens and weights.
 Tokens fall as weights rise, so that the work for a probe grows less than the model, down to a fixed least.
@@ -41,19 +41,33 @@ def calibration_size(n_weights: int) -> tuple[int, int]:
     return SAMPLES, tokens // SAMPLES
 
 
-def first_steps(source_bits: float, most_bits: float, least_bits: float, useful_bits: float) -> FirstSteps:
+def most_bits(source_bits: float) -> float:
+    """Bits per weight of the largest variant, where memory holds it: more than the file has would add no quality."""
+    return min(source_bits, WIDEST_BITS)
+
+
+def most_stored_bits(source_bits: float) -> float:
+    """Bits per weight of all variants together, at most.
+
+    As if none shared a layer, and as near to the largest as several variants ever are: how far down they go, and which
+    layers they share, is known only after minutes of measuring.  SmolLM2's store has two thirds of it.
+    """
+    return STEPS * (most_bits(source_bits) - LEAST_RANGE_BITS / 2)
+
+
+def first_steps(source_bits: float, room_bits: float, least_bits: float, useful_bits: float) -> FirstSteps:
     """Which variants to build.
 
     Args:
         source_bits: bits per weight of the model file: more would add bytes and no quality.
-        most_bits: of the largest plan that memory holds.
+        room_bits: of the largest plan that memory holds.
         least_bits: of the smallest plan there is.
         useful_bits: of the smallest plan that loses no more than ``WORST_LOSS``; only memory asks for less.
 
     Returns:
         One step where the range is too small for several.
     """
-    first = max(least_bits, min(source_bits, most_bits, WIDEST_BITS))
+    first = max(least_bits, min(room_bits, most_bits(source_bits)))
     last = max(least_bits, min(max(NARROWEST_BITS, useful_bits), first))
     if first - last < LEAST_RANGE_BITS:
         return FirstSteps(1, first, first)
