@@ -71,6 +71,6 @@ def test_commands_that_need_no_folder_work_without_a_home(
 
 def test_threads_are_a_number_from_1() -> None:
     for text in ("0", "-1", "many", "1.5", "²"):
-        with pytest.raises(InvalidRequest, match=f"LAMELLA_THREADS must be a number from 1, not '{text}'"):
+        with pytest.raises(InvalidRequest, match=f"LAMELLA_THREADS must be a number from 1 to 512, not '{text}'"):
             Config.from_environment({"LAMELLA_THREADS": text})
     assert Config.from_environment({}).n_threads == 0

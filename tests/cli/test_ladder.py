@@ -71,7 +71,7 @@ def test_a_dry_run_writes_nothing(run: Run, model: Path, losses: Path, tmp_path:
         (["--memory", "1GiB", "--steps", "2"], "not both"),
         (["--memory", "1GiB"], "at least 2 steps"),
         (["--context", "512"], "belong to --memory"),
-        (["--steps", "1"], "at least 2 steps"),
+        (["--steps", "1"], "'--steps': Input should be greater than or equal to 2"),
         (["--plot", "ladder.txt"], "must end in"),
     ],
 )

@@ -65,7 +65,7 @@ def test_half_a_target_is_refused(target: str) -> None:
         ("--kv-type", "x", "'x' is no KV cache type; known: F32, F16"),
         ("--context", "0", "'--context': Input should be greater than or equal to 1"),
         ("--cells", "100", "--cells must be 0 or at least --context, not 100 and 4096"),
-        ("--cells", "-1", "--cells must be at least 0, not -1"),
+        ("--cells", "-1", "'--cells': Input should be greater than or equal to 0"),
         ("--max-prompt-tokens", "0", "most tokens of one prompt must be at least 1"),
         ("--policy", "x", "no policy 'x'; there are: static, static:VARIANT, threshold"),
         ("--queue", "-1", "--queue must be at least 0"),

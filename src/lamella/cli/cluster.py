@@ -197,7 +197,9 @@ def serve(
     name: Annotated[str, typer.Option(help="What requests call the model.")] = "",
     context: Annotated[int, typer.Option(min=1, max=MOST_TOKENS, help="Most tokens of one request.")] = 4096,
     sequences: Annotated[int, typer.Option(min=1, max=MOST_SEQUENCES, help="Requests that run at once.")] = 8,
-    cells: Annotated[int, typer.Option(help="Tokens in a KV cache that all requests share; 0: as they need.")] = 0,
+    cells: Annotated[
+        int, typer.Option(min=0, max=MOST_TOKENS, help="Tokens in a KV cache that all requests share; 0: as they need.")
+    ] = 0,
     kv_type: KvTypeOption = "F16",
     warm: Annotated[int, typer.Option(help="Variants that stay in memory, the running one included.")] = 1,
     queue: Annotated[int, typer.Option(help="Requests that may wait; more get 429.")] = 64,

@@ -36,7 +36,9 @@ class CacheFlags:
     cells: Annotated[
         int,
         _engine_option(
-            help="Tokens in a KV cache that all requests share; 0: --context for each, if memory is plenty."
+            help="Tokens in a KV cache that all requests share; 0: --context for each, if memory is plenty.",
+            min=0,
+            max=MOST_TOKENS,
         ),
     ] = _USUAL.n_cells
     kv_type: Annotated[str, _engine_option(help="ggml type of the KV cache.")] = _USUAL.kv_type

@@ -18,7 +18,7 @@ from lamella.core.units import format_bytes
 from lamella.planning.frontier import DEFAULT_POINTS, Frontier, FrontierPoint
 from lamella.report.plots import PlanPoint, plot_frontier
 
-MOST_POINTS = 10_000
+MOST_POINTS = 1000
 
 
 def frontier(
