@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lamella.llama.sampling import SamplingOptions
 from tests.cli.conftest import Run, json_of
 
 
@@ -56,3 +58,19 @@ def test_a_prompt_of_bytes_that_are_no_text_is_refused(run: Run, store: Path) ->
     code, _, err = run("run", store, "once \udcff", "--raw", "--context", "64")
     assert code == 2
     assert "the text is not UTF-8 from character 5 on" in err
+
+
+def test_each_option_of_sampling_is_what_it_is_called(run: Run, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A seed was once taken for a penalty, which only a large one showed."""
+    drawn: list[SamplingOptions] = []
+
+    def made(*values: Any, **named: Any) -> SamplingOptions:
+        drawn.append(SamplingOptions(*values, **named))
+        return drawn[-1]
+
+    wanted = {"temperature": 0.5, "top_k": 7, "top_p": 0.75, "min_p": 0.25, "repeat_penalty": 1.5, "seed": 2**31 - 1}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in wanted.items()]
+    monkeypatch.setattr("lamella.cli.run.SamplingOptions", made)
+    code, _, err = run("run", store, "once", "--raw", "--max-tokens", "1", "--context", "64", *options)
+    assert code == 0, err
+    assert drawn == [SamplingOptions(**wanted)]  # type: ignore[arg-type]

@@ -75,7 +75,7 @@ def run(
         n_warm=warm,
         check=check,
     )
-    sampling = SamplingOptions(temperature, top_k, top_p, min_p, repeat_penalty, seed)
+    sampling = SamplingOptions(temperature, top_k, top_p, min_p, repeat_penalty, seed=seed)
     if prompt is None and (json or switch_to):
         option = "--json" if json else "--switch-to"
         raise InvalidRequest(f"{option} needs a PROMPT; in a chat there is no single answer, and /switch NAME switches")
