@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from lamella.client import ServerClient
+from lamella.client.server import ServerClient
 from lamella.core.errors import InvalidRequest
 from lamella.serving.keys import KeyRing
 from lamella.serving.server import serve
