@@ -125,6 +125,20 @@ class FakeFront:
         """Submit and wait for all tokens."""
         return self.tokens_of(self.start(prompt, **fields))
 
+    def push_aside(self, prompt: Any, urgent_prompt: Any, **fields: Any) -> tuple[int, int]:
+        """Have an urgent request take the place of one that writes; both numbers, when only the urgent one has ended.
+
+        Args:
+            fields: of the request that is pushed aside.
+        """
+        with self.stopped_at_a_step():
+            slow = self.start(prompt, **fields)
+            self.wait(lambda m: isinstance(m, Step))
+            urgent = self.start(urgent_prompt, max_tokens=2, priority=1)
+        self.end_of(urgent)
+        assert slow not in {m.id for m in self.told if isinstance(m, Finished)}
+        return slow, urgent
+
 
 def events_of(front: FakeFront, number: int) -> list[TokenEvent]:
     """All tokens of a request with what was told of each, when it has ended."""

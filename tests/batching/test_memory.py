@@ -21,7 +21,6 @@ from lamella.batching.engine_parts import own_cells_where_there_is_room
 from lamella.batching.messages import (
     Embed,
     Embedded,
-    Finished,
     Prepare,
     Prepared,
     Refused,
@@ -316,12 +315,7 @@ def test_a_request_that_is_pushed_aside_is_copied_out_where_the_ceiling_has_room
                 live = front.loop._parts.live
                 assert live.ceiling is not None
                 live._usual_ceiling = replace(live.ceiling, n_bytes=1)
-            with front.stopped_at_a_step():
-                slow = front.start([5] * 60, max_tokens=60)
-                front.wait(lambda m: isinstance(m, Step))
-                urgent = front.start([6] * 20, max_tokens=2, priority=1)
-            front.end_of(urgent)
-            assert slow not in {m.id for m in front.told if isinstance(m, Finished)}
+            slow, _ = front.push_aside([5] * 60, [6] * 20, max_tokens=60)
             assert front.end_of(slow).generated_tokens == 60
             assert (front.loop.status().n_prompt_tokens == 80) == has_room
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from lamella.batching.messages import Chat
+import lamella
+from lamella.batching.messages import Chat, Embed, Embedded
 from lamella.batching.prompts import LONGEST_PIECE_CHARACTERS, Prompt, PromptMaker
 from lamella.core.errors import RequestRefused
 from lamella.llama.context import Context, ContextOptions
@@ -18,7 +19,8 @@ from lamella.llama.guide import Guide
 from lamella.llama.model import Model
 from lamella.llama.sampling import Sampler, SamplingOptions
 from lamella.llama.vocabulary import Vocabulary
-from tests.fakes.tiny_model import write_tiny_model
+from tests.batching.conftest import OpenFront
+from tests.fakes.tiny_model import EOS, write_tiny_model
 
 PLAIN = (
     "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
@@ -108,6 +110,43 @@ def test_text_and_tokens_are_taken_as_they_are(without_template: Maker) -> None:
     assert again.tokens == made.tokens
     assert again.text == "<s> ab"
     assert (made.grammar, made.calls_tools) == (None, False)
+
+
+@pytest.fixture(scope="module")
+def ending_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a model whose vocabulary puts EOS at the end of a text, as those for embeddings do."""
+    folder = tmp_path_factory.mktemp("ending")
+    model = write_tiny_model(folder / "tiny.gguf", n_layers=1, add_eos=True)
+    lamella.build(model, folder / "store", lamella.plan(model, "uniform", precision="int8", context=128), "int8")
+    return folder / "store"
+
+
+def test_a_prompt_that_goes_on_does_not_end_with_the_end_of_a_text(ending_store: Path, open_front: OpenFront) -> None:
+    with open_front(store=str(ending_store)) as front:
+        make, vocabulary = front.loop._parts.prompts.make, front.loop._parts.model.vocabulary
+        text = [vocabulary.bos, *vocabulary.tokenize("ab", add_special=False)]
+        assert make("ab").tokens == text
+        assert make("ab</s>").tokens == [*text, EOS]  # who writes it wants it
+        assert make([*text, EOS]).tokens == [*text, EOS]
+        assert front.write("ab") == front.write(text) != front.write([*text, EOS])
+
+
+def test_a_text_to_embed_ends_as_its_model_wants_it(ending_store: Path, open_front: OpenFront) -> None:
+    with open_front(store=str(ending_store), pooling="mean") as front:
+        vocabulary = front.loop._parts.model.vocabulary
+        text = [vocabulary.bos, *vocabulary.tokenize("ab", add_special=False), EOS]
+        front.tell(Embed(id=900, inputs=["ab", text]))
+        found = front.wait(lambda m: isinstance(m, Embedded))
+        assert found.prompt_tokens == 2 * len(text)
+        assert found.vectors[0] == pytest.approx(found.vectors[1], abs=1e-5)
+
+
+def test_an_engine_goes_on_where_the_text_ends(ending_store: Path) -> None:
+    with lamella.Engine.open(lamella.open_store(ending_store), "int8") as engine:
+        assert EOS not in engine.tokenize("ab")
+        generation = engine.generate("ab", max_tokens=1)
+        list(generation)
+        assert generation.stats.n_prompt == len(engine.tokenize("ab"))
 
 
 def test_a_chat_is_written_by_the_template(plain: Maker) -> None:

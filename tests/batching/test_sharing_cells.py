@@ -16,7 +16,6 @@ from lamella.batching.messages import (
     Cancel,
     Finished,
     Scored,
-    Step,
 )
 from lamella.batching.shelf import ParkedState
 from lamella.batching.slots import Slot, SlotTable
@@ -225,24 +224,14 @@ def test_a_prompt_without_room_beside_others_waits_for_them_and_is_read_once(ope
 
 def test_an_urgent_prompt_takes_the_cells_of_others(open_front: OpenFront) -> None:
     with open_front(n_ctx=512, n_cells=512) as front:
-        with front.stopped_at_a_step():
-            slow = front.start([5] * 300, max_tokens=200)
-            front.wait(lambda m: isinstance(m, Step))
-            urgent = front.start([6] * 300, max_tokens=2, priority=1)
-        front.end_of(urgent)
-        assert slow not in {m.id for m in front.told if isinstance(m, Finished)}
+        slow, _ = front.push_aside([5] * 300, [6] * 300, max_tokens=200)
         assert front.end_of(slow).generated_tokens == 200
         assert front.loop.status().n_prompt_tokens == 600
 
 
 def test_urgent_requests_push_others_aside_and_those_go_on(open_front: OpenFront) -> None:
     with open_front(n_sequences=1) as front:
-        with front.stopped_at_a_step():
-            slow = front.start(PROMPTS[0], max_tokens=60)
-            front.wait(lambda m: isinstance(m, Step))
-            urgent = front.start(PROMPTS[1], priority=1)
-        front.end_of(urgent)
-        assert slow not in {m.id for m in front.told if isinstance(m, Finished)}
+        slow, urgent = front.push_aside(PROMPTS[0], PROMPTS[1], max_tokens=60)
         tokens = front.tokens_of(slow)
         assert front.loop.status().n_prompt_tokens == _n_read_once(front, [slow, urgent])
     with open_front() as other:

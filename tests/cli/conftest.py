@@ -16,6 +16,7 @@ from lamella.cli import main
 from lamella.core.artifacts import Measurement
 from tests.cli.programs import SERVED
 from tests.fakes.tiny_model import write_tiny_model
+from tests.leaks import leaks, strict_json
 from tests.planning.losses import made_losses
 from tests.qos.conftest import profiled_store as profiled_store  # a fixture
 
@@ -26,7 +27,10 @@ Run = Callable[..., tuple[int, str, str]]
 def run(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> Run:
-    """Run a command; gives exit code, standard output, standard error.  Machine measurements go to a fresh folder."""
+    """Run a command; gives exit code, standard output, standard error.  Machine measurements go to a fresh folder.
+
+    Whatever a command prints with ``--json`` is a document for others.
+    """
     monkeypatch.setenv("LAMELLA_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("LAMELLA_THREADS", "1")
     monkeypatch.delenv("LAMELLA_DEVICE", raising=False)
@@ -35,6 +39,8 @@ def run(
         capsys.readouterr()
         code = main([str(a) for a in arguments])
         out, err = capsys.readouterr()
+        if "--json" in arguments:
+            assert leaks(strict_json(out)) == []
         return code, out, err
 
     return call

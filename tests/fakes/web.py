@@ -151,9 +151,9 @@ def serving(folder: Path, handler: type[BaseHTTPRequestHandler]) -> Iterator[Sit
 
 
 @contextlib.contextmanager
-def serving_store(folder: Path, token: str | None = None) -> Iterator[StoreServer]:
+def serving_store(folder: Path, token: str | None = None, host: str = "127.0.0.1") -> Iterator[StoreServer]:
     """The product's own server."""
-    with StoreServer(Store.open(folder), port=0, token=token) as server, _in_thread(server.run, server.stop):
+    with StoreServer(Store.open(folder), host, 0, token) as server, _in_thread(server.run, server.stop):
         yield server
 
 

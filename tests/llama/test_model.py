@@ -36,6 +36,10 @@ def test_a_text_starts_with_bos_where_the_model_wants_it_and_never_with_eos(
         assert vocabulary.start == ((vocabulary.bos,) if add_bos else ())
         ends = [vocabulary.eos] if add_eos else []
         assert vocabulary.tokenize("") == [*vocabulary.start, *ends]  # which is no start of a text
+        for text in ("a", "the fox </s>", ""):
+            body = vocabulary.tokenize(text, add_special=False)
+            assert vocabulary.prompt(text) == [*vocabulary.start, *body]
+            assert vocabulary.tokenize(text) == [*vocabulary.start, *body, *ends]
 
 
 def test_tokens_make_their_text_again(model: Model) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,9 @@ def test_a_full_disk_is_told_as_such_when_the_file_is_begun_and_later(tmp_path: 
             _keep(disk / "probes", 1000)
         with pytest.raises(StorageFailed, match="cannot keep finished probes"):
             _keep(disk / "others", 0)
+
+
+def test_a_pipe_in_its_place_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "probes")
+    with pytest.raises(StorageFailed, match=r"cannot keep finished probes in .*: it is a named pipe, not a file"):
+        _keep(tmp_path / "probes", 1)

@@ -14,6 +14,7 @@ from lamella.core.errors import InvalidRequest, RemoteFailed
 from lamella.remote.serving import StoreServer
 from lamella.store.store import Store
 from tests.fakes.web import serving_store
+from tests.leaks import leaks, strict_json
 from tests.remote.test_pull import assert_same, pull
 
 
@@ -33,6 +34,19 @@ def test_the_listing_names_the_variants(url: str, origin: Store) -> None:
         ("eight", origin.variant("eight").n_bytes),
         ("mixed", origin.variant("mixed").n_bytes),
     ]
+
+
+def test_its_documents_say_nothing_of_its_processes(url: str) -> None:
+    for path in ("", "/store.json", "/variants/mixed/variant.json"):
+        assert leaks(strict_json(httpx.get(url + path).content)) == []
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_a_store_at_an_address_of_ipv6_is_pulled_from(origin: Store, tmp_path: Path, host: str) -> None:
+    with serving_store(origin.path, host=host) as server:
+        assert (server.url.rpartition(":")[0], server.is_local) == ("http://[::1]", True)
+        pull(server.url, "mixed", tmp_path / "store")
+    assert_same(tmp_path / "store", origin, "mixed")
 
 
 def test_files_are_served_whole_in_ranges_and_by_head(url: str, origin: Store) -> None:

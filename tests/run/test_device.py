@@ -229,7 +229,10 @@ def test_the_cpu_is_no_other_device(store: Store) -> None:
         assert engine.device_bytes == 0
 
 
-@pytest.mark.parametrize("endpoint", ["10.0.0.1:50052", "127.0.0.1", "127.0.0.1:0", "localhost:50052", ""])
+@pytest.mark.parametrize(
+    "endpoint",
+    ["10.0.0.1:50052", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:5_0", "localhost:50052", "[::1]:50052", "::1", ""],
+)
 def test_only_this_machines_servers_are_spoken_to(endpoint: str) -> None:
     for call in (rpc.connect, rpc.serve):
         with pytest.raises(InvalidRequest, match=r"no loopback address such as 127\.0\.0\.1:50052"):

@@ -231,6 +231,16 @@ def test_a_text_to_tokenize_has_the_limit_of_a_prompt_in_characters(front: Make)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
 
 
+@pytest.mark.parametrize(("asked", "most"), [(None, 64), (10, 10), (1000, 64)])
+def test_tokens_to_make_text_of_are_at_most_as_many_as_a_prompt_has(front: Make, asked: int | None, most: int) -> None:
+    one = front(limits=Limits(prompt_tokens=asked))
+    assert one.post("/detokenize", {"tokens": [1] * most}).status_code == 200
+    answer = one.post("/detokenize", {"tokens": [1] * (most + 1)})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", "tokens")
+    assert error["message"] == f"These are {most + 1} tokens, and this server makes text of at most {most} at once."
+
+
 def test_bodies_have_a_largest_size(front: Make) -> None:
     one = front(limits=Limits(body_bytes=100))
     assert one.post(COMPLETE, {"prompt": "a" * 50}).status_code == 200

@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from lamella.client.server import ServerClient
 from lamella.core.errors import InvalidRequest
 from lamella.serving.keys import KeyRing
 from lamella.serving.server import serve
@@ -69,6 +70,15 @@ def posted(server: Running, path: str, body: dict[str, object]) -> socket.socket
     connection = socket.create_connection((address.host, address.port or 0))
     connection.sendall(head.encode() + b"\r\n\r\n" + content)
     return connection
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_a_server_at_an_address_of_ipv6_is_reached_at_its_url(run_server: Start, host: str) -> None:
+    server = run_server(host=host)
+    assert server.url.startswith("http://[::1]:")
+    assert httpx.get(f"{server.url}/admin/status").status_code == 200  # loopback, too
+    with ServerClient(server.url) as client:
+        assert client.models()[0] == "tiny"
 
 
 def test_a_token_is_sent_when_it_comes(run_server: Start) -> None:

@@ -12,6 +12,7 @@ from lamella.core.artifacts import (
     to_json,
 )
 from lamella.core.errors import ArtifactError
+from lamella.core.input_files import check_file
 from lamella.llama.imatrix import ImportanceMatrix, read_imatrix, serialise_imatrix
 from lamella.store.files import new_file
 
@@ -69,6 +70,7 @@ def _write_whole(data: bytes, path: Path) -> None:
 
 def _read(path: Path) -> bytes:
     try:
+        check_file(path)
         return path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"{path}: {error.strerror}") from error

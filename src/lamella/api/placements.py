@@ -9,6 +9,7 @@ from lamella.api.documents import read_measurement
 from lamella.api.models import load_spec
 from lamella.core.artifacts import Measurement, check_same_weights
 from lamella.core.errors import ArtifactError, NoPlacement
+from lamella.core.input_files import check_file
 from lamella.planning.placement import Cluster, PlacementProblem, Request, Solution, place
 from lamella.planning.placement.baselines import BASELINES, baseline
 from lamella.planning.placement.document import read_cluster as _read_cluster
@@ -33,6 +34,7 @@ def read_cluster(path: Path) -> Cluster:
 
 def _bytes_of(path: Path) -> bytes:
     try:
+        check_file(path)
         return path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"{path}: {error.strerror}") from error

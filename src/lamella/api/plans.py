@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lamella.api.losses import losses_of, measured_prices, weights_bytes
 from lamella.api.measuring import measure
@@ -57,6 +58,10 @@ class Budget:
         """Bytes that may be used at this moment."""
         free = devices(self.device)[1].free_bytes
         return free if self.limit_bytes is None else min(free, self.limit_bytes)
+
+    def allowed(self) -> int:
+        """Bytes that may be used once they are free: the user's limit, if there is one."""
+        return self.now() if self.limit_bytes is None else self.limit_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,25 +197,18 @@ def plan(
     )  # fmt: skip
     goal = _Goal(file_size, kl, ms_per_token, prompt_tokens_per_second, constraints, prices, exact)
     goal.check(policy)
-    if measurement is None and memory is not None and policy == "knapsack" and needs_measuring(model, policy):
-        check_memory(model, memory, context=context, parallel=parallel, kv_type=kv_type)
-    measurement = measurement or _measured_now(model, policy, on_progress)
+    if measurement is None:
+        running = {"context": context, "parallel": parallel, "kv_type": kv_type}
+        measurement = _measured_now(model, policy, memory, running, on_progress)
     base = goal.added_to(_with_measurement(base, policy, measurement), model, policy, measurement)
     needs = needs_of(model, base.spec, policy, context, parallel, kv_type)
 
     def try_plan(budget_bytes: int | None) -> Plan:
         return make_plan(policy, replace(needs(base, budget_bytes), budget_bytes=budget_bytes))
 
-    wants_limit = policy in LADDER or policy == "knapsack" or (policy == "uniform" and precision is None)
-    needs_limit = wants_limit and not base.has_limit and not goal.has_limit
-    limit = budget.limit_bytes
-    if limit is None and not needs_limit:
+    if budget.limit_bytes is None and not _needs_limit(policy, base, goal):
         return try_plan(None)
-    if not wait:
-        return try_plan(budget.now() if limit is None else limit)
-    if limit is not None:
-        try_plan(limit)  # what does not fit the limit itself is not worth waiting for
-    return wait_until_fits(try_plan, budget.now, timeout_seconds=timeout_seconds, on_wait=on_wait)
+    return _wait_for(budget, try_plan, timeout_seconds, on_wait) if wait else try_plan(budget.allowed())
 
 
 def check_memory(
@@ -308,9 +306,37 @@ def _stock(model: str | Path, mix: str, importance: ImportanceMatrix | None) -> 
     return StockTypes(mix, with_importance, stock_types(source.paths, mix, with_importance=with_importance))
 
 
-def _measured_now(model: str | Path, policy: str, on_progress: OnMeasure) -> Measurement | None:
-    """What the policy wants to know, where it wants to know something that can be measured."""
-    return measure(model, METRICS[policy], on_progress=on_progress) if needs_measuring(model, policy) else None
+def _measured_now(
+    model: str | Path, policy: str, memory: str | int | None, running: Mapping[str, Any], on_progress: OnMeasure
+) -> Measurement | None:
+    """What the policy wants to know, where it wants to know something that can be measured.
+
+    Args:
+        running: what ``check_memory`` is told beside the memory, which is looked at before anything is measured.
+    """
+    if not needs_measuring(model, policy):
+        return None
+    if memory is not None and policy == "knapsack":
+        check_memory(model, memory, **running)
+    return measure(model, METRICS[policy], on_progress=on_progress)
+
+
+def _needs_limit(policy: str, request: PlanRequest, goal: _Goal) -> bool:
+    """Whether a plan is for what the device has free where no memory is named."""
+    fills_memory = policy in LADDER or policy == "knapsack" or (policy == "uniform" and request.precision is None)
+    return fills_memory and not request.has_limit and not goal.has_limit
+
+
+def _wait_for(
+    budget: Budget,
+    try_plan: Callable[[int | None], Plan],
+    timeout_seconds: float | None,
+    on_wait: Callable[[Waiting], None],
+) -> Plan:
+    """The plan for the memory that is free, as soon as one fits; what does not fit the limit is not waited for."""
+    if budget.limit_bytes is not None:
+        try_plan(budget.limit_bytes)
+    return wait_until_fits(try_plan, budget.now, timeout_seconds=timeout_seconds, on_wait=on_wait)
 
 
 def _with_measurement(request: PlanRequest, policy: str, measurement: Measurement | None) -> PlanRequest:

@@ -14,6 +14,7 @@ import msgspec
 from lamella.api.variants import evaluate, open_store
 from lamella.core.artifacts import Variant
 from lamella.core.errors import ArtifactError, InvalidRequest, StoreError
+from lamella.core.input_files import check_file
 from lamella.core.model import ModelIdentity
 from lamella.evaluating.evaluation import Exams, Row
 from lamella.evaluating.scoring import ChoiceScores
@@ -49,6 +50,7 @@ def read_profile(path: Path) -> Profile:
         ArtifactError: it cannot be read, or is no profile.
     """
     try:
+        check_file(path)
         data = path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"{path}: {error.strerror}") from error

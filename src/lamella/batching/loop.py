@@ -165,7 +165,7 @@ class EngineLoop:
         inputs: list[list[int]] = []
         for i, text in enumerate(message.inputs):
             if least_tokens(text) <= most:
-                inputs.append(self._parts.prompts.make(text).tokens)
+                inputs.append(self._parts.prompts.make(text, goes_on=False).tokens)
             if len(inputs) == i or len(inputs[i]) > most:
                 said = f"Input {i} is longer than the {most} tokens that this server takes of one."
                 raise RequestRefused(said, why="context_length")

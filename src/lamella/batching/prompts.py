@@ -54,18 +54,19 @@ class PromptMaker:
         self._model = model
         self._has_template = model.chat_template is not None
 
-    def make(self, prompt: str | list[int] | Chat, most_tokens: int | None = None) -> Prompt:
+    def make(self, prompt: str | list[int] | Chat, most_tokens: int | None = None, *, goes_on: bool = True) -> Prompt:
         """Read a prompt: text as it is, token ids, or a chat by the model's template.
 
         Args:
             most_tokens: a prompt that is certainly longer is not tokenized; one that is not may come out longer.
+            goes_on: the model is to write on.  Else a text gets what the model wants at its end, too (embeddings).
 
         Raises:
             RequestRefused: ``no_template``: a chat, and the model has none.  ``invalid``: the prompt is empty or has
                 unknown tokens, the template refuses the chat, or its tools are not understood.  ``context_length``.
         """
         try:
-            made = self._made(prompt, most_tokens)
+            made = self._made(prompt, most_tokens, goes_on)
         except RequestRefused:
             raise
         except (InvalidRequest, EngineFailed, RecursionError) as error:
@@ -74,11 +75,11 @@ class PromptMaker:
             raise RequestRefused("the prompt is empty", why="invalid")
         return made
 
-    def _made(self, prompt: str | list[int] | Chat, most_tokens: int | None) -> Prompt:
+    def _made(self, prompt: str | list[int] | Chat, most_tokens: int | None, goes_on: bool) -> Prompt:
         vocabulary = self._model.vocabulary
         if isinstance(prompt, str):
             _check_length(prompt, most_tokens)
-            return Prompt(vocabulary.tokenize(prompt), prompt)
+            return Prompt(vocabulary.prompt(prompt) if goes_on else vocabulary.tokenize(prompt), prompt)
         if isinstance(prompt, list):
             _check_length(prompt, most_tokens)
             self.check_tokens(prompt)

@@ -25,6 +25,7 @@ from lamella.cli.options import (
 from lamella.cli.output import JsonFlag, note, print_json, say, stdout, table
 from lamella.cli.serve import run_in_loop
 from lamella.cli.serve_options import EngineFlags, key_ring
+from lamella.cluster.addresses import split_address_or_host
 from lamella.config import Config
 from lamella.core.errors import ClusterRefused, InvalidRequest
 from lamella.core.units import format_bytes, parse_bytes
@@ -75,7 +76,7 @@ def invite(
 
     Exit code 10 if none has joined in time.
     """
-    host, _, port = listen.rpartition(":") if listen.rpartition(":")[2].isdecimal() else (listen, "", "")
+    host, port = split_address_or_host(listen, DEFAULT_JOIN_PORT)
     cluster = api.open_cluster(_folder(folder))
     everywhere = "[::]" if ":" in host else "0.0.0.0"
 
@@ -86,9 +87,7 @@ def invite(
             say(f"lamella node --listen {everywhere}:{USUAL_NODE_PORT} --join {token}")
             note(f"good once, for {minutes:g} minutes; waiting for it")
 
-    joined = asyncio.run(
-        api.invite(cluster, name, host.strip("[]"), int(port or DEFAULT_JOIN_PORT), 60 * minutes, show, address)
-    )
+    joined = asyncio.run(api.invite(cluster, name, host, port, 60 * minutes, show, address))
     if joined is None:
         raise ClusterRefused(f"nobody has joined as '{name}' within {minutes:g} minutes; the invite is over")
     note(f"node '{name}' has joined; it listens on {joined}")
@@ -142,9 +141,9 @@ def nodes(
 def _node_document(status: api.NodeStatus) -> dict[str, Any]:
     document: dict[str, Any] = {"name": status.name, "address": status.address, "trouble": status.trouble}
     if status.described is not None:
-        document |= {"described": msgspec.to_builtins(status.described)}
+        document |= {"described": status.described}
     if status.link is not None:
-        document |= {"link": msgspec.to_builtins(status.link)}
+        document |= {"link": status.link}
     return document
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from lamella.cli.options import check_input
 from lamella.core.errors import InvalidRequest
 from lamella.qos.objectives.files import read_objectives, stated_objectives
 from lamella.qos.objectives.stated import Objectives
@@ -17,12 +18,13 @@ def objectives_of_options(
     """The file's, or the flags'.
 
     Raises:
-        InvalidRequest: both, or what has no meaning in either.
+        InvalidRequest: both, a file that is none, or what has no meaning in either.
     """
     if file is None:
         return stated_objectives(classes, memory=memory, power=power)
     if classes or memory or power is not None:
         raise InvalidRequest("--objectives says everything; leave out the options for single objectives")
+    check_input(file)
     return read_objectives(file)
 
 

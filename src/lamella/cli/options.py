@@ -14,6 +14,7 @@ import typer
 
 from lamella.cli.numbers import MOST_SEQUENCES, MOST_TOKENS
 from lamella.core.errors import InvalidRequest
+from lamella.core.input_files import check_file
 from lamella.core.precision import Scheme
 from lamella.report.figures import check_suffix
 from lamella.store.files import check_new_file
@@ -39,6 +40,18 @@ def _text(text: str | None) -> str | None:
     except UnicodeEncodeError as error:
         raise InvalidRequest(f"the text is not UTF-8 from character {error.start} on") from None
     return text
+
+
+def check_input(path: Path) -> None:
+    """Refuse what is no file, for readers that would wait for a pipe's other end.
+
+    Raises:
+        InvalidRequest: it is none; says what it is.
+    """
+    try:
+        check_file(path)
+    except OSError as error:
+        raise InvalidRequest(f"{path} cannot be read: {error.strerror}") from None
 
 
 output_option = partial(typer.Option, callback=_new_file)

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from lamella.core.plain import plain
+
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 WIDE = 160  # columns for tables that go to a file or a pipe
@@ -22,7 +24,7 @@ stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def print_json(document: Mapping[str, Any]) -> None:
     """One document on standard output."""
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n")
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(plain(document)), indent=2).decode() + "\n")
     sys.stdout.flush()
 
 

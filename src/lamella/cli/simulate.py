@@ -13,7 +13,7 @@ from lamella import api
 from lamella.cli.engine_shape import ShapeFlags
 from lamella.cli.groups import takes_groups
 from lamella.cli.objectives import objectives_of_options
-from lamella.cli.options import option_under, plot_option
+from lamella.cli.options import check_input, option_under, plot_option
 from lamella.cli.output import JsonFlag, print_json, progress, say, stdout, table
 from lamella.config import Config
 from lamella.qos.objectives.stated import Objectives
@@ -144,6 +144,8 @@ def _profile(target: Path, shape: ShapeFlags, wanted: Objectives) -> Profile:
 
 
 def _trace(name: str, faster: float, seconds: float | None) -> Trace:
+    if Path(name).exists():
+        check_input(Path(name))
     found = named_trace(name)
     found = found if faster == 1 else found.faster(faster)
     return found if seconds is None else found.until(seconds)

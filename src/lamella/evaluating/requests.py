@@ -73,7 +73,7 @@ def tokenize_prompt(vocabulary: Vocabulary, text: str, parse_special: bool) -> l
         parse_special: control tokens written in the text count, as in what a chat template rendered; a BOS that is
             written there is not added once more.
     """
-    tokens = [*vocabulary.start, *vocabulary.tokenize(text, add_special=False, parse_special=parse_special)]
+    tokens = vocabulary.prompt(text, parse_special=parse_special)
     return tokens[1:] if parse_special and tokens[:2] == [vocabulary.bos] * 2 else tokens
 
 

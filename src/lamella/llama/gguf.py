@@ -19,6 +19,7 @@ from typing import Any
 
 from lamella.core.closing import Closing
 from lamella.core.errors import ModelError, NotGguf, TruncatedModel, UnsupportedTensor
+from lamella.core.input_files import check_file
 from lamella.core.model import ModelIdentity, ModelSpec, TensorSpec
 from lamella.core.precision import GGML_TYPES, GGML_TYPES_BY_CODE
 from lamella.llama import api, library, log
@@ -246,6 +247,7 @@ def check_magic(path: Path) -> None:
         ModelError: there is no such file, or it cannot be read.
     """
     try:
+        check_file(path)
         with path.open("rb") as file:
             magic = file.read(4)
     except OSError as error:

@@ -9,6 +9,7 @@ uses it: only on loopback, and only in processes that may die.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes as ct
 import ipaddress
 import socket
@@ -99,14 +100,12 @@ def _pass(scratch: Scratch, graph: int, inputs: list[int], state: NDArray[np.flo
 
 def _loopback(endpoint: str) -> tuple[str, int]:
     host, _, port = endpoint.rpartition(":")
-    try:
-        if ipaddress.IPv4Address(host).is_loopback and 0 < int(port) < 1 << 16:
+    with contextlib.suppress(ValueError):
+        if ipaddress.IPv4Address(host).is_loopback and port.isascii() and port.isdecimal() and 0 < int(port) < 1 << 16:
             return host, int(port)
-    except ValueError:
-        pass
     raise InvalidRequest(
-        f"'{endpoint}' is no loopback address such as 127.0.0.1:50052; llama.cpp's RPC has no authentication, so other "
-        "machines need an encrypted tunnel that ends here"
+        f"'{endpoint}' is no loopback address such as 127.0.0.1:50052 (IPv4, with a port); llama.cpp's RPC has no "
+        "authentication, so other machines need an encrypted tunnel that ends here"
     )
 
 

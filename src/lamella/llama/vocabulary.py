@@ -62,6 +62,17 @@ class Vocabulary:
                 return list(tokens[:n])
             n = -n  # so many are needed
 
+    def prompt(self, text: str, *, parse_special: bool = True) -> list[int]:
+        """Token ids of a text that is to go on: as ``tokenize``, without the EOS that some models want at its end.
+
+        llama.cpp's own ``add_special`` adds that, too: its server then lets a model go on after the end of the text,
+        and its command line refuses such models.
+
+        Raises:
+            InvalidRequest: the text cannot be written in UTF-8.
+        """
+        return [*self.start, *self.tokenize(text, add_special=False, parse_special=parse_special)]
+
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """The bytes of one token: possibly a part of a UTF-8 character, empty for control tokens."""
         found = self._pieces.get((token, special))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from lamella.core.errors import InvalidRequest
 from lamella.core.foreign import decode_text
+from lamella.core.input_files import check_file
 from lamella.llama.vocabulary import Vocabulary
 
 DEFAULT_TASK = "text"
@@ -79,6 +80,7 @@ def read_texts(files: Sequence[CalibrationFile]) -> tuple[TaskText, ...]:
 
 def _read_text(file: CalibrationFile) -> TaskText:
     try:
+        check_file(file.path)
         data = file.path.read_bytes()
     except OSError as error:
         raise InvalidRequest(f"calibration file {file.path}: {error.strerror}") from error

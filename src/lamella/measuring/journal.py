@@ -18,6 +18,7 @@ import msgspec
 
 from lamella.core.errors import StorageFailed
 from lamella.core.foreign import UNREADABLE
+from lamella.core.input_files import check_file
 from lamella.measuring.probes import Loss
 from lamella.measuring.sensitivity import Journal, Losses, OpenJournal
 
@@ -38,8 +39,10 @@ def journal_file(path: Path) -> Iterator[OpenJournal]:
 
         def open_journal(depends_on: Mapping[str, object]) -> Journal:
             head = msgspec.json.encode(depends_on, order="sorted")
-            done, n_bytes = _read(path, head)
             try:
+                if path.exists():
+                    check_file(path)
+                done, n_bytes = _read(path, head)
                 file = path.open("r+b" if n_bytes else "wb")
                 files.callback(_close, file)
                 file.seek(n_bytes)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lamella.core.errors import RemoteInvalid
+from lamella.core.input_files import check_file
 from lamella.core.model import TensorSpec
 from lamella.core.precision import GGML_TYPES_BY_CODE
 from lamella.llama.gguf import ALIGNMENT, Scalar, padding
@@ -58,8 +59,10 @@ def read_header(path: Path, label: str) -> ShardHeader:
         RemoteInvalid: it is no shard; says what is wrong.
         StorageFailed: the file cannot be read.
     """
-    with storage_errors(path, "read"), path.open("rb") as file:
-        return _Reader(file, path.stat().st_size, label).header()
+    with storage_errors(path, "read"):
+        check_file(path)
+        with path.open("rb") as file:
+            return _Reader(file, path.stat().st_size, label).header()
 
 
 class _Reader:

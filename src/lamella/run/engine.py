@@ -255,8 +255,8 @@ class Engine(Closing):
         return self.generate(tokens, max_tokens=max_tokens, sampling=sampling, stop=stop)
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text, with what the model wants at the start."""
-        return self._model.vocabulary.tokenize(text)
+        """Token ids of a text that is to go on, with what the model wants at the start."""
+        return self._model.vocabulary.prompt(text)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Logits after the last of ``tokens``, computed from nothing: shape (vocabulary,).

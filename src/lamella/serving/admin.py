@@ -10,8 +10,8 @@ from fastapi import APIRouter
 from pydantic import StrictBool
 from starlette.responses import Response
 
-from lamella.batching.messages import Hello
 from lamella.core.errors import RequestRefused
+from lamella.core.plain import plain
 from lamella.qos.objectives.files import objectives_of
 from lamella.serving.front import Front
 from lamella.serving.openai.bodies import REFUSALS, JsonRoute
@@ -104,7 +104,7 @@ def _status(front: Front) -> dict[str, Any]:
         "requests_open": client.n_open,
         "engine_restarts": client.n_restarts,
         "cluster": front.settings.cluster().document() if front.settings.cluster else None,
-        "engine": _engine(client.facts) if client.facts else None,
+        "engine": _fields(client.facts) if client.facts else None,
         "status": _fields(client.status) if client.status else None,
     }
 
@@ -119,11 +119,7 @@ async def _of_variant(work: Awaitable[T]) -> T:
 
 def _fields(message: msgspec.Struct) -> dict[str, Any]:
     """All fields of a message, defaults too, without the number by which front and engine know it."""
-    return {name: value for name, value in msgspec.structs.asdict(message).items() if name != "id"}
-
-
-def _engine(facts: Hello) -> dict[str, Any]:
-    return _fields(facts) | {"variants": [_fields(variant) for variant in facts.variants]}
+    return {name: value for name, value in plain(message).items() if name != "id"}
 
 
 def _json(document: dict[str, Any]) -> Response:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from lamella.core.errors import InvalidRequest
+from lamella.core.input_files import check_file
 
 Role = Literal["user", "admin"]
 
@@ -48,6 +49,7 @@ class KeyRing:
             InvalidRequest: as ``parse``, the file cannot be read, or it has no key (which would open the server).
         """
         try:
+            check_file(path)
             text = path.read_text(encoding="utf-8")
         except OSError as error:
             raise InvalidRequest(f"cannot read keys from {path}: {error.strerror}") from None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamella.core.errors import InvalidRequest
+from lamella.core.input_files import check_file
 from lamella.serving.keys import KeyRing
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ class FrontSettings:
         if self.certificate is None:
             return
         try:
+            for path in filter(None, (self.certificate, self.private_key)):
+                check_file(path)
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.private_key)
         except OSError as error:  # ssl.SSLError is one
             raise InvalidRequest(f"cannot use {self.certificate} with {self.private_key}: {error}") from None

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from lamella.serving.front import Front
 from lamella.serving.openai.bodies import REFUSALS, JsonRoute
+from lamella.serving.openai.errors import invalid
 from lamella.serving.openai.requests import Body, Text, TokenId
 from lamella.serving.openai.streams import encode
 
@@ -47,8 +48,9 @@ def token_routes(front: Front) -> APIRouter:
 
     @router.post("/detokenize", responses=REFUSALS)
     async def detokenize(body: DetokenizeBody) -> Response:
-        """The text of tokens, control tokens included."""
+        """The text of tokens, control tokens included; of at most as many as a prompt may have."""
         front.target(body.model)
+        _check_number(front, len(body.tokens))
         return _json({"prompt": await front.client.detokenize(list(body.tokens))})
 
     @router.get("/tokenizer_info", responses=REFUSALS)
@@ -59,6 +61,19 @@ def token_routes(front: Front) -> APIRouter:
         return _json({**tokens, "chat_template": facts.chat_template, "vocab_size": facts.n_vocabulary})
 
     return router
+
+
+def _check_number(front: Front, n_tokens: int) -> None:
+    """Refuse more tokens than a prompt may have: an engine that makes their text takes in nobody else's request.
+
+    Raises:
+        ApiError: there are more.
+    """
+    n_ctx, limit = front.facts().n_ctx, front.settings.limits.prompt_tokens
+    most = n_ctx if limit is None else min(n_ctx, limit)
+    if n_tokens > most:
+        message = f"These are {n_tokens} tokens, and this server makes text of at most {most} at once."
+        raise invalid(message, "tokens", "context_length_exceeded")
 
 
 def _json(document: dict[str, Any]) -> Response:

@@ -11,6 +11,7 @@ import msgspec
 
 from lamella.core.errors import StoreFormatError
 from lamella.core.foreign import UNREADABLE
+from lamella.core.input_files import check_file
 from lamella.store.files import storage_errors
 from lamella.store.layout import FORMAT_VERSION
 from lamella.version import __version__
@@ -63,6 +64,7 @@ def read_note(path: Path, expected: str, kind: type[T], cure: str) -> T | None:
     """
     with storage_errors(path, "read"):
         try:
+            check_file(path)
             data = path.read_bytes()
         except FileNotFoundError:
             return None

@@ -26,6 +26,7 @@ from typing import BinaryIO
 
 from lamella.core.closing import Closing
 from lamella.core.errors import InvalidRequest, StorageFailed
+from lamella.core.input_files import check_file
 from lamella.core.units import format_bytes
 
 FILE_MODE = 0o444
@@ -181,9 +182,11 @@ def pieces(path: Path) -> Iterator[memoryview]:
     """
     buffer = bytearray(PIECE_BYTES)
     view = memoryview(buffer)
-    with storage_errors(path, "read"), path.open("rb", buffering=0) as file:
-        while n := file.readinto(buffer):
-            yield view[:n]
+    with storage_errors(path, "read"):
+        check_file(path)
+        with path.open("rb", buffering=0) as file:
+            while n := file.readinto(buffer):
+                yield view[:n]
 
 
 @contextlib.contextmanager
@@ -197,7 +200,7 @@ def new_file(target: Path, needed_bytes: int, *, replace: bool) -> Iterator[Bina
         replace: whether a file of that name may be replaced.
 
     Raises:
-        InvalidRequest: ``target`` is a folder, or is there and may not be replaced.
+        InvalidRequest: ``target`` is a folder or a device, or is there and may not be replaced.
         StorageFailed: no room, or the file system refused.
     """
     temporary = _temporary(target)
@@ -221,7 +224,7 @@ def check_new_file(target: Path) -> None:
     """Refuse a file that cannot be written, before anything is computed for it; one that is there may be replaced.
 
     Raises:
-        InvalidRequest: ``target`` is a folder.
+        InvalidRequest: ``target`` is a folder or a device.
         StorageFailed: the file system refuses a new file beside it.
     """
     temporary = _temporary(target)
@@ -238,6 +241,8 @@ def _temporary(target: Path) -> Path:
 def _refuse_existing(target: Path, replace: bool) -> None:
     if target.is_dir():
         raise InvalidRequest(f"{target} is a folder; name a file")
+    if target.exists() and not target.is_file():  # a file would take the place of /dev/null, where that is allowed
+        raise InvalidRequest(f"{target} is no file; name one")
     if not replace and os.path.lexists(target):
         raise InvalidRequest(f"{target} exists already; choose another name, or replace it with --force")
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from lamella.core.artifacts import ShardRef, Variant
 from lamella.core.closing import Closing
 from lamella.core.errors import ShardDamaged, StoreFormatError
+from lamella.core.input_files import check_file
 from lamella.store import locks
 from lamella.store.files import IncomingFile, OwnedFile, create_owned, has_living_owner, storage_errors, sync_folder
 from lamella.store.layout import Layout, check_sha256
@@ -246,6 +247,7 @@ def dead_leases(layout: Layout) -> list[Path]:
 
 def _read_lease(path: Path) -> set[str]:
     with contextlib.suppress(FileNotFoundError):  # closed just now
+        check_file(path)
         whole_lines = path.read_text("utf-8", "replace").rpartition("\n")[0]
         header, *ids = whole_lines.splitlines() or [HEADER]
         if header != HEADER:
