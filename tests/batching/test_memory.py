@@ -17,7 +17,6 @@ import pytest
 
 from lamella.batching import engine_parts
 from lamella.batching.embedding import embedder_bytes
-from lamella.batching.engine_parts import own_cells_where_there_is_room
 from lamella.batching.messages import (
     Embed,
     Embedded,
@@ -29,6 +28,7 @@ from lamella.batching.messages import (
     Switch,
     Switched,
 )
+from lamella.batching.opened_context import own_cells_where_there_is_room
 from lamella.batching.settings import EngineSettings
 from lamella.core.errors import ExceedsCeiling, ShardDamaged
 from lamella.core.units import format_bytes

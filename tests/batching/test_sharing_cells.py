@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from lamella.batching.cache import SequenceCache
-from lamella.batching.engine_parts import KEPT_PREFIXES
 from lamella.batching.filling import Filling
 from lamella.batching.messages import (
     Cancel,
     Finished,
     Scored,
 )
+from lamella.batching.opened_context import KEPT_PREFIXES
 from lamella.batching.shelf import ParkedState
 from lamella.batching.slots import Slot, SlotTable
 from lamella.core.errors import CacheFull

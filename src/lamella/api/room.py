@@ -11,9 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from lamella.api.losses import loss_request
-
-# The engine's own words for what it opens: written here again, they would come to say something else.
-from lamella.batching.engine_parts import _cells_by_room, _context_options
+from lamella.batching.opened_context import cells_by_room, context_options
 from lamella.batching.settings import EngineSettings
 from lamella.core.artifacts import Measurement, Plan
 from lamella.core.errors import DoesNotFit
@@ -131,7 +129,7 @@ def opened_context(source: ModelFile, engine: EngineSettings) -> ContextOptions:
         EngineFailed: llama.cpp cannot read the model.
     """
     with Model.load(source.paths, without_weights=True) as model:
-        return _cells_by_room(_context_options(engine), engine, model, besides_cpu(engine.device))
+        return cells_by_room(context_options(engine), engine, model, besides_cpu(engine.device))
 
 
 def _process_bytes(source: ModelFile, options: ContextOptions) -> int:

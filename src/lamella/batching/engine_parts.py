@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 from dataclasses import dataclass
@@ -12,16 +11,16 @@ from typing import Self
 from lamella.batching import spread
 from lamella.batching.embedding import embedder_bytes
 from lamella.batching.messages import PROTOCOL_VERSION, Hello, LayerFacts, Sampling, VariantFacts
+from lamella.batching.opened_context import cells_by_room, context_options
 from lamella.batching.prompts import Prompt, PromptMaker
-from lamella.batching.running import SCORED_AT_ONCE
 from lamella.batching.settings import EngineSettings
 from lamella.core.artifacts import LayerPlan, Plan, Variant
 from lamella.core.cores import usable_cores
 from lamella.core.errors import ExceedsCeiling, InvalidRequest, UnknownVariant
-from lamella.core.precision import GGML_TYPES, nominal_bits
+from lamella.core.precision import nominal_bits
 from lamella.core.units import format_bytes
 from lamella.llama import devices, reproducible, rpc
-from lamella.llama.context import Context, ContextOptions
+from lamella.llama.context import Context
 from lamella.llama.embeddings import Embedder, Pooling
 from lamella.llama.grammar import schema_to_grammar
 from lamella.llama.model import Model
@@ -37,12 +36,8 @@ from lamella.run.starting import plan_start
 from lamella.run.variants import LiveVariants
 from lamella.store.store import Store
 
-OWN_CELLS_SHARE = 1 / 8
-"""Most of the available memory that KV cells may take so that each sequence has its own: faster, and not scarce."""
 PROMPT_CACHE_SHARE, MOST_PROMPT_CACHE_BYTES = 1 / 8, 1 << 30
 """Of the available memory, for sequences that left the KV cache, where it is not said how much."""
-KEPT_PREFIXES = 8
-"""Slots beyond those of running requests, for beginnings that may be used again, where slots share their cells."""
 
 
 @dataclass(slots=True)
@@ -75,14 +70,14 @@ class EngineParts:
         layers = spread.connect(settings.layers)
         store = Store.open(Path(settings.store))
         variants = _served(store, settings.variants)
-        options = _context_options(settings)
+        options = context_options(settings)
         layouts = {} if device or layers else _layouts(settings, variants)
         first = plan_start(store, variants, settings.variant, options, layouts, settings.memory_bytes)
         loaded = load(
             store,
             first.variant,
             layouts,
-            lambda model: _cells_by_room(options, settings, model, device),
+            lambda model: cells_by_room(options, settings, model, device),
             n_warm=settings.n_warm,
             check=settings.check,
             ceiling=first.ceiling,
@@ -206,62 +201,11 @@ class EngineParts:
         self.loaded.close()
 
 
-def _context_options(settings: EngineSettings) -> ContextOptions:
-    options = ContextOptions(
-        n_ctx=settings.n_ctx,
-        n_sequences=settings.n_sequences + KEPT_PREFIXES,
-        n_cells=settings.cells,
-        n_batch=settings.n_batch,
-        n_outputs=settings.n_sequences + SCORED_AT_ONCE,
-        kv_type=settings.kv_type,
-        n_threads=settings.n_threads,
-    )
-    if not settings.is_reproducible:
-        return options
-    return dataclasses.replace(_with_own_cells(options, settings), value_type=reproducible.value_type(settings.kv_type))
-
-
 def _layouts(settings: EngineSettings, variants: list[Variant]) -> dict[str, Layout]:
     """How weights of each type are read on the CPU, by speeds measured before where there is a file of them."""
     file = Path(settings.kernel_file) if settings.kernel_file else None
     policy = "mapped" if settings.is_reproducible else settings.layout
     return layouts_of(policy, KernelTable(file, settings.n_threads or usable_cores()), variants)
-
-
-def _cells_by_room(
-    options: ContextOptions, settings: EngineSettings, model: Model, device: str | None
-) -> ContextOptions:
-    """Cells of its own for each sequence, where nobody has said how many there are and memory is plenty."""
-    if not options.has_shared_cells or settings.n_cells or settings.memory_bytes or settings.layers:
-        return options
-    free = devices.find(device).free_bytes if device else cpu_memory().available_bytes
-    return own_cells_where_there_is_room(options, settings, model.kv_bytes_per_token, free)
-
-
-def own_cells_where_there_is_room(
-    options: ContextOptions, settings: EngineSettings, bytes_per_token: float, available_bytes: int
-) -> ContextOptions:
-    """Give each sequence ``n_ctx`` cells of its own, if that takes a small part of the memory that is available.
-
-    Args:
-        options: with shared cells; returned where there is too little memory.
-        bytes_per_token: of an F16 cache.
-        available_bytes: of the device that holds the cache.
-    """
-    needed = cache_bytes(settings.n_ctx * settings.n_sequences, bytes_per_token, settings.kv_type)
-    if needed > OWN_CELLS_SHARE * available_bytes:
-        return options
-    return _with_own_cells(options, settings)
-
-
-def cache_bytes(n_tokens: int, bytes_per_token: float, kv_type: str) -> float:
-    """Of so many tokens in a KV cache of a type; ``bytes_per_token`` is of an F16 one."""
-    scale = GGML_TYPES[kv_type.upper()].bits_per_weight / GGML_TYPES["F16"].bits_per_weight
-    return n_tokens * bytes_per_token * scale
-
-
-def _with_own_cells(options: ContextOptions, settings: EngineSettings) -> ContextOptions:
-    return dataclasses.replace(options, n_sequences=settings.n_sequences, n_cells=0, has_shared_cells=False)
 
 
 def prompt_cache_bytes(settings: EngineSettings) -> int:

@@ -19,7 +19,7 @@ import msgspec
 
 from lamella.batching.cache import SequenceCache
 from lamella.batching.embedding import EmbedJob, EmbedJobs
-from lamella.batching.engine_parts import EngineParts, cache_bytes, prompt_cache_bytes
+from lamella.batching.engine_parts import EngineParts, prompt_cache_bytes
 from lamella.batching.filling import Filling
 from lamella.batching.messages import (
     Accepted,
@@ -42,6 +42,7 @@ from lamella.batching.messages import (
     Tokenize,
     Tokenized,
 )
+from lamella.batching.opened_context import cache_bytes
 from lamella.batching.prompts import Prompt, least_tokens, too_long
 from lamella.batching.refusals import refusal
 from lamella.batching.running import RunningRequest

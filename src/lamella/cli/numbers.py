@@ -25,7 +25,7 @@ MOST_AMOUNT = 1e9
 MOST_TOKENS = 1 << 24
 """Of a context, or of a KV cache; the longest that any model is made for is 10 million."""
 MOST_SEQUENCES = 248
-"""llama.cpp holds 256 at once, and a server keeps 8 beginnings besides (``batching.engine_parts.KEPT_PREFIXES``)."""
+"""llama.cpp holds 256 at once, and a server keeps 8 beginnings besides (``batching.opened_context.KEPT_PREFIXES``)."""
 
 
 class CheckedCommand(TyperCommand):
