@@ -30,9 +30,10 @@ from lamella.planning.request import Overhead
 from lamella.resources.need import default_reserve, file_overhead
 from lamella.run.starting import CANDIDATE_BYTES, GROWTH_BYTES
 
-PROCESS_BYTES, TOKENIZER_BYTES = 32 * MIB, 448
+PROCESS_BYTES, TOKENIZER_BYTES = 40 * MIB, 448
 """Private memory of an engine's process before it has a model, and what llama.cpp's tokenizer adds for each token of
-the vocabulary: 29.2 MiB, then 49.1 with SmolLM2's 49152 tokens and 73.2 with Qwen2.5's 151936."""
+the vocabulary.  A process had 29.2 MiB, then 49.1 with SmolLM2's 49152 tokens and 73.2 with Qwen2.5's 151936; a server's
+engine 52 to 57 with SmolLM2, since it had looked at how fast this machine multiplies."""
 
 
 @dataclass(frozen=True, slots=True)
