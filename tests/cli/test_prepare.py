@@ -28,9 +28,8 @@ from lamella.cli.engine_shape import CacheFlags
 from lamella.config import Config
 from lamella.core.artifacts import Plan
 from lamella.core.errors import DoesNotFit, InvalidRequest
-from lamella.core.precision import GGML_TYPES
 from lamella.core.units import GIB, MIB
-from lamella.measuring import MeasureSettings, nothing_lost
+from lamella.measuring import MeasureSettings
 from lamella.resources.devices import DeviceMemory
 from lamella.resources.homes import Wanted, names_of, note_ready
 from lamella.resources.machine import CpuMemory
@@ -177,29 +176,6 @@ def test_what_is_planned_leaves_room_for_the_cache_that_will_be_opened(prepared:
     with pytest.raises(DoesNotFit) as refused:
         Room.of(source, under(usual, MIB), MIB).check(source)
     assert refused.value.smallest_plan.bytes.kv_cache == room(usual).overhead.kv_cache_bytes
-
-
-def test_what_a_ceiling_counts_twice_is_planned_for(tmp_path: Path) -> None:
-    """Its largest shard, while it is repacked: here the embedding, as in most small models."""
-    source = api.load(write_tiny_model(tmp_path / "tied.gguf", n_layers=1, tied=True))
-    model, lost = str(source.paths[0]), nothing_lost(source.spec)
-    engine = under(TIGHT, GIB)
-    with pytest.raises(DoesNotFit) as refused:
-        Room.of(source, engine, MIB).check(source)
-    smallest = refused.value.smallest_plan
-    embedding = source.spec.tensor("token_embd.weight")
-    most = Room.of(source, engine, GIB).largest(model, lost).bytes.total
-    for budget in range(smallest.bytes.total - smallest.bytes.weights // 2, most + 2 * embedding.n_bytes, 4096):
-        room = Room.of(source, engine, budget)
-        try:
-            found = room.largest(model, lost)
-        except DoesNotFit:
-            continue
-        weights = found.bytes.weights + embedding.bytes_as(GGML_TYPES[found.tensors[embedding.name]])
-        assert weights + room.overhead.total <= budget
-    mapped = msgspec.structs.replace(engine, layout="mapped")
-    alone = Room.of(source, mapped, smallest.bytes.total).largest(model, lost)
-    assert alone.bytes.total <= smallest.bytes.total
 
 
 @pytest.mark.parametrize("changed", [{}, {"n_sequences": 2, "n_cells": 768}, {"memory_bytes": 2 * GIB, "n_ctx": 256}])

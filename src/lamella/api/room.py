@@ -15,8 +15,6 @@ from lamella.batching.opened_context import cells_by_room, context_options
 from lamella.batching.settings import EngineSettings
 from lamella.core.artifacts import Measurement, Plan
 from lamella.core.errors import DoesNotFit
-from lamella.core.model import ModelSpec, shard_groups
-from lamella.core.precision import GGML_TYPES
 from lamella.core.units import MIB
 from lamella.llama.context import ContextOptions
 from lamella.llama.devices import besides_cpu
@@ -28,9 +26,10 @@ from lamella.planning.request import Overhead
 from lamella.resources.need import default_reserve, file_overhead
 from lamella.run.starting import CANDIDATE_BYTES, GROWTH_BYTES
 
-PROCESS_BYTES, TOKENIZER_BYTES = 32 * MIB, 448
+PROCESS_BYTES, TOKENIZER_BYTES = 40 * MIB, 448
 """Private memory of an engine's process before it has a model, and what llama.cpp's tokenizer adds for each token of
-the vocabulary: 29.2 MiB, then 49.1 with SmolLM2's 49152 tokens and 73.2 with Qwen2.5's 151936."""
+the vocabulary.  A process had 29.2 MiB, then 49.1 with SmolLM2's 49152 tokens and 73.2 with Qwen2.5's 151936; the
+engine of a server, which measures kernels first, 52 to 57 with SmolLM2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +37,14 @@ class Room:
     """Memory for a running variant, and what an engine opens in it besides weights.
 
     Attributes:
-        spec: of the model.
         budget_bytes: for everything.
         overhead: KV cache and buffers as the engine will open them, and a reserve.
         settings: what a plan notes of them.
-        has_copies: whether a ceiling counts weights that are repacked.
     """
 
-    spec: ModelSpec
     budget_bytes: int
     overhead: Overhead
     settings: Mapping[str, int | float | str]
-    has_copies: bool = False
 
     @classmethod
     def of(cls, source: ModelFile, engine: EngineSettings, budget_bytes: int) -> Self:
@@ -68,8 +63,7 @@ class Room:
             "cells": options.cells,
             "kv_type": options.kv_type,
         }
-        has_copies = bool(engine.memory_bytes) and engine.layout != "mapped" and not engine.is_reproducible
-        return cls(source.spec, budget_bytes, replace(overhead, reserve_bytes=reserve), settings, has_copies)
+        return cls(budget_bytes, replace(overhead, reserve_bytes=reserve), settings)
 
     def largest(self, model: str, measured: Measurement) -> Plan:
         """The best plan that the budget holds.
@@ -77,37 +71,13 @@ class Room:
         Raises:
             DoesNotFit: none; says what the smallest needs.
         """
-        try:
-            found = self._best(model, measured, 0)
-            copied = self._copied_bytes(found)
-            if found.bytes.total + copied <= self.budget_bytes:
-                return found
-            return self._best(model, measured, copied)  # it is smaller, and so is what is copied of it
-        except DoesNotFit as refused:
-            smallest = refused.smallest_plan
-        copied = self._copied_bytes(smallest)
-        counted = replace(smallest.bytes, reserve=self.overhead.reserve_bytes + copied)
-        if counted.total <= self.budget_bytes:
-            return replace(smallest, bytes=counted)
-        return self._best(model, measured, copied)  # which says what the smallest needs
-
-    def _best(self, model: str, measured: Measurement, copied_bytes: int) -> Plan:
         request = replace(
             loss_request(model, measured),
             budget_bytes=self.budget_bytes,
-            overhead=replace(self.overhead, reserve_bytes=self.overhead.reserve_bytes + copied_bytes),
+            overhead=self.overhead,
             settings={"metric": measured.metric, **self.settings},
         )
         return make_plan("knapsack", request)
-
-    def _copied_bytes(self, plan: Plan) -> int:
-        """The largest shard, which a ceiling counts twice where weights are repacked (``run.starting``)."""
-        if not self.has_copies:
-            return 0
-        return max(
-            sum(tensor.bytes_as(GGML_TYPES[plan.tensors[tensor.name]]) for tensor in group.tensors)
-            for group in shard_groups(self.spec)
-        )
 
     def check(self, source: ModelFile) -> None:
         """Refuse memory that no plan fits, before minutes are spent on measuring.
