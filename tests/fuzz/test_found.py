@@ -36,12 +36,14 @@ from lamella.core.errors import (
 from lamella.core.model import ModelIdentity, ModelSpec
 from lamella.core.units import parse_bytes, parse_seconds
 from lamella.evaluating.tasks import read_tasks
+from lamella.llama.ambiguity import check_bounds
 from lamella.llama.gguf import MOST_LAYERS, read_model
 from lamella.llama.imatrix import read_imatrix
 from lamella.planning.placement.document import read_cluster
 from lamella.qos.objectives.files import read_objectives
 from lamella.qos.traces.files import read_trace
 from lamella.remote.manifest import parse_identity
+from lamella.remote.web import Web, WebOptions
 from lamella.serving.settings import FrontSettings
 from lamella.store.documents import read_document
 from tests.fakes.engine import FakeEngine
@@ -204,15 +206,36 @@ def test_an_importance_matrix_with_counts_that_are_none(tmp_path: Path, said: st
         read_imatrix(tmp_path / "i.gguf")
 
 
-def test_a_signing_request_for_a_key_that_nobody_knows_is_refused() -> None:
-    """The type of its key is an object identifier that cryptography has no algorithm for."""
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param(bytes.fromhex("2a8648ce3d0201"), bytes.fromhex("2a8648ce3d0207"), id="ecPublicKey, and nothing"),
+        pytest.param(bytes.fromhex("020100"), bytes.fromhex("020120"), id="version 32"),
+    ],
+)
+def test_a_signing_request_that_cryptography_does_not_know_is_refused(before: bytes, after: bytes) -> None:
     from cryptography.hazmat.primitives import serialization
     from cryptography.x509 import load_pem_x509_csr
 
     der = load_pem_x509_csr(certificates.new_request()[1]).public_bytes(serialization.Encoding.DER)
-    unknown = der.replace(bytes.fromhex("2a8648ce3d0201"), bytes.fromhex("2a8648ce3d0207"))  # ecPublicKey, and nothing
-    assert unknown != der
-    text = base64.encodebytes(unknown).decode()
+    text = base64.encodebytes(der.replace(before, after)).decode()
+    assert before in der
     request = f"-----BEGIN CERTIFICATE REQUEST-----\n{text}-----END CERTIFICATE REQUEST-----\n".encode()
-    with pytest.raises(ClusterRefused):
+    with pytest.raises(ClusterRefused, match="no certificate signing request"):
         certificates._key_of(request)
+
+
+@pytest.mark.parametrize("space", ["\x1d", "\x85", "\u2003"])
+def test_a_repetition_with_a_space_that_a_grammar_has_not_is_refused(space: str) -> None:
+    """``\\s`` takes separators that ``int`` does not, and llama.cpp takes neither."""
+    with pytest.raises(InvalidRequest, match="not understood"):
+        check_bounds(f'root ::= "a"{{{space}1,3}}')
+    check_bounds('root ::= "a"{ 1, 3 }')
+
+
+def test_a_redirect_to_what_is_no_url_is_refused() -> None:
+    answer = httpx.Response(302, headers={"Location": "http:elsewhere"})
+    with Web("http://host:8090/store", options=WebOptions(uses_proxies=False)) as web:
+        web._client._transport = httpx.MockTransport(lambda _request: answer)
+        with pytest.raises(RemoteInvalid, match="no URL"):
+            web.body("", 100)

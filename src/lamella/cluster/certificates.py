@@ -109,7 +109,7 @@ def _key_of(request: bytes) -> ec.EllipticCurvePublicKey:
         key = parsed.public_key()
         if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name == "secp256r1" and parsed.is_signature_valid:
             return key
-    except (ValueError, InvalidSignature, UnsupportedAlgorithm) as error:
+    except (ValueError, InvalidSignature, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise ClusterRefused(f"no certificate signing request: {error}") from None
     raise ClusterRefused("a signing request must be for a P-256 key, and be signed with it")
 

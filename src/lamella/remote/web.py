@@ -215,7 +215,9 @@ class Web(Closing):
             raise RemoteInvalid(f"{target} redirects more than {self.options.n_redirects} times") from None
         except httpx.UnsupportedProtocol as error:
             raise RemoteInvalid(f"{target} redirects to neither http nor https: {error}") from None
-        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError, ValueError) as error:
+        except httpx.InvalidURL as error:  # not this one, which was looked at, but one that an answer names
+            raise RemoteInvalid(f"{target} redirects to what is no URL: {error}") from None
+        except (httpx.HTTPError, httpx.StreamError, OSError, ValueError) as error:
             if self._stopped.is_set():
                 raise Stopped("stopped") from None
             if not isinstance(error, httpx.TransportError):
