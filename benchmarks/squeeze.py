@@ -83,6 +83,7 @@ class Run:
         longest_seconds: of an answer.
         used_bytes: of the group: at the start, at its end, and the limit.
         was_stopped: this program itself stood still meanwhile.
+        began_at: variant that ran before anything was taken; one that is not the highest has less to give.
     """
 
     answers: int = 0
@@ -94,6 +95,7 @@ class Run:
     longest_seconds: float = 0.0
     used_bytes: tuple[int, int, int] = (0, 0, 0)
     was_stopped: bool = False
+    began_at: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +202,7 @@ async def _squeeze(way: str, bench: Bench, group: MemoryGroup, port: int) -> Run
     _drop_pages(bench)  # what was read once and copied would be given back first
     start = group.counts().used
     group.limit(start + SPARE_BYTES)
+    run.began_at = bench.highest if way == "private" else await _variant(port)
     stop, watching = asyncio.Event(), asyncio.create_task(_watch_the_clock(run))
     asking = [asyncio.create_task(_ask(port, stop, run)) for _ in range(N_CLIENTS)]
     with _hog(bench, group) as hog:
@@ -256,6 +259,11 @@ async def _until_full(hog: subprocess.Popen[bytes]) -> None:
     await asyncio.to_thread(hog.stdout.readline)
 
 
+async def _variant(port: int) -> str:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_SECONDS) as client:
+        return str((await clients.status(client))["status"]["variant"])
+
+
 async def _look_back(port: int, run: Run) -> None:
     """What our server decided; nothing where it does not answer any more."""
     with contextlib.suppress(httpx.HTTPError):
@@ -272,7 +280,9 @@ async def _look_back(port: int, run: Run) -> None:
 def _line(run: Run) -> str:
     path = " -> ".join([run.changes[0][0], *(after for _, after in run.changes)]) if run.changes else "no change"
     used = " / ".join(f"{n / MIB:.0f}" for n in run.used_bytes)
-    return f"{run.answers} answers, {len(run.lost)} lost, {run.n_killed} killed; {path}; {used} MiB"
+    return (
+        f"from {run.began_at}: {run.answers} answers, {len(run.lost)} lost, {run.n_killed} killed; {path}; {used} MiB"
+    )
 
 
 def report(model: str, bench: Bench, ways: dict[str, list[Run]], n_stopped: int) -> None:
@@ -308,6 +318,7 @@ def _figures(runs: Sequence[Run]) -> dict[str, Any]:
         "longest_seconds": round(max(run.longest_seconds for run in runs), 2),
         "changes": [[list(change) for change in run.changes] for run in runs],
         "failed_changes": [why for run in runs for why in run.failures],
+        "began_at": [run.began_at for run in runs],
         "used_mib": [[round(n / MIB) for n in run.used_bytes] for run in runs],
     }
 
