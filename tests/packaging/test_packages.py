@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import email
 import importlib.util
 import json
@@ -142,3 +143,23 @@ def test_the_container_file_copies_what_is_there() -> None:
     assert len(set(stages)) == 1
     assert all(re.search(r":\d", stage) for stage in stages), "a base image without a version"
     assert "USER lamella" in text.split("FROM")[-1]
+
+
+def _imported(file: Path) -> set[str]:
+    """Top-level names of what a file imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_the_check_of_the_wheel_installs_what_its_test_imports() -> None:
+    """It has none of the development's packages, and no test runs it: pip would compile llama.cpp."""
+    tests = ROOT / "tests"
+    read = (tests / "conftest.py", tests / "end_to_end" / "conftest.py", tests / "end_to_end" / "test_tutorial.py")
+    foreign = set().union(*map(_imported, read)) - sys.stdlib_module_names - {"lamella"}
+    (line,) = re.findall(r"^pip install --quiet (pytest [^#\n]*)", (ROOT / "scripts" / "dist-check").read_text(), re.M)
+    assert foreign <= set(line.split())
