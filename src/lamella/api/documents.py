@@ -12,7 +12,7 @@ from lamella.core.artifacts import (
     to_json,
 )
 from lamella.core.errors import ArtifactError
-from lamella.core.input_files import check_file
+from lamella.core.input_files import read_file
 from lamella.llama.imatrix import ImportanceMatrix, read_imatrix, serialise_imatrix
 from lamella.store.files import new_file
 
@@ -23,7 +23,7 @@ def read_measurement(path: Path) -> Measurement:
     Raises:
         ArtifactError: it cannot be read, or is no measurement.
     """
-    return from_json(Measurement, _read(path), str(path))
+    return from_json(Measurement, artifact_bytes(path), str(path))
 
 
 def read_plan(path: Path) -> Plan:
@@ -32,7 +32,7 @@ def read_plan(path: Path) -> Plan:
     Raises:
         ArtifactError: it cannot be read, or is no plan.
     """
-    return from_json(Plan, _read(path), str(path))
+    return from_json(Plan, artifact_bytes(path), str(path))
 
 
 def write_artifact(artifact: Measurement | Plan, path: Path) -> None:
@@ -68,9 +68,13 @@ def _write_whole(data: bytes, path: Path) -> None:
         file.write(data)
 
 
-def _read(path: Path) -> bytes:
+def artifact_bytes(path: Path) -> bytes:
+    """A document as it lies on disk.
+
+    Raises:
+        ArtifactError: it cannot be read.
+    """
     try:
-        check_file(path)
-        return path.read_bytes()
+        return read_file(path)
     except OSError as error:
         raise ArtifactError(f"{path}: {error.strerror}") from error

@@ -13,7 +13,7 @@ from lamella.cluster.layers import COORDINATOR, LayersOf
 from lamella.core.artifacts import Plan, ShardRef
 from lamella.core.errors import InvalidRequest
 from lamella.core.foreign import UNREADABLE
-from lamella.core.input_files import check_file
+from lamella.core.input_files import read_file
 from lamella.planning.cost import Choice, build_plan
 from lamella.planning.request import Overhead, PlanRequest
 from lamella.planning.uniform import OUTSIDE
@@ -96,8 +96,7 @@ def shards_of(store: Store, variants: Sequence[str] | None, layers: Sequence[Lay
 
 def _read(path: Path) -> _Placement:
     with storage_errors(path, "read"):
-        check_file(path)
-        data = path.read_bytes()
+        data = read_file(path)
     try:
         return msgspec.json.decode(data, type=_Placement)
     except UNREADABLE as error:

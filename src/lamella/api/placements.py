@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lamella.api.documents import read_measurement
+from lamella.api.documents import artifact_bytes, read_measurement
 from lamella.api.models import load_spec
 from lamella.core.artifacts import Measurement, check_same_weights
-from lamella.core.errors import ArtifactError, NoPlacement
-from lamella.core.input_files import check_file
+from lamella.core.errors import NoPlacement
 from lamella.planning.placement import Cluster, PlacementProblem, Request, Solution, place
 from lamella.planning.placement.baselines import BASELINES, baseline
 from lamella.planning.placement.document import read_cluster as _read_cluster
@@ -29,15 +28,7 @@ def read_cluster(path: Path) -> Cluster:
         ArtifactError: it cannot be read, or is none.
         InvalidRequest: what it describes is no cluster.
     """
-    return _read_cluster(_bytes_of(path), str(path))
-
-
-def _bytes_of(path: Path) -> bytes:
-    try:
-        check_file(path)
-        return path.read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"{path}: {error.strerror}") from error
+    return _read_cluster(artifact_bytes(path), str(path))
 
 
 def placement_problem(
@@ -78,7 +69,7 @@ def several_problem(path: Path, cluster: Cluster) -> SeveralProblem:
         ArtifactError: the document, a model or a measurement cannot be read, or do not belong together.
         InvalidRequest: what they describe has no meaning.
     """
-    described = read_tenants(_bytes_of(path), str(path))
+    described = read_tenants(artifact_bytes(path), str(path))
     tenants = []
     for tenant in described.tenants:
         problem = placement_problem(

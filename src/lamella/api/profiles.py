@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from lamella.api.documents import artifact_bytes
 from lamella.api.variants import evaluate, open_store
 from lamella.core.artifacts import Variant
 from lamella.core.errors import ArtifactError, InvalidRequest, StoreError
-from lamella.core.input_files import check_file
 from lamella.core.model import ModelIdentity
 from lamella.evaluating.evaluation import Exams, Row
 from lamella.evaluating.scoring import ChoiceScores
@@ -49,12 +49,7 @@ def read_profile(path: Path) -> Profile:
     Raises:
         ArtifactError: it cannot be read, or is no profile.
     """
-    try:
-        check_file(path)
-        data = path.read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"{path}: {error.strerror}") from error
-    return from_json(data, str(path))
+    return from_json(artifact_bytes(path), str(path))
 
 
 def profile_file(model: ModelIdentity, machine: Machine, engine: EngineShape, cache_folder: Path) -> Path:

@@ -28,7 +28,7 @@ from lamella.cluster.invites import Invite, new_secret, secret_id
 from lamella.cluster.layers import COORDINATOR
 from lamella.cluster.private_files import make_private_folder, write_private
 from lamella.core.errors import ClusterRefused, InvalidRequest, StorageFailed, StoreFormatError
-from lamella.core.input_files import check_file
+from lamella.core.input_files import read_file
 from lamella.store.documents import read_document, read_note, write_document
 from lamella.store.files import storage_errors, take_over
 
@@ -130,8 +130,7 @@ class ClusterFolder:
         """
         with storage_errors(path, "read"):
             try:
-                check_file(path / "cluster.json")
-                data = (path / "cluster.json").read_bytes()
+                data = read_file(path / "cluster.json")
             except (FileNotFoundError, NotADirectoryError):
                 raise InvalidRequest(f"{path} is no cluster; make one with: lamella cluster init {path}") from None
         document = read_document(data, CLUSTER_FORMAT, path / "cluster.json")

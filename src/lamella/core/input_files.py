@@ -1,7 +1,6 @@
 """Files that somebody names, looked at before they are opened.
 
-    check_file(path)
-    data = path.read_bytes()
+    data = read_file(path)
 
 To open a named pipe is to wait until somebody writes to it, and a device may have no end.
 """
@@ -35,6 +34,16 @@ def check_file(path: Path) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if kind in _KINDS and not (kind == stat.S_IFIFO and _has_no_name(path)):
         raise OSError(errno.EINVAL, f"it is {_KINDS[kind]}, not a file", str(path))
+
+
+def read_file(path: Path) -> bytes:
+    """All of a file.
+
+    Raises:
+        OSError: as ``check_file``, or it cannot be read.
+    """
+    check_file(path)
+    return path.read_bytes()
 
 
 def _has_no_name(pipe: Path) -> bool:

@@ -20,7 +20,7 @@ import msgspec
 
 from lamella.core.errors import InvalidRequest
 from lamella.core.foreign import UNREADABLE
-from lamella.core.input_files import check_file
+from lamella.core.input_files import read_file
 
 DELIMITER = " "
 
@@ -98,8 +98,7 @@ def read_tasks(path: Path, limit: int | None = None) -> TasksFile:
     if limit is not None and limit < 1:
         raise InvalidRequest(f"a limit of {limit} items; at least 1 is needed")
     try:
-        check_file(path)
-        data = path.read_bytes()
+        data = read_file(path)
     except OSError as error:
         raise InvalidRequest(f"tasks file {path}: {error.strerror}") from error
     lines = [(i, line) for i, line in enumerate(data.split(b"\n"), 1) if line.strip()]

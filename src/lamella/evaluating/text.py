@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from lamella.core.errors import InvalidRequest
 from lamella.core.foreign import decode_text
-from lamella.core.input_files import check_file
+from lamella.core.input_files import read_file
 from lamella.evaluating.statistics import Estimate, exponential, mean
 from lamella.evaluating.subject import Room, Subject
 from lamella.llama.logits import Column, Logits, Reference, Survey, token_losses
@@ -45,8 +45,7 @@ def read_text(path: Path) -> Text:
         InvalidRequest: it is missing, or not UTF-8.
     """
     try:
-        check_file(path)
-        data = path.read_bytes()
+        data = read_file(path)
     except OSError as error:
         raise InvalidRequest(f"text {path}: {error.strerror}") from error
     content = decode_text(data, f"text {path}").removesuffix("\n")

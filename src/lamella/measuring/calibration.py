@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lamella.core.errors import InvalidRequest
 from lamella.core.foreign import decode_text
-from lamella.core.input_files import check_file
+from lamella.core.input_files import read_file
 from lamella.llama.vocabulary import Vocabulary
 
 DEFAULT_TASK = "text"
@@ -80,8 +80,7 @@ def read_texts(files: Sequence[CalibrationFile]) -> tuple[TaskText, ...]:
 
 def _read_text(file: CalibrationFile) -> TaskText:
     try:
-        check_file(file.path)
-        data = file.path.read_bytes()
+        data = read_file(file.path)
     except OSError as error:
         raise InvalidRequest(f"calibration file {file.path}: {error.strerror}") from error
     text = decode_text(data, f"calibration file {file.path}")

@@ -11,7 +11,7 @@ import msgspec
 
 from lamella.core.errors import StoreFormatError
 from lamella.core.foreign import UNREADABLE
-from lamella.core.input_files import check_file
+from lamella.core.input_files import read_file
 from lamella.store.files import storage_errors
 from lamella.store.layout import FORMAT_VERSION
 from lamella.version import __version__
@@ -64,8 +64,7 @@ def read_note(path: Path, expected: str, kind: type[T], cure: str) -> T | None:
     """
     with storage_errors(path, "read"):
         try:
-            check_file(path)
-            data = path.read_bytes()
+            data = read_file(path)
         except FileNotFoundError:
             return None
     try:

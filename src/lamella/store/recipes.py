@@ -12,7 +12,7 @@ import msgspec
 from lamella.core.artifacts import ShardRef
 from lamella.core.errors import StoreFormatError
 from lamella.core.foreign import UNREADABLE
-from lamella.core.input_files import check_file
+from lamella.core.input_files import read_file
 from lamella.store import locks
 from lamella.store.documents import read_document, write_document
 from lamella.store.files import write_atomically
@@ -33,8 +33,7 @@ class Recipes:
         """
         path = self._layout.recipe(recipe_id)
         with contextlib.suppress(OSError, StoreFormatError, *UNREADABLE):
-            check_file(path)
-            document = read_document(path.read_bytes(), RECIPE_FORMAT, path)
+            document = read_document(read_file(path), RECIPE_FORMAT, path)
             shard = msgspec.convert(document.get("shard"), ShardRef)
             check_sha256(shard.id, f"{path}: shard id")
             return shard

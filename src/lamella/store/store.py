@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from lamella.core.artifacts import Plan, ShardRef, Variant
 from lamella.core.errors import ShardDamaged, StoreError, StoreFormatError
-from lamella.core.input_files import check_file
+from lamella.core.input_files import read_file
 from lamella.core.model import ModelIdentity
 from lamella.store import gc, locks, verify
 from lamella.store.claims import Claims
@@ -87,8 +87,7 @@ class Store:
                     "mount the other folder there. Nothing was changed"
                 )
             try:
-                check_file(layout.document)
-                data = layout.document.read_bytes()
+                data = read_file(layout.document)
             except (FileNotFoundError, NotADirectoryError):
                 why = "it has no store.json" if path.exists() else "it does not exist"
                 raise StoreFormatError(f"{path} is no store: {why}") from None

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from lamella.core.artifacts import Variant, from_json, to_json
 from lamella.core.errors import ArtifactError, StorageFailed, StoreFormatError, UnknownVariant, VariantExists
-from lamella.core.input_files import check_file
+from lamella.core.input_files import read_file
 from lamella.store import locks
 from lamella.store.files import (
     incoming_folder,
@@ -250,8 +250,7 @@ class Variants:
         path = self._layout.variant_document(name)
         with storage_errors(path, "read"):
             try:
-                check_file(path)
-                data = path.read_bytes()
+                data = read_file(path)
             except FileNotFoundError:
                 raise StoreFormatError(f"{path} is missing") from None
         variant = from_json(Variant, data, str(path))
