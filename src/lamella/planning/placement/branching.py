@@ -32,6 +32,7 @@ class Branch:
         price: the best one found.
         bound: on the objective of its placements.
         low, high: routes that lose too much, and not, at prices nearest to the best; None where none was seen.
+        tracked: nodes that its routes would use twice (``star_routes.best``).
     """
 
     allowed: Mask
@@ -39,6 +40,7 @@ class Branch:
     bound: float
     low: Route | None
     high: Route | None
+    tracked: frozenset[int]
 
 
 class Branching:
@@ -59,7 +61,7 @@ class Branching:
     def run(self, allowed: Mask, price: float, most_branches: int) -> float:
         """Search; returns a bound on every placement made of the allowed segments (the cutoff, where none is below)."""
         queue: list[tuple[float, int, Branch]] = []
-        self._push(queue, allowed, price)
+        self._push(queue, allowed, price, frozenset())
         settled = np.inf  # least bound of routes that are tried and taken out
         while queue and queue[0][0] < self._cutoff() and self._n_made < most_branches:
             _, _, branch = heapq.heappop(queue)
@@ -67,23 +69,25 @@ class Branching:
             if len(bounds) == 1:
                 settled = min(settled, bounds[0])
             for part in _parts(branch):
-                self._push(queue, part, branch.price)
+                self._push(queue, part, branch.price, branch.tracked)
         return min(self._cutoff(), settled, queue[0][0] if queue else np.inf)
 
-    def _push(self, queue: list[tuple[float, int, Branch]], allowed: Mask, price: float) -> None:
-        branch = self._bound(allowed, price)
+    def _push(
+        self, queue: list[tuple[float, int, Branch]], allowed: Mask, price: float, tracked: frozenset[int]
+    ) -> None:
+        branch = self._bound(allowed, price, set(tracked))
         self._n_made += 1
         if branch is not None and branch.bound < self._cutoff():
             heapq.heappush(queue, (branch.bound, self._n_made, branch))
 
-    def _bound(self, allowed: Mask, price: float) -> Branch | None:
+    def _bound(self, allowed: Mask, price: float, tracked: set[int]) -> Branch | None:
         """Search the price: tangents, as in ``prices``; None where the branch holds no route."""
         best, at_best = -np.inf, price
         low: tuple[float, float, float, Route] | None = None  # price, bound, slope, route
         high: tuple[float, float, float, Route] | None = None
         for _ in range(ROUNDS):
             table, slope = self._tables.at(price)
-            found = best_route(self._arrays, np.where(allowed, table, np.inf))
+            found = best_route(self._arrays, np.where(allowed, table, np.inf), tracked)
             if found is None:
                 return None
             total, route = found
@@ -98,7 +102,7 @@ class Branching:
             else:
                 high = (price, bound, excess, route)
             price = _next_price(low, high)
-        return Branch(allowed, at_best, best, low and low[3], high and high[3])
+        return Branch(allowed, at_best, best, low and low[3], high and high[3], frozenset(tracked))
 
 
 def _next_price(low: tuple[float, float, float, Route] | None, high: tuple[float, float, float, Route] | None) -> float:

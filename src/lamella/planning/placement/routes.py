@@ -23,13 +23,14 @@ def all_orders(arrays: Arrays) -> bool:
     return arrays.n_nodes <= (MOST_NODES_STAR if arrays.between is None else MOST_NODES_MESH)
 
 
-def best_route(arrays: Arrays, bound: Floats) -> tuple[float, Route] | None:
+def best_route(arrays: Arrays, bound: Floats, tracked: set[int] | None = None) -> tuple[float, Route] | None:
     """Total and route of least total; None where no route holds all layers.
 
     Args:
         bound: [N, L + 1, L + 1] of each segment (``SegmentTable.bound``).
+        tracked: what ``star_routes.best`` learned from tables nearby, and learns from this one.
     """
-    return star_routes.best(bound) if arrays.between is None else mesh_routes.best(bound, arrays.between)
+    return star_routes.best(bound, tracked) if arrays.between is None else mesh_routes.best(bound, arrays.between)
 
 
 def totals_through(arrays: Arrays, bound: Floats) -> Floats:

@@ -3,11 +3,15 @@
     f[j, S] = min over n in S, i < j of  f[i, S - n] + segment[n, i, j]
 
 Sets are bit masks, so that the sets without a node are a view of the array, and one step over all sets is one addition.
+
+The best route alone needs few of these sets: they are kept of the nodes that would otherwise be used twice, found by
+solving with none and adding such nodes until none is (Boland, Dethridge, Dumitrescu 2006; Righini, Salani 2008).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -18,18 +22,25 @@ CACHE_ENTRIES = 2**15
 """Sums made at once: larger arrays fall out of the processor's cache."""
 
 
-def reach(bound: Floats) -> Floats:
-    """[L + 1, 2^N] least total from boundary 0 to a boundary, by the nodes used."""
+def reach(bound: Floats, free: Floats | None = None) -> Floats:
+    """[L + 1, 2^N] least total from boundary 0 to a boundary, by the nodes used.
+
+    Args:
+        bound: [N, L + 1, L + 1] of segments whose node is used once.
+        free: [L + 1, L + 1] of segments that may be used however often; None for none.
+    """
     n_nodes, n_layers = bound.shape[0], bound.shape[1] - 1
+    tables = bound if free is None else np.concatenate([bound, free[None]])
     reached = np.full((n_layers + 1, 2**n_nodes), np.inf)
     reached[0, 0] = 0.0
     block = max(1, CACHE_ENTRIES // 2**n_nodes)
-    for node, end, possible in _by_end(bound):
-        with_node = views(reached[end], node)[1]
+    for table, end, possible in _by_end(tables):
+        into = reached[end][None] if table == n_nodes else views(reached[end], table)[1]
         for at in range(0, len(possible), block):
             firsts = possible[at : at + block]
-            totals = views(reached[firsts], node)[0] + bound[node, firsts, end][:, None, None]
-            np.minimum(with_node, totals.min(axis=0) if len(firsts) > 1 else totals[0], out=with_node)
+            before = reached[firsts][:, None] if table == n_nodes else views(reached[firsts], table)[0]
+            totals = before + tables[table, firsts, end][:, None, None]
+            np.minimum(into, totals.min(axis=0) if len(firsts) > 1 else totals[0], out=into)
     return reached
 
 
@@ -42,15 +53,43 @@ def _by_end(bound: Floats) -> Iterator[tuple[int, int, Ints]]:
         yield int(nodes[at]), int(ends[at]), firsts[at:until]
 
 
-def best(bound: Floats) -> tuple[float, Route] | None:
-    """Total and route of least total; None where there is none."""
+def best(bound: Floats, tracked: set[int] | None = None) -> tuple[float, Route] | None:
+    """Total and route of least total; None where there is none.
+
+    Args:
+        tracked: nodes whose use is watched from the start, as a table nearby needed it; those that this one needs, too,
+            are added.  It changes how long the search takes, and what it finds only among equals.
+    """
     nodes, present = _present(bound)
-    reached = reach(present)
+    tracked = set() if tracked is None else tracked
+    while True:
+        found = _best_tracking(present, [at for at, node in enumerate(nodes) if int(node) in tracked])
+        if found is None:
+            return None
+        total, route = found[0], tuple(Arc(int(nodes[a.node]), a.first, a.end) for a in found[1])
+        again = {node for node, times in Counter(arc.node for arc in route).items() if times > 1}
+        if not again:
+            return total, route
+        tracked |= again
+
+
+def _best_tracking(bound: Floats, tracked: Sequence[int]) -> tuple[float, Route] | None:
+    """As ``best``, where only the tracked nodes are used no more than once."""
+    once = bound[list(tracked)]
+    others = np.setdiff1d(np.arange(len(bound)), tracked)
+    free = bound[others].min(axis=0, initial=np.inf)
+    reached = reach(once, free)
     used = int(reached[-1].argmin())
     total = float(reached[-1, used])
     if not np.isfinite(total):
         return None
-    return total, tuple(Arc(int(nodes[a.node]), a.first, a.end) for a in _trace(present, reached, used))
+
+    def node_of(arc: Arc) -> int:
+        if arc.node < len(tracked):
+            return tracked[arc.node]
+        return int(others[bound[others, arc.first, arc.end].argmin()])
+
+    return total, tuple(Arc(node_of(a), a.first, a.end) for a in _trace(once, free, reached, used))
 
 
 def through(bound: Floats) -> Floats:
@@ -92,12 +131,15 @@ def within(states: Floats) -> Floats:
     return least[..., ::-1]  # the complement of S has the bits of S turned round
 
 
-def _trace(bound: Floats, reached: Floats, used: int) -> Route:
-    arcs, end = list[Arc](), bound.shape[1] - 1
+def _trace(bound: Floats, free: Floats, reached: Floats, used: int) -> Route:
+    """The way back; a segment of ``free`` has the number of nodes as its node."""
+    arcs, end, n_nodes = list[Arc](), bound.shape[1] - 1, bound.shape[0]
     while end:
-        members = [n for n in range(bound.shape[0]) if used >> n & 1]
-        totals = np.array([reached[:end, used & ~(1 << n)] + bound[n, :end, end] for n in members])
+        members = [n for n in range(n_nodes) if used >> n & 1]
+        by_member = [reached[:end, used & ~(1 << n)] + bound[n, :end, end] for n in members]
+        totals = np.array([*by_member, reached[:end, used] + free[:end, end]])
         which, first = divmod(int(totals.argmin()), end)
-        arcs.append(Arc(members[which], first, end))
-        used, end = used & ~(1 << members[which]), first
+        node = members[which] if which < len(members) else n_nodes
+        arcs.append(Arc(node, first, end))
+        used, end = used & ~(1 << node), first
     return tuple(reversed(arcs))
