@@ -152,6 +152,17 @@ def test_windows_longer_than_the_model_can_read(store: Store, text: Path) -> Non
         evaluate(store, (), Exams(text=text))
 
 
+@pytest.mark.parametrize(
+    ("window_tokens", "n_windows", "complaint"),
+    [(0, None, "windows of 0 tokens; they need at least 4"), (32, 0, "0 windows; at least one")],
+)
+def test_windows_that_score_nothing(
+    store: Store, text: Path, window_tokens: int, n_windows: int | None, complaint: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=complaint):
+        evaluate(store, (), Exams(text=text, window_tokens=window_tokens, n_windows=n_windows, n_threads=1))
+
+
 def test_text_that_is_no_utf8(store: Store, tmp_path: Path) -> None:
     (tmp_path / "bad.txt").write_bytes(b"abc\xff")
     with pytest.raises(InvalidRequest, match="not UTF-8: byte 0xff at offset 3"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -69,6 +70,9 @@ def test_files_without_meaning_are_refused(tmp_path: Path, text: str, match: str
         read_objectives(path)
     with pytest.raises(InvalidRequest, match="No such file"):
         read_objectives(tmp_path / "none.toml")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InvalidRequest, match="it is a named pipe"):
+        read_objectives(tmp_path / "pipe")
 
 
 @pytest.mark.parametrize("text", ["a:speed=3", "a:ttft_p95_ms=fast", "a:ttft_p95_ms"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -137,11 +138,20 @@ def test_names_make_traces() -> None:
         ("weekly:rate=1", "poisson:..., bursts:..., day:..."),
         ("no-such-file", "cannot be read"),
         ("poisson:prompt=0", "median"),
+        ("poisson:rate=1e9", r"1e\+09 requests/s for 600 s are about 6e\+11 requests; a trace has at most 5,000,000"),
+        ("bursts:rate=1,peak=1e6", "about 6e.08 requests"),
+        ("day:seconds=1e9", "about 1.8e.09 requests"),
     ],
 )
 def test_bad_names_are_refused(name: str, match: str) -> None:
     with pytest.raises(InvalidRequest, match=match):
         named_trace(name)
+
+
+def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InvalidRequest, match="pipe cannot be read: it is a named pipe"):
+        read_trace(tmp_path / "pipe")
 
 
 def test_a_trace_can_be_faster_and_shorter() -> None:

@@ -136,10 +136,12 @@ def cut_windows(text: Text, model: Model, n_tokens: int, n_windows: int | None) 
     """As the module says.
 
     Raises:
-        InvalidRequest: the text is too short; says how many tokens are needed and there.
+        InvalidRequest: no window, too small ones, or too short a text; says how many tokens are needed and there.
     """
-    if n_tokens < SMALLEST_WINDOW or (n_windows is not None and n_windows < 1):
-        raise InvalidRequest(f"{n_windows} windows of {n_tokens} tokens; at least 1 of {SMALLEST_WINDOW} is needed")
+    if n_tokens < SMALLEST_WINDOW:
+        raise InvalidRequest(f"windows of {n_tokens} tokens; they need at least {SMALLEST_WINDOW}")
+    if n_windows is not None and n_windows < 1:
+        raise InvalidRequest(f"{n_windows} windows; at least one is needed")
     tokens = model.vocabulary.tokenize(text.content, parse_special=False)
     if len(tokens) < 2 * n_tokens:
         raise InvalidRequest(

@@ -26,6 +26,7 @@ import msgspec
 
 from lamella.core.errors import InvalidRequest
 from lamella.core.foreign import UNREADABLE
+from lamella.core.input_files import check_file
 from lamella.core.units import parse_bytes
 from lamella.qos.objectives.stated import ClassObjectives, Objectives
 
@@ -57,6 +58,7 @@ def read_objectives(path: Path) -> Objectives:
         InvalidRequest: it cannot be read, is no TOML, or has a field or a value that has no meaning; names it.
     """
     try:
+        check_file(path)
         document = _toml(path.read_text(encoding="utf-8"))
         found = msgspec.convert(document, _File)
     except OSError as error:

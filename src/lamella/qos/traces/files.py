@@ -20,6 +20,7 @@ import msgspec
 
 from lamella.core.errors import InvalidRequest
 from lamella.core.foreign import UNREADABLE
+from lamella.core.input_files import check_file
 from lamella.qos.traces.arrivals import DEFAULT_CLASS, Arrival, Trace
 
 _TIME, _PROMPT, _GENERATED = AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
@@ -44,6 +45,7 @@ def read_trace(path: Path, class_name: str = DEFAULT_CLASS) -> Trace:
         InvalidRequest: it cannot be read, holds no request, or a line is wrong; names the line.
     """
     try:
+        check_file(path)
         with path.open(encoding="utf-8") as file:
             lines = [line.rstrip("\n") for line in file]  # and no other ends of lines, which names may have in them
     except (OSError, UnicodeDecodeError) as error:

@@ -17,6 +17,8 @@ from lamella.core.errors import InvalidRequest
 from lamella.qos.traces.arrivals import DEFAULT_CLASS, Arrival, Trace
 
 DAY_SECONDS = 86_400.0
+MOST_REQUESTS = 5_000_000
+"""Of a trace made by chance: half a gigabyte of them.  A day at 58 a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,11 @@ class Load:
 
 
 def poisson(load: Load, seed: int = 0) -> Trace:
-    """Arrivals at a constant mean rate, independent of each other."""
+    """Arrivals at a constant mean rate, independent of each other.
+
+    Raises:
+        InvalidRequest: more of them than ``MOST_REQUESTS``, as of the traces below.
+    """
     return _thinned(f"poisson:rate={load.rate:g},seed={seed}", load, lambda _: load.rate, load.rate, seed)
 
 
@@ -120,7 +126,16 @@ def day(load: Load, *, swing: float = 0.8, period: float = DAY_SECONDS, seed: in
 
 
 def _thinned(name: str, load: Load, rate_at: Callable[[float], float], largest: float, seed: int) -> Trace:
-    """Arrivals at the largest rate, each kept with the share that its rate has of that (Lewis and Shedler)."""
+    """Arrivals at the largest rate, each kept with the share that its rate has of that (Lewis and Shedler).
+
+    Raises:
+        InvalidRequest: more requests than a trace has.
+    """
+    if largest * load.seconds > MOST_REQUESTS:
+        raise InvalidRequest(
+            f"{largest:g} requests/s for {load.seconds:g} s are about {largest * load.seconds:.3g} requests; "
+            f"a trace has at most {MOST_REQUESTS:,}"
+        )
     chance = random.Random(seed)
     names, shares = list(load.classes), list(load.classes.values())
     arrivals, time = [], chance.expovariate(largest)
