@@ -65,7 +65,7 @@ def open_tight(open_front: OpenFront, served_store: Path, monkeypatch: pytest.Mo
     @contextmanager
     def opened(variant: str = "int8", spare: int = 0, planned_bytes: int = 0, **settings: Any) -> Iterator[FakeFront]:
         room = Store.open(served_store).variant("int8").n_bytes + spare
-        start = Start(variant, Ceiling(room, planned_bytes=planned_bytes, measure=lambda: 0))
+        start = Start(variant, {}, Ceiling(room, planned_bytes=planned_bytes, measure=lambda: 0))
         monkeypatch.setattr(engine_parts, "plan_start", lambda *_: start)
         with open_front(variant=variant, memory_bytes=room, **settings) as front:
             yield front

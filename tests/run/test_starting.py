@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +15,14 @@ from lamella.llama import gguf
 from lamella.llama.context import ContextOptions
 from lamella.llama.memory import ContextMemory
 from lamella.run import starting
-from lamella.run.layouts import Layout
+from lamella.run.layouts import MAPPED, Layout, choices
 from lamella.run.starting import CELL_STEP, Start, plan_start, weights_bytes
 from lamella.store.store import Store
 
 OPTIONS = ContextOptions(n_ctx=1024)
 CELL_BYTES, BUFFER_BYTES, PROCESS_BYTES = 1000, 5300, 70_000
 Plan = Callable[..., Start]
+Layouts = Sequence[Mapping[str, Layout]]
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[Path]]:
 def plan(store: Store, asked: list[Sequence[Path]]) -> Plan:
     def start(memory_bytes: int, named: str | None = None, options: ContextOptions = OPTIONS) -> Start:
         variants = sorted(store.variants(), key=lambda v: v.n_bytes, reverse=True)
-        return plan_start(store, variants, named, options, {}, memory_bytes)
+        return plan_start(store, variants, named, options, [MAPPED], memory_bytes)
 
     return start
 
@@ -55,8 +56,8 @@ def needed(plan: Plan, name: str) -> int:
 
 
 def test_without_a_ceiling_the_largest_starts_and_nothing_is_measured(plan: Plan, asked: list[Sequence[Path]]) -> None:
-    assert plan(0) == Start("large")
-    assert plan(0, "small") == Start("small")
+    assert plan(0) == Start("large", MAPPED)
+    assert plan(0, "small") == Start("small", MAPPED)
     assert not asked
 
 
@@ -121,6 +122,35 @@ def test_where_no_cells_are_left_a_smaller_variant_or_more_memory_is_advised(sto
         plan(bare + 1024)
     with pytest.raises(ExceedsCeiling, match=r"no variant fits, since .* go without any weight; give more memory"):
         plan(bare)
+
+
+@pytest.mark.usefixtures("asked")
+def test_copies_are_done_without_where_there_is_no_room_for_them(store: Store, plan: Plan) -> None:
+    variants = sorted(store.variants(), key=lambda v: v.n_bytes, reverse=True)
+    copied = {"Q8_0": Layout(repack=True)}
+    may_have = choices("auto", copied)
+    room = needed(plan, "large")
+
+    def start(memory_bytes: int, named: str | None = None, layouts: Layouts = may_have) -> tuple[str, object]:
+        found = plan_start(store, variants, named, OPTIONS, layouts, memory_bytes)
+        return found.variant, found.layouts
+
+    longest = max(shard.n_bytes for shard in variants[0].shards)
+    assert start(0) == ("large", copied)
+    assert start(room + longest) == ("large", copied)
+    assert start(room + longest - 1) == start(room) == start(room, "large") == ("large", MAPPED)
+    assert start(room - 1)[0] == "middle"
+    only_copied = choices("repacked", copied)
+    assert start(room, layouts=only_copied)[0] == "middle"
+    with pytest.raises(ExceedsCeiling):
+        start(room, "large", only_copied)
+
+
+def test_only_auto_does_without_copies() -> None:
+    copied = {"Q8_0": Layout(repack=True), "Q4_K": Layout()}
+    assert choices("auto", copied) == (copied, MAPPED)
+    assert choices("repacked", copied) == (copied,)
+    assert choices("auto", {"Q8_0": Layout()}) == ({"Q8_0": Layout()},)
 
 
 def test_copies_are_counted_beside_what_prompts_still_read(store: Store) -> None:

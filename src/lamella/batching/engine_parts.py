@@ -30,7 +30,7 @@ from lamella.resources.machine import cpu_memory
 from lamella.run.ceiling import Ceiling
 from lamella.run.engine import by_size
 from lamella.run.kernel_table import KernelTable, layouts_of
-from lamella.run.layouts import Layout
+from lamella.run.layouts import Layout, choices
 from lamella.run.loading import Loaded, load
 from lamella.run.starting import plan_start
 from lamella.run.variants import LiveVariants
@@ -72,11 +72,12 @@ class EngineParts:
         variants = _served(store, settings.variants)
         options = context_options(settings)
         layouts = {} if device or layers else _layouts(settings, variants)
-        first = plan_start(store, variants, settings.variant, options, layouts, settings.memory_bytes)
+        may_have = choices(settings.layout, layouts)
+        first = plan_start(store, variants, settings.variant, options, may_have, settings.memory_bytes)
         loaded = load(
             store,
             first.variant,
-            layouts,
+            first.layouts,
             lambda model: cells_by_room(options, settings, model, device),
             n_warm=settings.n_warm,
             check=settings.check,

@@ -33,7 +33,7 @@ from lamella.llama.weights import WeightState
 from lamella.run.chat import Message, as_template_messages
 from lamella.run.generation import FinishReason, Generation, Progress, Token
 from lamella.run.kernel_table import KernelTable, layouts_of
-from lamella.run.layouts import LayoutPolicy, check_policy
+from lamella.run.layouts import LayoutPolicy, check_policy, choices
 from lamella.run.loading import Loaded, load
 from lamella.run.prefix import shared_prefix
 from lamella.run.prepared import PreparedVariant, Ready, StagedVariant, SwitchReport
@@ -119,11 +119,12 @@ class Engine(Closing):
         kernels = kernels or KernelTable(None, options.context.n_threads or usable_cores())
         device = devices.besides_cpu(options.device)
         layouts = {} if device else layouts_of(options.layout, kernels, variants)
-        start = plan_start(store, variants, variant, options.context, layouts, options.memory_bytes)
+        may_have = choices(options.layout, layouts)
+        start = plan_start(store, variants, variant, options.context, may_have, options.memory_bytes)
         loaded = load(
             store,
             start.variant,
-            layouts,
+            start.layouts,
             lambda _: options.context,
             n_warm=options.n_warm,
             check=options.check,

@@ -44,6 +44,10 @@ class Layout:
         return self.repack and not self.prompt_from_mapped
 
 
+MAPPED: Mapping[str, Layout] = {}
+"""No type has copies."""
+
+
 def check_policy(policy: str) -> LayoutPolicy:
     """The policy of that name.
 
@@ -54,6 +58,11 @@ def check_policy(policy: str) -> LayoutPolicy:
         if policy == known:
             return known
     raise InvalidRequest(f"unknown layout '{policy}'; known: {', '.join(LAYOUT_POLICIES)}")
+
+
+def choices(policy: LayoutPolicy, fastest: Mapping[str, Layout]) -> tuple[Mapping[str, Layout], ...]:
+    """Layouts that an engine may have, the best first: ``auto`` does without copies where there is no room for them."""
+    return (fastest, MAPPED) if policy == "auto" and any(layout.repack for layout in fastest.values()) else (fastest,)
 
 
 def choose(policy: LayoutPolicy, times: Mapping[str, KernelTimes]) -> dict[str, Layout]:

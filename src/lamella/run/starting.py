@@ -1,7 +1,7 @@
-"""Which variant an engine starts at, and what its memory ceiling leaves for weights.
+"""Which variant an engine starts at, how its weights are read, and what its memory ceiling leaves for them.
 
-    start = plan_start(store, variants, None, ContextOptions(), layouts, memory_bytes=600 * MIB)
-    start.variant, start.ceiling
+    start = plan_start(store, variants, None, ContextOptions(), (fastest, MAPPED), memory_bytes=600 * MIB)
+    start.variant, start.layouts, start.ceiling
 
 What the engine takes besides weights is known before anything is loaded: llama.cpp plans the context in a dry run,
 which reads the tokenizer too, and the process measures itself after it.
@@ -9,6 +9,7 @@ which reads the tokenizer too, and the process measures itself after it.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,9 +37,10 @@ CELL_STEP = 256
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where an engine starts: the variant's name, and its ceiling, or None for none."""
+    """Where an engine starts: the variant's name, layouts by ggml type name, and its ceiling, or None for none."""
 
     variant: str
+    layouts: Mapping[str, Layout]
     ceiling: Ceiling | None = None
 
 
@@ -66,14 +68,14 @@ def plan_start(
     variants: Sequence[Variant],
     named: str | None,
     options: ContextOptions,
-    layouts: Mapping[str, Layout],
+    choices: Sequence[Mapping[str, Layout]],
     memory_bytes: int,
 ) -> Start:
     """The variant that was named, else the largest that fits.
 
     Args:
         variants: those that may run, the largest first; at least one.
-        layouts: by ggml type name.
+        choices: layouts by ggml type name, the best first, of which the first that leaves room is taken; at least one.
         memory_bytes: ceiling of the process's memory; 0 for none.
 
     Raises:
@@ -83,15 +85,20 @@ def plan_start(
     """
     wanted = [store.variant(named)] if named else list(variants)
     if not memory_bytes:
-        return Start(wanted[0].name)
+        return Start(wanted[0].name, choices[0])
     needs = _measure(store, _likely(wanted, memory_bytes), options)
-    for variant in wanted:
-        if needs.n_bytes + weights_bytes(variant, needs.tensors, layouts) <= memory_bytes:
-            return Start(variant.name, Ceiling(memory_bytes, needs.n_bytes))
-    others = [v.name for v in variants if needs.n_bytes + weights_bytes(v, needs.tensors, layouts) <= memory_bytes]
+
+    def fits(variant: Variant, layouts: Mapping[str, Layout]) -> bool:
+        return needs.n_bytes + weights_bytes(variant, needs.tensors, layouts) <= memory_bytes
+
+    for variant, layouts in itertools.product(wanted, choices):
+        if fits(variant, layouts):
+            return Start(variant.name, layouts, Ceiling(memory_bytes, needs.n_bytes))
+    least = choices[-1]
+    others = [v.name for v in variants if fits(v, least)]
     smallest = wanted[-1]
     what = f"variant '{smallest.name}'" if named else f"the smallest variant, '{smallest.name}',"
-    raise _refusal(what, weights_bytes(smallest, needs.tensors, layouts), needs, memory_bytes, others)
+    raise _refusal(what, weights_bytes(smallest, needs.tensors, least), needs, memory_bytes, others)
 
 
 def weights_bytes(variant: Variant, tensors: Mapping[str, TensorSpec], layouts: Mapping[str, Layout]) -> int:
