@@ -224,7 +224,7 @@ def test_streams_that_would_take_too_long_are_hurried_at_once_and_let_go_when_th
     )
     still = policy.decide(down.state, replace(late, time=10.5))
     assert still.variant == down.variant
-    early = replace(late, time=11.0, streams=writing(8, 20))
+    early = replace(late, time=11.0, streams=writing(8, 16))
     assert policy.decide(still.state, early).variant == "v0"
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lamella.qos.objectives.stated import ClassObjectives, Objectives
 from lamella.qos.policies.sample import ClassSample, Sample, Stream
 from lamella.qos.policies.setting import Setting
-from lamella.qos.policies.slack import HORIZON_SECONDS, losses, step_seconds
+from lamella.qos.policies.slack import AIM, HORIZON_SECONDS, losses, step_seconds
 from tests.qos.profiles import ladder
 
 PROMISED = 0.03
@@ -31,7 +31,7 @@ def counted(stream: Stream, step: float, fastest: float, alone: float, seconds: 
     n_fast, broken, n_longer = seconds / step, 0, 0
     for length in LENGTHS:
         if length > stream.n_written:
-            j, allowed = length - stream.n_written, PROMISED * (length - 1)
+            j, allowed = length - stream.n_written, AIM * PROMISED * (length - 1)
             n_longer += 1
             took = stream.seconds + min(j, n_fast) * step + max(0.0, j - n_fast) * fastest
             broken += (took > allowed) - (stream.seconds + j * alone > allowed)
@@ -50,6 +50,16 @@ def test_losses_are_what_counting_says(n_written: int, share: float, n: int, tim
     for rung, step in zip(SETTING.rungs, steps, strict=True):
         expected = counted(stream, step, steps[-1], alone, seconds)
         assert found[rung.name]["interactive"] == pytest.approx(expected, abs=0.03)
+
+
+@pytest.mark.parametrize(("share", "is_at_risk"), [(0.98, True), (0.96, False)])
+def test_a_stream_that_would_use_all_of_its_promise_is_at_risk(share: float, is_at_risk: bool) -> None:
+    """Steps waver, and it would have nothing left for that."""
+    rung = SETTING.rungs[0]
+    step = step_seconds(rung, SETTING, sample_of(n=4), HORIZON_SECONDS * RATE)
+    setting = Setting.of(ladder(3), Objectives({"interactive": ClassObjectives(tpot_seconds=step / share)}))
+    sample = sample_of(Stream("interactive", 101, 100 * step), n=4)
+    assert (losses(setting.rungs, setting, sample)["v0"]["interactive"] > 0.02) == is_at_risk
 
 
 def test_streams_share_one_loss_and_others_none() -> None:

@@ -25,6 +25,8 @@ from lamella.qos.policies.setting import Rung, Setting
 
 HORIZON_SECONDS = 2.0
 """A rung is judged by what it would do for so long; until then something else can be decided."""
+AIM = 0.97
+"""Share of the promised time that is aimed at: steps waver, and a stream that uses all of its slack has none for that."""
 MOST_READING = 0.8
 """Share of the time that prompts are taken to need, at most."""
 
@@ -87,7 +89,7 @@ def _by_class(setting: Setting, sample: Sample, paces: Paces) -> dict[str, float
         wanted = setting.objectives.classes.get(name)
         streams = [stream for stream in sample.streams if stream.class_name == name]
         if wanted is not None and wanted.tpot_seconds is not None and streams:
-            total = sum(_loss(stream, seen, wanted.tpot_seconds, paces) for stream in streams)
+            total = sum(_loss(stream, seen, AIM * wanted.tpot_seconds, paces) for stream in streams)
             found[name] = total / len(streams)
     return found
 
