@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -29,8 +30,8 @@ from lamella.planning.words import layer_words
 from lamella.resources.machine import cpu_memory
 from lamella.run.ceiling import Ceiling
 from lamella.run.engine import by_size
-from lamella.run.kernel_table import KernelTable, layouts_of
-from lamella.run.layouts import Layout, choices
+from lamella.run.kernel_table import KernelTable, layout_choices
+from lamella.run.layouts import MAPPED, Layout
 from lamella.run.loading import Loaded, load
 from lamella.run.starting import plan_start
 from lamella.run.variants import LiveVariants
@@ -71,9 +72,8 @@ class EngineParts:
         store = Store.open(Path(settings.store))
         variants = _served(store, settings.variants)
         options = context_options(settings)
-        layouts = {} if device or layers else _layouts(settings, variants)
-        may_have = choices(settings.layout, layouts)
-        first = plan_start(store, variants, settings.variant, options, may_have, settings.memory_bytes)
+        layouts = (MAPPED,) if device or layers else _layouts(settings, variants)
+        first = plan_start(store, variants, settings.variant, options, layouts, settings.memory_bytes)
         loaded = load(
             store,
             first.variant,
@@ -202,11 +202,11 @@ class EngineParts:
         self.loaded.close()
 
 
-def _layouts(settings: EngineSettings, variants: list[Variant]) -> dict[str, Layout]:
-    """How weights of each type are read on the CPU, by speeds measured before where there is a file of them."""
+def _layouts(settings: EngineSettings, variants: list[Variant]) -> tuple[Mapping[str, Layout], ...]:
+    """How weights of each type may be read on the CPU, by speeds measured before where there is a file of them."""
     file = Path(settings.kernel_file) if settings.kernel_file else None
     policy = "mapped" if settings.is_reproducible else settings.layout
-    return layouts_of(policy, KernelTable(file, settings.n_threads or usable_cores()), variants)
+    return layout_choices(policy, KernelTable(file, settings.n_threads or usable_cores()), variants)
 
 
 def prompt_cache_bytes(settings: EngineSettings) -> int:

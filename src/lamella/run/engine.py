@@ -32,8 +32,8 @@ from lamella.llama.sampling import Sampler, SamplingOptions
 from lamella.llama.weights import WeightState
 from lamella.run.chat import Message, as_template_messages
 from lamella.run.generation import FinishReason, Generation, Progress, Token
-from lamella.run.kernel_table import KernelTable, layouts_of
-from lamella.run.layouts import LayoutPolicy, check_policy, choices
+from lamella.run.kernel_table import KernelTable, layout_choices
+from lamella.run.layouts import MAPPED, LayoutPolicy, check_policy
 from lamella.run.loading import Loaded, load
 from lamella.run.prefix import shared_prefix
 from lamella.run.prepared import PreparedVariant, Ready, StagedVariant, SwitchReport
@@ -118,9 +118,8 @@ class Engine(Closing):
         variants = by_size(store)
         kernels = kernels or KernelTable(None, options.context.n_threads or usable_cores())
         device = devices.besides_cpu(options.device)
-        layouts = {} if device else layouts_of(options.layout, kernels, variants)
-        may_have = choices(options.layout, layouts)
-        start = plan_start(store, variants, variant, options.context, may_have, options.memory_bytes)
+        layouts = (MAPPED,) if device else layout_choices(options.layout, kernels, variants)
+        start = plan_start(store, variants, variant, options.context, layouts, options.memory_bytes)
         loaded = load(
             store,
             start.variant,

@@ -16,7 +16,7 @@ from lamella.core.foreign import UNREADABLE
 from lamella.core.precision import GGML_TYPES
 from lamella.llama import kernels, library
 from lamella.llama.kernels import KernelTimes
-from lamella.run.layouts import Layout, LayoutPolicy, choose
+from lamella.run.layouts import MAPPED, Layout, LayoutPolicy, choices, choose
 
 FORMAT_VERSION = 1
 _ATTENTION = "attention"
@@ -91,12 +91,14 @@ class KernelTable:
                 temporary.unlink(missing_ok=True)
 
 
-def layouts_of(policy: LayoutPolicy, kernels: KernelTable, variants: Iterable[Variant]) -> dict[str, Layout]:
-    """How each ggml type of some variants is read; nothing is measured where the policy is ``mapped``."""
+def layout_choices(
+    policy: LayoutPolicy, kernels: KernelTable, variants: Iterable[Variant]
+) -> tuple[Mapping[str, Layout], ...]:
+    """How each ggml type of some variants may be read (``layouts.choices``); ``mapped`` measures nothing."""
     if policy == "mapped":
-        return {}
+        return (MAPPED,)
     types = {t for v in variants for n, t in v.plan.tensors.items() if n.startswith("blk.")}
-    return choose(policy, kernels.times(types - {"F32"}))
+    return choices(policy, choose(policy, kernels.times(types - {"F32"})))
 
 
 def processor_name() -> str:
