@@ -1,12 +1,14 @@
 """The load and the promise that variants are compared under: found on a profile, in virtual time.
 
-The promise lies between what the lowest and the highest variant do under the load (their p95 times per token, geometric
-mean), and the load is the lightest under which the highest breaks it often and the lowest hardly ever.  Both shall hold
-also where the machine is faster or slower than its profile says.
+The promise is the loosest that the highest variant breaks for half of the requests, on a machine a little quicker than
+in its profile; so it lies between what the highest and the lowest do.  The load is the lightest under which the lowest
+keeps it on the slowest machine: a shared machine is up to a third slower for minutes (docs/log.md), and where even the
+lowest variant breaks a promise there is nothing to compare.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -18,15 +20,16 @@ from lamella.qos.simulator.outcome import Outcome, attainment
 from lamella.qos.simulator.replay import ReplayOptions, replay
 from lamella.qos.traces.arrivals import DEFAULT_CLASS, Trace
 from lamella.qos.traces.generators import Lengths, Load, bursts
-from lamella.qos.watching import p95
 
 EVERY_SECONDS, BURST_SECONDS = 60.0, 25.0
 QUIET_SHARE = 0.1
 """Arrivals between bursts, as a share of the peak."""
 HIGHEST_KEEPS, LOWEST_KEEPS = 0.5, 0.98
 """With room to the 60 % and 95 % that are claimed..."""
-MARGINS = (1.1, 1.05, 1.0)
-"""...also where every step takes so many times longer, or shorter, than the profile says; the first that can be had."""
+QUICKER = 1.1
+"""...for the highest also where every step takes so many times less than the profile says..."""
+MARGINS = (1.5, 1.4, 1.3, 1.2, 1.1, 1.05, 1.0)
+"""...and for the lowest where it takes so many times longer; the first that can be had."""
 PEAKS = [0.25 * 1.15**i for i in range(32)]
 
 
@@ -54,20 +57,21 @@ def find_contest(profile: Profile, minutes: float, seed: int) -> Contest:
     """
     free = Setting.of(profile, Objectives({DEFAULT_CLASS: ClassObjectives()}))
     highest, lowest = free.rungs[0].name, _fastest(free)
-    traces = [bursty(peak, minutes, seed) for peak in PEAKS]
+    quick = ((trace, _alone(trace, free, highest, 1 / QUICKER)) for trace in (bursty(p, minutes, seed) for p in PEAKS))
+    served = itertools.takewhile(lambda pair: not pair[1].n_failed, quick)  # heavier loads are refused
+    promises = [(trace, _half_broken(outcome)) for trace, outcome in served]
     for margin in MARGINS:
-        for trace in traces:
-            wanted = _between(*(_alone(trace, free, name) for name in (highest, lowest)))
-            quick, slow = _alone(trace, free, highest, 1 / margin), _alone(trace, free, lowest, margin)
-            if attainment(quick.served, wanted) <= HIGHEST_KEEPS and attainment(slow.served, wanted) >= LOWEST_KEEPS:
-                return Contest(trace, wanted, highest, lowest)
+        for trace, promised in promises:
+            if attainment(_alone(trace, free, lowest, margin).served, promised) >= LOWEST_KEEPS:
+                return Contest(trace, promised, highest, lowest)
     raise SystemExit(f"no bursts tell '{highest}' and '{lowest}' apart; take variants that differ more in speed")
 
 
-def _between(high: Outcome, low: Outcome) -> Objectives:
-    """The promise between two variants."""
-    seconds = math.sqrt(_tpot(high) * _tpot(low))
-    return Objectives({DEFAULT_CLASS: ClassObjectives(tpot_seconds=round(seconds, 4))})
+def _half_broken(outcome: Outcome) -> Objectives:
+    """The loosest promise that is kept for at most ``HIGHEST_KEEPS`` of the requests."""
+    times = sorted(one.tpot_seconds for one in outcome.served)
+    seconds = times[max(0, int(HIGHEST_KEEPS * len(times)) - 1)]
+    return Objectives({DEFAULT_CLASS: ClassObjectives(tpot_seconds=math.floor(seconds * 1e4) / 1e4)})
 
 
 def bursty(peak: float, minutes: float, seed: int) -> Trace:
@@ -92,9 +96,3 @@ def _fastest(setting: Setting) -> str:
 def _alone(trace: Trace, setting: Setting, variant: str, slowdown: float = 1.0) -> Outcome:
     rarely = ReplayOptions(start=variant, sample_seconds=EVERY_SECONDS, slowdown=slowdown)  # there is nothing to decide
     return replay(trace, setting, Static(variant), rarely)
-
-
-def _tpot(outcome: Outcome) -> float:
-    found = p95(one.tpot_seconds for one in outcome.served if not one.failure)
-    assert found is not None  # there are requests
-    return found
