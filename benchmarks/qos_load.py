@@ -2,8 +2,8 @@
 
 The promise is the loosest that the highest variant breaks for half of the requests, on a machine a little quicker than
 in its profile; so it lies between what the highest and the lowest do.  The load is the lightest under which the lowest
-keeps it on the slowest machine: a shared machine is up to a third slower for minutes (docs/log.md), and where even the
-lowest variant breaks a promise there is nothing to compare.
+keeps it on the slowest machine: a shared machine may be half as slow again for a minute (docs/log.md), and where even
+the lowest variant breaks a promise there is nothing to compare.
 """
 
 from __future__ import annotations
