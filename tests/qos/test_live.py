@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lamella.api.controlling import LINE_SECONDS, ChangeLines
 from lamella.batching.messages import Accepted, Finished, FinishReason, Generate, Step, Switched, TokenEvent
@@ -14,11 +17,13 @@ from lamella.core.errors import InvalidRequest
 from lamella.qos.controller import LoggedChange
 from lamella.qos.live.control import LEARN_SECONDS, VariantControl
 from lamella.qos.live.hearing import Observed, RequestHearing
-from lamella.qos.live.learning import LEAST_STEPS, learned
+from lamella.qos.live.learning import LEAST_STEPS, alone, learned, pace_of
 from lamella.qos.objectives.files import objectives_fields, objectives_of
 from lamella.qos.objectives.stated import ClassObjectives, Objectives
+from lamella.qos.pace import FOLLOW_SECONDS, HostPace
 from lamella.qos.policies.sample import ClassSample, Sample, Stream
-from lamella.qos.profiles.refresh import ObservedPrompt, ObservedStep
+from lamella.qos.profiles.documents import Profile
+from lamella.qos.profiles.refresh import WILDEST, ObservedPrompt, ObservedStep
 from lamella.qos.profiles.speed import SpeedModel
 from tests.qos.profiles import ladder
 
@@ -165,7 +170,7 @@ def test_few_steps_teach_nothing_and_others_load_is_taken_out() -> None:
     before = SpeedModel(profile.variant("v0"), 512).writing(4, 64)
     few = [Observed("v0", ObservedStep(4, 64, 9.0))] * (LEAST_STEPS - 1)
     assert learned(profile, few) is profile
-    slowed = learned(profile, [Observed("v0", ObservedStep(4, 64, 2 * before))] * LEAST_STEPS, slowdown=2.0)
+    slowed = learned(profile, alone([Observed("v0", ObservedStep(4, 64, 2 * before))] * LEAST_STEPS, 2.0))
     assert SpeedModel(slowed.variant("v0"), 512).writing(4, 64) == pytest.approx(before)
 
 
@@ -293,18 +298,82 @@ def test_a_request_has_the_class_that_it_names_or_the_first_one() -> None:
         server.control.request_class("bulk", None)
 
 
-def test_what_is_heard_moves_the_profile_and_the_policy_knows() -> None:
+def hear(server: Server, variant: str, times: float, of: Profile, n: int = 8) -> None:
+    """Steps of ``n`` streams that took ``times`` as long as the profile says."""
+    seconds = times * SpeedModel(of.variant(variant), 512).writing(n, 64)
+    server.hearing._observed.extend([Observed(variant, ObservedStep(n, 64, seconds))] * LEAST_STEPS)
+
+
+def test_the_policy_knows_the_pace_of_the_machine_for_variants_that_never_ran() -> None:
+    server, profile = Server(), ladder(2)
+    server.control.steer(profile, QUICK, "predictive")
+    told = []
+    for i, slowdown in enumerate((1.0, 2.0)):  # what others take of the processor is no pace
+        hear(server, "v0", 1.5 * slowdown, profile)
+        server.sample = replace(busy(i * FOLLOW_SECONDS, rate=0.3, n=1), slowdown=slowdown)
+        told.append(asyncio.run(server.control._sample()).slowdown)
+    assert told == pytest.approx([1.5, 3.0])
+    assert server.document()["control"]["pace"] == 1.5
+    assert server.control.steering is not None
+    for variant in server.control.steering.profile.variants:  # the machine is slower, and no variant is another one
+        assert SpeedModel(variant, 512).writing(8, 64) == SpeedModel(profile.variant(variant.name), 512).writing(8, 64)
+
+
+def test_a_machine_that_became_slower_is_a_reason_to_go_down() -> None:
     server = Server()
     server.control.steer(ladder(2), QUICK, "predictive")
-    server.sample = busy(0.0, rate=0.3, n=1)
+    streams = [Stream("interactive", 100, 99 * 0.06)] * 4  # all their time is used up
+    load = {"interactive": ClassSample(0.3, 60, 120, 60)}
+    server.sample = Sample(0.0, load, n_running=4, streams=streams)
     server.tick()
     assert server.running == "v0"
-    for _ in range(50):  # steps turn out to take five times as long as in the profile
-        for n in 8 * (1, 2, 4, 8):
-            server.hearing._observed.append(Observed("v0", ObservedStep(n, 64, 0.1)))
-        server.sample = busy(server.sample.time + LEARN_SECONDS, rate=0.3, n=1)
-        server.tick()
+    hear(server, "v0", 1.9, ladder(2), n=4)
+    server.sample = replace(server.sample, time=FOLLOW_SECONDS)
+    server.tick()
     assert server.running == "v1"
+
+
+def test_what_one_variant_differs_by_from_the_pace_is_learned_of_it() -> None:
+    server, profile = Server(), ladder(2)
+    server.control.steer(profile, QUICK, "predictive")
+    for i in range(20):
+        hear(server, "v0", 1.0, profile)
+        hear(server, "v0", 1.0, profile)
+        hear(server, "v1", 1.4, profile)
+        server.sample = busy(i * LEARN_SECONDS, rate=0.3, n=1)
+        server.tick()
+    assert server.control.steering is not None
+    assert server.control.pace.times == pytest.approx(1.0, abs=0.02)
+    learned_of = {v.name: SpeedModel(v, 512).writing(8, 64) for v in server.control.steering.profile.variants}
+    known = {v.name: SpeedModel(v, 512).writing(8, 64) for v in profile.variants}
+    assert learned_of["v0"] / known["v0"] == pytest.approx(1.0, abs=0.02)
+    assert learned_of["v1"] / known["v1"] == pytest.approx(1.4, abs=0.05)
+
+
+def test_few_steps_and_unknown_variants_show_no_pace() -> None:
+    profile = ladder(2)
+    seconds = SpeedModel(profile.variant("v1"), 512).writing(4, 64)
+    steps = [Observed("v1", ObservedStep(4, 64, 1.3 * seconds))] * LEAST_STEPS
+    assert pace_of(profile, steps[1:]) is None
+    assert pace_of(profile, [*steps[1:], Observed("v1", ObservedPrompt(20, 9.0))]) is None
+    assert pace_of(profile, [replace(one, variant="gone") for one in steps]) is None
+    assert pace_of(profile, steps) == pytest.approx(1.3)
+
+
+@given(st.lists(st.floats(0.3, 3.5), min_size=1, max_size=8))
+def test_the_pace_lies_within_what_was_seen_and_comes_to_what_stays(ratios: list[float]) -> None:
+    pace = HostPace()
+    for ratio in ratios:
+        pace = pace.seen(ratio)
+    assert min(ratios) / 1.0001 <= pace.times <= max(ratios) * 1.0001
+    for _ in range(20):
+        pace = pace.seen(1.25)
+    assert pace.times == pytest.approx(1.25, rel=1e-4)
+
+
+def test_the_first_steps_set_the_pace_and_a_hiccup_counts_for_little() -> None:
+    assert HostPace().seen(1.3).times == pytest.approx(1.3)
+    assert HostPace().seen(100.0).times == WILDEST
 
 
 def test_of_a_policys_many_changes_few_are_lines_and_none_is_lost_from_the_count() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from statistics import correlation, stdev
+from statistics import correlation, fmean, stdev
 
 import pytest
 from hypothesis import given, settings
@@ -158,6 +158,33 @@ def test_spells_are_drawn_by_the_seed_and_are_none_where_nothing_scatters() -> N
     (first, again, other), plain = (run(BURSTS, scatter=0.1, seed=s) for s in (1, 1, 2)), run(BURSTS)
     assert first.served == again.served != other.served
     assert run(BURSTS, seed=1).served == plain.served
+
+
+class _Listens:
+    """Stays, and remembers how slow it was told that the machine is, by its time."""
+
+    name = "listens"
+
+    def __init__(self) -> None:
+        self.told: dict[float, float] = {}
+
+    def decide(self, state: PolicyState, sample: Sample) -> Decision:
+        self.told[sample.time] = sample.slowdown
+        return Decision(state.variant, "it stays", state)
+
+
+def test_a_policy_is_told_of_spells_by_the_steps_of_late() -> None:
+    listens, steady, trace = _Listens(), _Listens(), trace_of(*(Arrival(10.0 * i, 16, 60) for i in range(60)))
+    found = replay(trace, setting(), listens, ReplayOptions(start="v0", scatter=0.2, slowdown=1.1, seed=3)).served
+    alike = replay(trace, setting(), steady, ReplayOptions(start="v0", slowdown=1.1)).served
+    assert set(steady.told.values()) == {1.1}
+    off = [math.log(a.tpot_seconds / b.tpot_seconds) for a, b in zip(found, alike, strict=True)]
+    told = [
+        math.log(fmean(v for at, v in listens.told.items() if one.arrived <= at < one.arrived + 10.0) / 1.1)
+        for one in found
+    ]
+    assert correlation(off, told) > 0.8
+    assert abs(fmean(told) - fmean(off)) < 0.05
 
 
 arrivals = st.lists(

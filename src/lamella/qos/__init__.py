@@ -5,6 +5,7 @@ traces       arrivals of requests: made by chance, read from files
 objectives   what the operator wants, and whether that can be
 profiles     what variants do on this machine, and a model between the measured points
 profiling    measuring them with the real engine
+pace         how fast the machine is now, against its profile
 watching     what requests did lately
 policies     which variant should run: pure functions
 simulator    a trace replayed in virtual time

@@ -12,18 +12,19 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
 from lamella.batching.messages import Switched
 from lamella.core.errors import InvalidRequest
 from lamella.qos.controller import HOLD_SECONDS, Controller, LoggedChange, Switch
-from lamella.qos.live.hearing import RequestHearing
-from lamella.qos.live.learning import learned
+from lamella.qos.live.hearing import Observed, RequestHearing
+from lamella.qos.live.learning import alone, learned, pace_of
 from lamella.qos.objectives.feasibility import check_feasible
 from lamella.qos.objectives.files import objectives_fields
 from lamella.qos.objectives.stated import Objectives
+from lamella.qos.pace import FOLLOW_SECONDS, HostPace
 from lamella.qos.policies.named import named_policy
 from lamella.qos.policies.sample import Sample
 from lamella.qos.policies.setting import Setting
@@ -60,6 +61,7 @@ class VariantControl:
     Attributes:
         controller: that ticks, and keeps what was decided.
         steering: None where only hands decide.
+        pace: of the machine, as what runs shows it; policies are told it as a slowdown of all variants.
     """
 
     def __init__(
@@ -86,8 +88,10 @@ class VariantControl:
         self.controller = Controller(None, running, self._sample, switch, on_change=on_change)
         self._hold_seconds = hold_seconds
         self.steering: SteeringBasis | None = None
+        self.pace = HostPace()
         self._slowdowns: list[float] = []
-        self._learned_at = -LEARN_SECONDS
+        self._observed: list[Observed] = []
+        self._followed_at, self._learned_at = -FOLLOW_SECONDS, -LEARN_SECONDS
 
     def steer(self, profile: Profile, objectives: Objectives, policy: str) -> None:
         """Let a policy decide from now on.
@@ -167,22 +171,36 @@ class VariantControl:
             "is_held": controller.is_held,
             "held_until": controller.held_until,
             "objectives": objectives_fields(self.steering.objectives),
+            "pace": round(self.pace.times, 3),
             "reason": controller.last_reason,
         }
 
     async def _sample(self) -> Sample:
         sample = await self._take()
         self._slowdowns.append(sample.slowdown)
+        if sample.time - self._followed_at >= FOLLOW_SECONDS:
+            self._follow(sample.time)
         if sample.time - self._learned_at >= LEARN_SECONDS:
-            self._learn(sample)
-        return sample
+            self._learn(sample.time)
+        return replace(sample, slowdown=sample.slowdown * self.pace.times)
 
-    def _learn(self, sample: Sample) -> None:
-        """Move the profile, and let the policy know; what it remembers it keeps."""
+    def _follow(self, now: float) -> None:
+        """See how fast the machine was since it was last looked at."""
         assert self.steering is not None  # a policy decides
         slowdown, self._slowdowns = fmean(self._slowdowns), []
-        self._learned_at = sample.time
-        profile = learned(self.steering.profile, self._hearing.take_observed(), slowdown)
+        self._followed_at = now
+        observed = alone(self._hearing.take_observed(), slowdown)
+        ratio = pace_of(self.steering.profile, observed)
+        if ratio is not None:
+            self.pace = self.pace.seen(ratio)
+        self._observed += alone(observed, self.pace.times)
+
+    def _learn(self, now: float) -> None:
+        """Move the profile, and let the policy know; what it remembers it keeps."""
+        assert self.steering is not None  # a policy decides
+        observed, self._observed = self._observed, []
+        self._learned_at = now
+        profile = learned(self.steering.profile, observed)
         if profile is not self.steering.profile:
             setting = Setting.of(profile, self.steering.objectives)
             self.controller.policy = named_policy(self.steering.policy, setting)

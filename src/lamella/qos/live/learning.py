@@ -1,7 +1,8 @@
 """A profile that follows what the running server observes, so that a disturbed or an old one becomes right.
 
 Observations of a while are taken together: of the steps of one batch size the median counts, because single ones wait
-for the front's other work.  What others take of the processor is taken out: the profile is of a machine without them.
+for the front's other work.  What others take of the processor is taken out (``alone``), and so is the pace that all
+variants share (``pace_of``, ``qos.pace``): the profile is of the machine as it was measured.
 """
 
 from __future__ import annotations
@@ -14,16 +15,40 @@ from statistics import fmean, median
 from lamella.qos.live.hearing import Observed
 from lamella.qos.profiles.documents import Profile
 from lamella.qos.profiles.refresh import ObservedPrompt, ObservedStep, refreshed
+from lamella.qos.profiles.speed import SpeedModel
 
 LEAST_STEPS = 8
-"""Fewer steps of a batch size say nothing: one that waited would move their median."""
+"""Fewer steps, of a batch size or of all, say nothing: one that waited would move their median."""
 
 
-def learned(profile: Profile, observed: Iterable[Observed], slowdown: float = 1.0) -> Profile:
-    """The profile, moved towards what was observed of its variants.
+def alone(observed: Iterable[Observed], slowdown: float) -> list[Observed]:
+    """What it would have been on a machine that does nothing else.
 
     Args:
         slowdown: how many times longer things took because of others.
+    """
+    return [replace(one, what=replace(one.what, seconds=one.what.seconds / slowdown)) for one in observed]
+
+
+def pace_of(profile: Profile, observed: Iterable[Observed]) -> float | None:
+    """How many times longer steps took than the profile says: the median, of all variants together.
+
+    Returns:
+        None where too few were seen.
+    """
+    variants = {variant.name: variant for variant in profile.variants}
+    models: dict[str, SpeedModel] = {}
+    ratios = []
+    for one in observed:
+        if isinstance(one.what, ObservedStep) and one.variant in variants:
+            if one.variant not in models:
+                models[one.variant] = SpeedModel(variants[one.variant], profile.engine.n_batch)
+            ratios.append(one.what.seconds / models[one.variant].writing(one.what.n_sequences, one.what.depth))
+    return median(ratios) if len(ratios) >= LEAST_STEPS else None
+
+
+def learned(profile: Profile, observed: Iterable[Observed]) -> Profile:
+    """The profile, moved towards what was observed of its variants at the profile's own pace.
 
     Returns:
         The same profile where nothing says enough.
@@ -32,8 +57,7 @@ def learned(profile: Profile, observed: Iterable[Observed], slowdown: float = 1.
     variants = []
     for variant in profile.variants:
         for one in _together([o.what for o in seen if o.variant == variant.name]):
-            alone = replace(one, seconds=one.seconds / slowdown)
-            variant = refreshed(variant, alone, profile.engine.n_batch)
+            variant = refreshed(variant, one, profile.engine.n_batch)
         variants.append(variant)
     changed = tuple(variants)
     return profile if changed == profile.variants else replace(profile, variants=changed)

@@ -12,7 +12,7 @@ from lamella.qos.profiles.speed import SpeedModel
 MOST_SEEN = 50.0
 """An observation weighs at least 1 in so many, so that old ones are forgotten."""
 WILDEST = 4.0
-"""One observation moves a point as if it were at most so many times slower or faster; more is a hiccup."""
+"""One observation counts as at most so many times slower or faster; more is a hiccup."""
 P = TypeVar("P", PromptPoint, StepPoint)
 
 
@@ -48,13 +48,14 @@ def refreshed(variant: VariantProfile, seen: ObservedStep | ObservedPrompt, n_ba
         return variant
     model = SpeedModel(variant, n_batch)
     if isinstance(seen, ObservedStep):
-        ratio = _tamed(seen.seconds / model.writing(seen.n_sequences, seen.depth))
+        ratio = tamed(seen.seconds / model.writing(seen.n_sequences, seen.depth))
         return replace(variant, steps=_moved(variant.steps, lambda p: p.n_sequences, seen.n_sequences, ratio))
-    ratio = _tamed(seen.seconds / model.prompt(seen.n_tokens))
+    ratio = tamed(seen.seconds / model.prompt(seen.n_tokens))
     return replace(variant, prompt=_moved(variant.prompt, lambda p: p.n_tokens, seen.n_tokens, ratio))
 
 
-def _tamed(ratio: float) -> float:
+def tamed(ratio: float) -> float:
+    """How many times slower something may count as, at most."""
     return min(WILDEST, max(1 / WILDEST, ratio))
 
 

@@ -66,6 +66,7 @@ class VirtualEngine:
         variant: that computes.
         n_steps: since the start.
         seconds_at: how long each variant was the one that runs, idle time included.
+        slowdown_seen: how many times longer than in the profile the last step took.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class VirtualEngine:
         self.now = 0.0
         self.n_steps = self.n_switches = 0
         self.seconds_at: dict[str, float] = {}
+        self.slowdown_seen = 1.0
 
     @property
     def variant(self) -> str:
@@ -164,7 +166,7 @@ class VirtualEngine:
         requests = list(self.running.values())
         n = len(requests)
         depth = sum(r.depth for r in requests) / n
-        slowdown = self._slowdown.at(self.now)
+        slowdown = self.slowdown_seen = self._slowdown.at(self.now)
         first = slowdown * self._rung.speed.writing(n, depth)
         growth = slowdown * self._rung.speed.writing_growth(n)
         event = time if self._wanted is None else min(time, max(self.now, self._wanted[0]))
@@ -184,7 +186,8 @@ class VirtualEngine:
         writers = [r for r, _ in parts if r.n_written]
         readers = [(r, n) for r, n in parts if not r.n_written]
         n_read = sum(n for _, n in readers)
-        seconds = self._slowdown.at(self.now) * self._rung.speed.mixed(
+        self.slowdown_seen = self._slowdown.at(self.now)
+        seconds = self.slowdown_seen * self._rung.speed.mixed(
             len(writers),
             sum(r.depth for r in writers) / len(writers) if writers else 0.0,
             n_read,

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from lamella.qos.pace import FOLLOW_SECONDS, HostPace
 from lamella.qos.policies.decision import Policy, PolicyState
 from lamella.qos.policies.sample import Sample, Stream
 from lamella.qos.policies.setting import Setting
@@ -32,7 +33,8 @@ class ReplayOptions:
         max_queue: requests that may wait beside those that run; more are refused (``lamella serve --queue``).
         n_warm: variants that stay in memory, the running one included; None for all, as where memory is plenty.
         slowdown: how much longer steps take than in the profile, because of others; policies are told.
-        scatter: standard deviation of the logarithm of what they take beyond, in spells (``slowdown``); nobody is told.
+        scatter: standard deviation of the logarithm of what they take beyond, in spells (``slowdown``); policies are
+            told what steps of late show of it, as in the server (``qos.pace``).
         seed: of the spells.
     """
 
@@ -73,6 +75,8 @@ class _Replay:
         )
         self._watch = LoadWatch()
         self._state = PolicyState(start, since=-math.inf)
+        self._pace = HostPace()
+        self._paced_at = 0.0
         self._changes: list[Change] = []
         self._served: dict[int, Served] = {}
 
@@ -126,13 +130,15 @@ class _Replay:
     def _sample(self, now: float) -> None:
         engine = self._engine
         now = max(now, engine.now)
+        if now - self._paced_at >= FOLLOW_SECONDS and engine.running:
+            self._paced_at, self._pace = now, self._pace.seen(engine.slowdown_seen / self._options.slowdown)
         sample = Sample(
             time=now,
             classes=self._watch.classes(now),
             n_running=len(engine.running),
             n_waiting=len(engine.waiting),
             waiting_tokens=sum(r.n_unread for r in (*engine.running.values(), *engine.waiting.values())),
-            slowdown=self._options.slowdown,
+            slowdown=self._options.slowdown * self._pace.times,
             streams=[
                 Stream(r.arrival.class_name, r.n_written, now - r.first_token_at)
                 for r in engine.running.values()
