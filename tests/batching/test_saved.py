@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,14 @@ def _other_slots(folder: Path) -> None:
     (folder / SLOTS).write_bytes(msgspec.msgpack.encode(found))
 
 
-@pytest.mark.parametrize("spoil", [_cut, _no_slots, _broken_slots, _other_version, _other_tokens, _other_slots])
+def _pipe_for_slots(folder: Path) -> None:
+    (folder / SLOTS).unlink()
+    os.mkfifo(folder / SLOTS)
+
+
+@pytest.mark.parametrize(
+    "spoil", [_cut, _no_slots, _pipe_for_slots, _broken_slots, _other_version, _other_tokens, _other_slots]
+)
 def test_what_cannot_be_used_is_computed_again(open_front: OpenFront, tmp_path: Path, spoil: Any) -> None:
     with open_front(**ALIKE) as front:
         expected = {prompt: front.write(prompt, max_tokens=N_TOKENS) for prompt in PROMPTS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,12 @@ def test_a_damaged_cache_is_replaced(tmp_path: Path, measured: list[str], conten
     file.write_bytes(content)
     KernelTable(file, 2).times(["Q4_0"])
     KernelTable(file, 2).times(["Q4_0"])
+    assert measured == ["Q4_0"]
+
+
+def test_a_named_pipe_in_place_of_a_cache_is_not_waited_for(tmp_path: Path, measured: list[str]) -> None:
+    os.mkfifo(tmp_path / "kernels.json")
+    assert KernelTable(tmp_path / "kernels.json", 2).times(["Q4_0"])["Q4_0"].mapped_token == 2.0
     assert measured == ["Q4_0"]
 
 

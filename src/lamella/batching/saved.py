@@ -17,6 +17,7 @@ import msgspec
 from lamella.batching.slots import Extent, Slot
 from lamella.core.errors import EngineFailed
 from lamella.core.foreign import UNREADABLE
+from lamella.core.input_files import read_file
 from lamella.store.files import storage_errors
 
 CELLS, SLOTS = "cells", "slots"
@@ -71,7 +72,7 @@ def read_slots(folder: Path, n_slots: int) -> list[Slot]:
     """
     path = folder / SLOTS
     with storage_errors(path, "read"):
-        data = path.read_bytes()
+        data = read_file(path)
     try:
         saved = msgspec.msgpack.decode(data, type=SavedSlots)
     except UNREADABLE as error:

@@ -13,6 +13,7 @@ import msgspec
 
 from lamella.core.artifacts import Variant
 from lamella.core.foreign import UNREADABLE
+from lamella.core.input_files import read_file
 from lamella.core.precision import GGML_TYPES
 from lamella.llama import kernels, library
 from lamella.llama.kernels import KernelTimes
@@ -73,7 +74,7 @@ class KernelTable:
         if self._file is None:
             return {}
         try:
-            return msgspec.json.decode(self._file.read_bytes(), type=dict[str, dict[str, KernelTimes]])
+            return msgspec.json.decode(read_file(self._file), type=dict[str, dict[str, KernelTimes]])
         except (OSError, *UNREADABLE):
             return {}
 
