@@ -22,6 +22,7 @@ from lamella.qos.objectives.files import objectives_fields, objectives_of
 from lamella.qos.objectives.stated import ClassObjectives, Objectives
 from lamella.qos.pace import FOLLOW_SECONDS, HostPace
 from lamella.qos.policies.sample import ClassSample, Sample, Stream
+from lamella.qos.policies.slack import AIM
 from lamella.qos.profiles.documents import Profile
 from lamella.qos.profiles.refresh import WILDEST, ObservedPrompt, ObservedStep
 from lamella.qos.profiles.speed import SpeedModel
@@ -322,12 +323,12 @@ def test_the_policy_knows_the_pace_of_the_machine_for_variants_that_never_ran() 
 def test_a_machine_that_became_slower_is_a_reason_to_go_down() -> None:
     server = Server()
     server.control.steer(ladder(2), QUICK, "predictive")
-    streams = [Stream("interactive", 100, 99 * 0.06)] * 4  # all their time is used up
+    streams = [Stream("interactive", 100, 99 * AIM * 0.06)] * 4  # all their time is used up
     load = {"interactive": ClassSample(0.3, 60, 120, 60)}
     server.sample = Sample(0.0, load, n_running=4, streams=streams)
     server.tick()
     assert server.running == "v0"
-    hear(server, "v0", 1.9, ladder(2), n=4)
+    hear(server, "v0", 2.2, ladder(2), n=4)
     server.sample = replace(server.sample, time=FOLLOW_SECONDS)
     server.tick()
     assert server.running == "v1"
