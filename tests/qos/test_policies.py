@@ -224,7 +224,7 @@ def test_streams_that_would_take_too_long_are_hurried_at_once_and_let_go_when_th
     )
     still = policy.decide(down.state, replace(late, time=10.5))
     assert still.variant == down.variant
-    early = replace(late, time=11.0, streams=writing(8, 16))
+    early = replace(late, time=11.0, streams=writing(8, 12))
     assert policy.decide(still.state, early).variant == "v0"
 
 
@@ -304,7 +304,7 @@ def test_the_more_was_kept_lately_the_more_is_risked() -> None:
     ranks = []
     for kept in (0.9, 1.0):
         seen = replace(load(0.2), kept_share=kept, lengths=[60] * 20)
-        sample = Sample(10.0, {"interactive": seen}, n_running=8, streams=writing(8, 37, n_written=50))
+        sample = Sample(10.0, {"interactive": seen}, n_running=8, streams=writing(8, 36, n_written=50))
         ranks.append(setting.rung(Predictive(setting).decide(PolicyState("v0"), sample).variant).rank)
     assert ranks[0] > ranks[1]
 
