@@ -21,10 +21,12 @@ BACKENDS = {"NVIDIA": ("CUDA", " -DGGML_CUDA=ON"), "AMD": ("ROCm", " -DGGML_HIP=
 """Graphics processor -> llama.cpp's backend for it, and the option that builds it."""
 FEATURES = {
     "avx": "AVX", "avx2": "AVX2", "fma": "FMA", "f16c": "F16C", "bmi2": "BMI2", "avx_vnni": "AVX_VNNI",
-    "avx512f": "AVX512", "avx512_vnni": "AVX512_VNNI", "avx512_bf16": "AVX512_BF16", "amx_int8": "AMX_INT8",
+    "avx512f": "AVX512", "avx512_vnni": "AVX512_VNNI", "avx512_bf16": "AVX512_BF16",
     "asimd": "NEON", "asimddp": "DOTPROD", "i8mm": "MATMUL_INT8", "sve": "SVE",
 }  # fmt: skip
-"""Linux's name of an instruction set -> llama.cpp's (``llama_print_system_info``), those that its kernels gain by."""
+"""Linux's name of an instruction set -> llama.cpp's (``llama_print_system_info``), those that its kernels gain by.
+
+Not AMX's: weights are mapped or in ggml's ``REPACK`` layout, and have no third one for it."""
 LEAST_DISK_BYTES, EASY_DISK_BYTES = 256 * MIB, 2 * GIB
 
 
