@@ -50,8 +50,10 @@ def tool(name: str) -> Path:
 def test_llama_perplexity_reads_every_variant(store: Store, name: str, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("one two three four five six seven eight nine ten " * 40)
+    # -nr: without repacked copies, as ``evaluate``; the kernels of both round differently (0.6 % with AVX-512)
+    options = ["-c", "32", "--chunks", "2", "-t", "1", "-nr"]
     done = subprocess.run(
-        [tool("llama-perplexity"), "-m", store.first_link(name), "-f", text, "-c", "32", "--chunks", "2", "-t", "1"],
+        [tool("llama-perplexity"), "-m", store.first_link(name), "-f", text, *options],
         capture_output=True, text=True, check=False, timeout=400,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
