@@ -16,7 +16,7 @@ from lamella.qos.policies.constraints import CALM_SECONDS, RESERVE_BYTES
 from lamella.qos.policies.decision import LASTING_SECONDS, LONGEST_LASTING_SECONDS, Policy, PolicyState
 from lamella.qos.policies.forecast import Z95, forecast
 from lamella.qos.policies.named import named_policy
-from lamella.qos.policies.predictive import Predictive, caution_of, excess_of, most_loss
+from lamella.qos.policies.predictive import Predictive, caution_of, excess_of, most_loss, worthwhile
 from lamella.qos.policies.sample import ClassSample, Sample, Stream, slowdown_by_others
 from lamella.qos.policies.setting import Rung, Setting
 from lamella.qos.policies.slack import losses, step_seconds
@@ -226,6 +226,42 @@ def test_streams_that_would_take_too_long_are_hurried_at_once_and_let_go_when_th
     assert still.variant == down.variant
     early = replace(late, time=11.0, streams=writing(8, 12))
     assert policy.decide(still.state, early).variant == "v0"
+
+
+@pytest.mark.parametrize(("slowness", "chosen"), [(0.49, "v1"), (0.45, "v2")])
+def test_a_variant_that_is_hardly_faster_than_a_better_one_is_not_chosen(slowness: float, chosen: str) -> None:
+    rungs = profile(variant("v0"), variant("v1", 0.5, kl=0.1), variant("v2", slowness, kl=0.4))
+    setting = Setting.of(rungs, Objectives({"interactive": ClassObjectives(None, 0.03)}))
+    late = Sample(10.0, {"interactive": load(0.2)}, n_running=8, streams=writing(8, 34))
+    assert Predictive(setting).decide(PolicyState("v0"), late).variant == chosen
+    tight = replace(late, available_bytes=0)  # it may still be the one that memory leaves
+    small = replace(setting, rungs=[*setting.rungs[:2], replace(setting.rungs[2], memory_bytes=100 * MEBI)])
+    assert Predictive(small).decide(PolicyState("v0"), tight).variant == "v2"
+
+
+def test_what_is_faster_at_nothing_is_not_worthwhile_unless_it_runs() -> None:
+    rungs = Setting.of(ladder(4), Objectives({})).rungs
+
+    def names(running: str, *times: tuple[float, ...]) -> list[str]:
+        by_rung = {f"v{i}": seconds for i, seconds in enumerate(times)}
+        return [rung.name for rung in worthwhile(rungs, running, by_rung)]
+
+    assert names("v0", (1.0,), (0.96,), (0.9,), (0.89,)) == ["v0", "v2"]
+    assert names("v3", (1.0,), (0.96,), (0.9,), (0.89,)) == ["v0", "v2", "v3"]
+    assert names("v0", (1.0,), (0.98,), (0.96,), (0.94,)) == ["v0", "v3"], "small steps add up"
+    assert names("v0", (1.0, 1.0), (1.0, 0.9), (0.9, 1.0), (0.89, 0.89)) == ["v0", "v1", "v2"]
+    assert names("v0", (1.0,), (2.0,), (3.0,), (4.0,)) == ["v0"]
+
+
+def test_a_variant_that_only_reads_faster_is_a_choice_where_first_tokens_are_promised() -> None:
+    quick = variant("v1", kl=0.1)
+    quick = replace(quick, prompt=tuple(replace(p, seconds=p.seconds / 3) for p in quick.prompt))
+    for ttft, chosen in ((0.1, "v1"), (None, "v0")):
+        setting = Setting.of(
+            profile(variant("v0"), quick), Objectives({"interactive": ClassObjectives(ttft, None if ttft else 0.2)})
+        )
+        sample = Sample(10.0, {"interactive": load(0.2)}, n_running=0)
+        assert Predictive(setting).decide(PolicyState("v0"), sample).variant == chosen
 
 
 def test_what_the_fastest_cannot_keep_either_is_no_reason_to_be_fast() -> None:

@@ -52,7 +52,7 @@ def test_losses_are_what_counting_says(n_written: int, share: float, n: int, tim
         assert found[rung.name]["interactive"] == pytest.approx(expected, abs=0.03)
 
 
-@pytest.mark.parametrize(("share", "is_at_risk"), [(0.97, True), (0.94, False)])
+@pytest.mark.parametrize(("share", "is_at_risk"), [(0.98, True), (0.96, False)])
 def test_a_stream_that_would_use_all_of_its_promise_is_at_risk(share: float, is_at_risk: bool) -> None:
     """Steps waver, and it would have nothing left for that."""
     rung = SETTING.rungs[0]

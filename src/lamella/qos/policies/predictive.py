@@ -28,6 +28,8 @@ USUAL_SHARE, USUAL_LOSS = 0.97, 0.03
 """Where so many were kept lately, so large a share of the streams may be expected to break its promise; where more or
 fewer were, as much more or less."""
 LEAST_LOSS = 0.002
+HARDLY_FASTER = 0.05
+"""A rung that saves no larger share of the time than a better one is no choice: its divergence buys nothing."""
 ALIKE = 0.1
 """Misses that differ by less are the same: shares of the streams, or of what is promised."""
 SWITCH_SHARE = 0.04
@@ -69,14 +71,15 @@ class Predictive:
         if choice.pressed:
             state = replace(state, pressed_at=sample.time)
         current = self.setting.rung(state.variant)
-        judged = self._judged(choice.rungs, sample)
-        best = _best(choice.rungs, judged, lambda rung: step_seconds(rung, self.setting, sample))
+        rungs = worthwhile(choice.rungs, state.variant, self._times(choice.rungs, sample))
+        judged = self._judged(rungs, sample)
+        best = _best(rungs, judged, lambda rung: step_seconds(rung, self.setting, sample))
         if current not in choice.rungs:
             reason = choice.pressed or "it must not run now: memory, a quality floor or the power ceiling"
             return self._move(state, sample, best, reason)
         excess = judged[current.name]
         if not excess.worst:
-            return self._look_up(state, sample, current, choice.rungs)
+            return self._look_up(state, sample, current, rungs)
         if best is current:
             return Decision(current.name, f"nothing does better, but {excess.worst}", state.stays())
         reason = f"{current.name} would miss: {excess.worst}"
@@ -122,11 +125,35 @@ class Predictive:
         first = {rung.name: self._first_tokens(rung, sample, growth) for rung in rungs}
         return {r.name: excess_of(first[r.name], lost[r.name], self.setting, sample) for r in rungs}
 
+    def _times(self, rungs: Sequence[Rung], sample: Sample) -> Mapping[str, Sequence[float]]:
+        """By rung: seconds of what promises are about; of a step, and of a prompt where first tokens are promised."""
+        steps = {rung.name: (step_seconds(rung, self.setting, sample),) for rung in rungs}
+        if not self._promises_first_tokens(sample):
+            return steps
+        n_prompt = max(1, round(max(c.mean_prompt for c in sample.classes.values())))
+        return {rung.name: (*steps[rung.name], rung.speed.prompt(n_prompt)) for rung in rungs}
+
     def _first_tokens(self, rung: Rung, sample: Sample, growth: float) -> Mapping[str, float]:
         """By class, where any is promised one in time."""
         if not self._promises_first_tokens(sample):
             return {}
         return forecast(rung, self.setting, sample, growth, caution_of(sample)).ttft_seconds
+
+
+def worthwhile(rungs: Sequence[Rung], running: str, times: Mapping[str, Sequence[float]]) -> list[Rung]:
+    """The rungs that are faster at something than all better ones, and the one that runs.
+
+    Args:
+        rungs: best first.
+        times: by rung: seconds of each thing that is promised.
+    """
+    kept: list[Rung] = []
+    for rung in rungs:
+        least = [min(t) for t in zip(*(times[better.name] for better in kept), strict=True)]
+        is_faster = any(t < (1 - HARDLY_FASTER) * least_t for t, least_t in zip(times[rung.name], least, strict=False))
+        if not kept or is_faster or rung.name == running:
+            kept.append(rung)
+    return kept
 
 
 def _best(rungs: Sequence[Rung], judged: Mapping[str, Excess], seconds_of: Callable[[Rung], float]) -> Rung:

@@ -25,7 +25,7 @@ from lamella.qos.policies.setting import Rung, Setting
 
 HORIZON_SECONDS = 2.0
 """A rung is judged by what it would do for so long; until then something else can be decided."""
-AIM = 0.95
+AIM = 0.97
 """Share of the promised time that is aimed at: steps waver, and a stream that uses all its slack has none for that."""
 MOST_READING = 0.8
 """Share of the time that prompts are taken to need, at most."""
