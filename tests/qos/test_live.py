@@ -305,6 +305,22 @@ def hear(server: Server, variant: str, times: float, of: Profile, n: int = 8) ->
     server.hearing._observed.extend([Observed(variant, ObservedStep(n, 64, seconds))] * LEAST_STEPS)
 
 
+def test_what_is_heard_moves_the_profile_and_the_policy_knows() -> None:
+    server = Server()
+    server.control.steer(ladder(2), QUICK, "predictive")
+    server.sample = busy(0.0, rate=0.3, n=1)
+    server.tick()
+    assert server.running == "v0"
+    for _ in range(50):  # steps turn out to take five times as long as in the profile, and those of v1 do not
+        for _ in range(8):
+            hear(server, "v1", 1.0, ladder(2))
+        for n in 8 * (1, 2, 4, 8):
+            server.hearing._observed.append(Observed("v0", ObservedStep(n, 64, 0.1)))
+        server.sample = busy(server.sample.time + LEARN_SECONDS, rate=0.3, n=1)
+        server.tick()
+    assert server.running == "v1"
+
+
 def test_the_policy_knows_the_pace_of_the_machine_for_variants_that_never_ran() -> None:
     server, profile = Server(), ladder(2)
     server.control.steer(profile, QUICK, "predictive")

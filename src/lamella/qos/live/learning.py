@@ -22,10 +22,10 @@ LEAST_STEPS = 8
 
 
 def alone(observed: Iterable[Observed], slowdown: float) -> list[Observed]:
-    """What it would have been on a machine that does nothing else.
+    """What it would have been on a machine that does nothing else, or at the profile's own pace.
 
     Args:
-        slowdown: how many times longer things took because of others.
+        slowdown: how many times longer things took because of that.
     """
     return [replace(one, what=replace(one.what, seconds=one.what.seconds / slowdown)) for one in observed]
 
@@ -37,14 +37,11 @@ def pace_of(profile: Profile, observed: Iterable[Observed]) -> float | None:
         None where too few were seen.
     """
     variants = {variant.name: variant for variant in profile.variants}
-    models: dict[str, SpeedModel] = {}
-    ratios = []
-    for one in observed:
-        if isinstance(one.what, ObservedStep) and one.variant in variants:
-            if one.variant not in models:
-                models[one.variant] = SpeedModel(variants[one.variant], profile.engine.n_batch)
-            ratios.append(one.what.seconds / models[one.variant].writing(one.what.n_sequences, one.what.depth))
-    return median(ratios) if len(ratios) >= LEAST_STEPS else None
+    steps = [(o.variant, o.what) for o in observed if isinstance(o.what, ObservedStep) and o.variant in variants]
+    if len(steps) < LEAST_STEPS:
+        return None
+    models = {name: SpeedModel(variants[name], profile.engine.n_batch) for name in {name for name, _ in steps}}
+    return median(step.seconds / models[name].writing(step.n_sequences, step.depth) for name, step in steps)
 
 
 def learned(profile: Profile, observed: Iterable[Observed]) -> Profile:

@@ -8,6 +8,7 @@ for the load, and a better variant must bear a larger one for a while.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -71,9 +72,10 @@ class Predictive:
         if choice.pressed:
             state = replace(state, pressed_at=sample.time)
         current = self.setting.rung(state.variant)
-        rungs = worthwhile(choice.rungs, state.variant, self._times(choice.rungs, sample))
+        times = self._times(choice.rungs, sample)
+        rungs = worthwhile(choice.rungs, state.variant, times)
         judged = self._judged(rungs, sample)
-        best = _best(rungs, judged, lambda rung: step_seconds(rung, self.setting, sample))
+        best = _best(rungs, judged, lambda rung: times[rung.name][0])
         if current not in choice.rungs:
             reason = choice.pressed or "it must not run now: memory, a quality floor or the power ceiling"
             return self._move(state, sample, best, reason)
@@ -126,7 +128,7 @@ class Predictive:
         return {r.name: excess_of(first[r.name], lost[r.name], self.setting, sample) for r in rungs}
 
     def _times(self, rungs: Sequence[Rung], sample: Sample) -> Mapping[str, Sequence[float]]:
-        """By rung: seconds of what promises are about; of a step, and of a prompt where first tokens are promised."""
+        """By rung: seconds of what is promised: of a step, then of a prompt where first tokens are."""
         steps = {rung.name: (step_seconds(rung, self.setting, sample),) for rung in rungs}
         if not self._promises_first_tokens(sample):
             return steps
@@ -148,11 +150,12 @@ def worthwhile(rungs: Sequence[Rung], running: str, times: Mapping[str, Sequence
         times: by rung: seconds of each thing that is promised.
     """
     kept: list[Rung] = []
+    least = [math.inf for _ in times[rungs[0].name]]
     for rung in rungs:
-        least = [min(t) for t in zip(*(times[better.name] for better in kept), strict=True)]
-        is_faster = any(t < (1 - HARDLY_FASTER) * least_t for t, least_t in zip(times[rung.name], least, strict=False))
-        if not kept or is_faster or rung.name == running:
+        pairs = list(zip(times[rung.name], least, strict=True))
+        if rung.name == running or any(t < (1 - HARDLY_FASTER) * of_better for t, of_better in pairs):
             kept.append(rung)
+            least = [min(pair) for pair in pairs]
     return kept
 
 
