@@ -228,7 +228,7 @@ def test_streams_that_would_take_too_long_are_hurried_at_once_and_let_go_when_th
     assert policy.decide(still.state, early).variant == "v0"
 
 
-@pytest.mark.parametrize(("slowness", "chosen"), [(0.49, "v1"), (0.45, "v2")])
+@pytest.mark.parametrize(("slowness", "chosen"), [(0.47, "v1"), (0.45, "v2")])
 def test_a_variant_that_is_hardly_faster_than_a_better_one_is_not_chosen(slowness: float, chosen: str) -> None:
     rungs = profile(variant("v0"), variant("v1", 0.5, kl=0.1), variant("v2", slowness, kl=0.4))
     setting = Setting.of(rungs, Objectives({"interactive": ClassObjectives(None, 0.03)}))
@@ -248,7 +248,7 @@ def test_what_is_faster_at_nothing_is_not_worthwhile_unless_it_runs() -> None:
 
     assert names("v0", (1.0,), (0.96,), (0.9,), (0.89,)) == ["v0", "v2"]
     assert names("v3", (1.0,), (0.96,), (0.9,), (0.89,)) == ["v0", "v2", "v3"]
-    assert names("v0", (1.0,), (0.98,), (0.96,), (0.94,)) == ["v0", "v3"], "small steps add up"
+    assert names("v0", (1.0,), (0.97,), (0.94,), (0.91,)) == ["v0", "v3"], "small steps add up"
     assert names("v0", (1.0, 1.0), (1.0, 0.9), (0.9, 1.0), (0.89, 0.89)) == ["v0", "v1", "v2"]
     assert names("v0", (1.0,), (2.0,), (3.0,), (4.0,)) == ["v0"]
 

@@ -29,7 +29,7 @@ USUAL_SHARE, USUAL_LOSS = 0.97, 0.03
 """Where so many were kept lately, so large a share of the streams may be expected to break its promise; where more or
 fewer were, as much more or less."""
 LEAST_LOSS = 0.002
-HARDLY_FASTER = 0.05
+HARDLY_FASTER = 0.08
 """A rung that saves no larger share of the time than a better one is no choice: its divergence buys nothing."""
 ALIKE = 0.1
 """Misses that differ by less are the same: shares of the streams, or of what is promised."""
