@@ -8,8 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lamella.api.controlling import LINE_SECONDS, ChangeLines
 from lamella.batching.messages import Accepted, Finished, FinishReason, Generate, Step, Switched, TokenEvent
@@ -20,11 +18,11 @@ from lamella.qos.live.hearing import Observed, RequestHearing
 from lamella.qos.live.learning import LEAST_STEPS, alone, learned, pace_of
 from lamella.qos.objectives.files import objectives_fields, objectives_of
 from lamella.qos.objectives.stated import ClassObjectives, Objectives
-from lamella.qos.pace import FOLLOW_SECONDS, HostPace
+from lamella.qos.pace import FOLLOW_SECONDS
 from lamella.qos.policies.sample import ClassSample, Sample, Stream
 from lamella.qos.policies.slack import AIM
 from lamella.qos.profiles.documents import Profile
-from lamella.qos.profiles.refresh import WILDEST, ObservedPrompt, ObservedStep
+from lamella.qos.profiles.refresh import ObservedPrompt, ObservedStep
 from lamella.qos.profiles.speed import SpeedModel
 from tests.qos.profiles import ladder
 
@@ -375,22 +373,6 @@ def test_few_steps_and_unknown_variants_show_no_pace() -> None:
     assert pace_of(profile, [*steps[1:], Observed("v1", ObservedPrompt(20, 9.0))]) is None
     assert pace_of(profile, [replace(one, variant="gone") for one in steps]) is None
     assert pace_of(profile, steps) == pytest.approx(1.3)
-
-
-@given(st.lists(st.floats(0.3, 3.5), min_size=1, max_size=8))
-def test_the_pace_lies_within_what_was_seen_and_comes_to_what_stays(ratios: list[float]) -> None:
-    pace = HostPace()
-    for ratio in ratios:
-        pace = pace.seen(ratio)
-    assert min(ratios) / 1.0001 <= pace.times <= max(ratios) * 1.0001
-    for _ in range(20):
-        pace = pace.seen(1.25)
-    assert pace.times == pytest.approx(1.25, rel=1e-4)
-
-
-def test_the_first_steps_set_the_pace_and_a_hiccup_counts_for_little() -> None:
-    assert HostPace().seen(1.3).times == pytest.approx(1.3)
-    assert HostPace().seen(100.0).times == WILDEST
 
 
 def test_of_a_policys_many_changes_few_are_lines_and_none_is_lost_from_the_count() -> None:
