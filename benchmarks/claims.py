@@ -186,6 +186,13 @@ CLAIMS: tuple[Claim, ...] = (
         trial=("--minutes", "0.5", "--mixes", "Q8_0,Q4_0"),
     ),
     Claim(
+        "qos_loads-smollm2",
+        ("qos_loads",),
+        25,
+        (SMOLLM2, rival, texts),
+        trial=("--minutes", "0.5", "--seeds", "1", "--mixes", "Q8_0,Q4_0"),
+    ),
+    Claim(
         "simulated-smollm2",
         ("simulated",),
         12,

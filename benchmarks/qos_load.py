@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from lamella.qos.objectives.stated import ClassObjectives, Objectives
@@ -34,6 +34,8 @@ MARGINS = (1.5, 1.4, 1.3, 1.2, 1.1, 1.05, 1.0)
 """...and for the lowest where it takes so many times longer; the first that can be had."""
 PEAKS = [0.25 * 1.15**i for i in range(32)]
 
+Make = Callable[[float, float, int], Trace]
+
 
 @dataclass(frozen=True, slots=True)
 class Contest:
@@ -51,22 +53,39 @@ class Contest:
         return seconds * 1000
 
 
-def find_contest(profile: Profile, minutes: float, seed: int) -> Contest:
-    """The lightest bursts that tell the highest and the lowest variant apart.
+def bursty(peak: float, minutes: float, seed: int) -> Trace:
+    """Bursts of ``peak`` requests a second, little between them."""
+    load = talks(QUIET_SHARE * peak, minutes)
+    return bursts(load, peak=peak, every=EVERY_SECONDS, length=BURST_SECONDS, seed=seed)
+
+
+def talks(rate: float, minutes: float) -> Load:
+    """Short questions and long answers.
+
+    Prompts are read equally fast by all variants (the products are bound by computing), answers are not written so.
+    """
+    return Load(rate=rate, seconds=60 * minutes, prompt=Lengths(32, most=256), generated=Lengths(128, most=256))
+
+
+def find_contest(profile: Profile, minutes: float, seed: int, make: Make = bursty) -> Contest:
+    """The lightest load of a kind that tells the highest and the lowest variant apart.
+
+    Args:
+        make: of a peak, minutes and a seed.
 
     Raises:
-        SystemExit: none do: the variants are equally fast.
+        SystemExit: none does: the variants are equally fast.
     """
     free = Setting.of(profile, Objectives({DEFAULT_CLASS: ClassObjectives()}))
     highest, lowest = free.rungs[0].name, _fastest(free)
-    quick = ((trace, _alone(trace, free, highest, 1 / QUICKER)) for trace in (bursty(p, minutes, seed) for p in PEAKS))
+    quick = ((trace, _alone(trace, free, highest, 1 / QUICKER)) for trace in (make(p, minutes, seed) for p in PEAKS))
     served = itertools.takewhile(lambda pair: not pair[1].n_failed, quick)  # heavier loads are refused
     promises = [(trace, _half_broken(outcome.served)) for trace, outcome in served]
     for margin in MARGINS:
         for trace, promised in promises:
             if attainment(_alone(trace, free, lowest, margin).served, promised) >= LOWEST_KEEPS:
                 return Contest(trace, promised, highest, lowest)
-    raise SystemExit(f"no bursts tell '{highest}' and '{lowest}' apart; take variants that differ more in speed")
+    raise SystemExit(f"no load tells '{highest}' and '{lowest}' apart; take variants that differ more in speed")
 
 
 def restated(contest: Contest, by_highest: Sequence[Served]) -> Contest:
@@ -79,20 +98,6 @@ def _half_broken(served: Sequence[Served]) -> Objectives:
     times = sorted(one.tpot_seconds for one in served)
     seconds = times[max(0, int(HIGHEST_KEEPS * len(times)) - 1)]
     return Objectives({DEFAULT_CLASS: ClassObjectives(tpot_seconds=math.floor(seconds * 1e4) / 1e4)})
-
-
-def bursty(peak: float, minutes: float, seed: int) -> Trace:
-    """Bursts of ``peak`` requests a second, little between them: short questions and long answers.
-
-    Prompts are read equally fast by all variants (the products are bound by computing), answers are not written so.
-    """
-    load = Load(
-        rate=QUIET_SHARE * peak,
-        seconds=60 * minutes,
-        prompt=Lengths(32, most=256),
-        generated=Lengths(128, most=256),
-    )
-    return bursts(load, peak=peak, every=EVERY_SECONDS, length=BURST_SECONDS, seed=seed)
 
 
 def _fastest(setting: Setting) -> str:
