@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 
 from lamella import api
@@ -19,6 +20,9 @@ from lamella.batching.loop import EngineLoop
 from lamella.batching.settings import EngineSettings
 from lamella.core.errors import ArtifactError, EngineFailed, InvalidRequest, UnknownVariant
 from lamella.evaluating.evaluation import Exams
+from lamella.llama.context import Context, ContextOptions
+from lamella.llama.model import Model
+from lamella.llama.openmp import release_team
 from lamella.qos.profiles.documents import EngineShape, Machine, Profile, to_json
 from lamella.qos.profiles.speed import SpeedModel
 from lamella.qos.profiling import bench as bench_module
@@ -67,6 +71,30 @@ def test_a_profile_has_every_point_and_is_gone_on_with(engine_settings: EngineSe
         assert SpeedModel(variant, 512).prompt(100) > 0
     assert measure(engine_settings, out)[1] == []
     assert measure(engine_settings, out, "int4", again=True)[1] == ["int4"]
+
+
+def test_threads_that_were_computed_with_before_do_not_slow_the_bench(
+    engine_settings: EngineSettings, tmp_path: Path
+) -> None:
+    if not release_team():
+        pytest.skip("llama.cpp was built without OpenMP 5.0")
+    seen: list[int] = []
+
+    def look(_variant: str, _done: int, _total: int, _what: str) -> None:
+        seen.append(psutil.Process().num_threads())
+
+    def most(name: str) -> int:
+        seen.clear()
+        settings = msgspec.structs.replace(engine_settings, n_threads=3)
+        api.profile(settings, ["int8"], out=tmp_path / name, cache_folder=tmp_path, points=FEW, on_point=look)
+        return max(seen)
+
+    alone = most("alone.json")
+    store = open_store(Path(engine_settings.store))
+    paths, options = store.shard_paths(store.variant("int8")), ContextOptions(n_ctx=64, n_batch=32, n_threads=6)
+    with Model.load(paths) as model, Context(model, options) as context:
+        context.decode([1, 2, 3], 0)
+    assert most("after.json") == alone
 
 
 def test_a_variant_with_other_shards_is_measured_again(engine_settings: EngineSettings, tmp_path: Path) -> None:

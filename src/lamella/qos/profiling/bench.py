@@ -8,7 +8,7 @@ Times are what a client of the engine sees: the step of the model, sampling and 
 meanwhile: woken at every step, it would take the interpreter and a core from the next one, which a front in a process
 of its own does not.  And the loop is opened in the thread that runs it: OpenMP keeps its threads for each thread that
 ever computed, and where these are more than there are cores they sleep at every barrier instead of spinning, which
-makes steps take up to twice as long (libgomp, ``gomp_throttled_spin_count``).
+makes steps take up to twice as long (``llama.openmp``).
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import msgspec
 
 from lamella.batching.settings import EngineSettings
 from lamella.core.artifacts import Variant
+from lamella.llama.openmp import release_team
 from lamella.llama.pages import trim_heap
 from lamella.qos.profiles.documents import (
     MixedPoint,
@@ -70,6 +71,7 @@ def measure_variant(
     # no prompt is asked for twice, and what is kept of earlier ones would count as memory that the variant needs
     own = msgspec.structs.replace(settings, variant=variant.name, n_warm=1, prompt_cache_bytes=0)
     trim_heap()  # what the variant before has left would count as this one's
+    release_team()  # who asks may have computed before, and the threads of that would slow down the bench's
     with Bench.open(own) as bench:
         quiet = quiet or Quiet()
         run = _Run(bench, points, on_point, quiet)
