@@ -17,6 +17,7 @@
     model         a loaded model
     vocabulary    its tokens
     weights       its weights: locate, point elsewhere, restore; device_shards: in a device's memory
+    openmp        threads that llama.cpp computes with, and letting them go
     pages         pages of mapped files: read in ahead, given back, counted
 
     context       KV cache and passes through the model; memory: what it will allocate, by a dry run
