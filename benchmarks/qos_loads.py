@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.common import record, table
 from benchmarks.qos import MIXES, profiled
-from benchmarks.qos_load import Contest, Make, bursty, find_contest, restated, talks
+from benchmarks.qos_load import QUIET_SHARE, Contest, Make, bursty, find_contest, restated, talks
 from benchmarks.stores import stock_store, work_folder
 from lamella.qos.policies.decision import Policy
 from lamella.qos.policies.named import named_policy
@@ -28,11 +28,12 @@ from lamella.qos.policies.setting import Setting
 from lamella.qos.policies.static import Static
 from lamella.qos.profiles.documents import Profile
 from lamella.qos.simulator.oracle import plan_oracle
+from lamella.qos.simulator.outcome import Outcome, attainment
 from lamella.qos.simulator.replay import ReplayOptions, replay
 from lamella.qos.traces.arrivals import Trace
 from lamella.qos.traces.generators import bursts, day, poisson
 
-PERIOD_SECONDS = 300.0
+PERIOD_SECONDS, SWING = 300.0, 0.8
 """Of a day that is pressed into less time."""
 SLOWER, SCATTER = 1.05, 0.05
 """What the machine was like beside its profile, in the live runs (docs/qos.md)."""
@@ -61,11 +62,11 @@ def _arguments() -> argparse.Namespace:
 
 
 def _long_bursts(peak: float, minutes: float, seed: int) -> Trace:
-    return bursts(talks(0.1 * peak, minutes), peak=peak, every=120, length=60, seed=seed)
+    return bursts(talks(QUIET_SHARE * peak, minutes), peak=peak, every=120, length=60, seed=seed)
 
 
 def _short_bursts(peak: float, minutes: float, seed: int) -> Trace:
-    return bursts(talks(0.1 * peak, minutes), peak=peak, every=30, length=8, seed=seed)
+    return bursts(talks(QUIET_SHARE * peak, minutes), peak=peak, every=30, length=8, seed=seed)
 
 
 def _even(peak: float, minutes: float, seed: int) -> Trace:
@@ -73,7 +74,7 @@ def _even(peak: float, minutes: float, seed: int) -> Trace:
 
 
 def _day(peak: float, minutes: float, seed: int) -> Trace:
-    return day(talks(peak / 1.8, minutes), swing=0.8, period=PERIOD_SECONDS, seed=seed)
+    return day(talks(peak / (1 + SWING), minutes), swing=SWING, period=PERIOD_SECONDS, seed=seed)
 
 
 LOADS: Mapping[str, Make] = {
@@ -117,20 +118,24 @@ def _ways(profile: Profile, contest: Contest) -> dict[str, Result]:
     wavers = ReplayOptions(start=contest.highest, slowdown=SLOWER, scatter=SCATTER)
     predictive = named_policy("predictive", setting)
     return {
-        "highest": _result(contest, setting, Static(contest.highest), start),
-        "lowest": _result(contest, setting, Static(contest.lowest), start),
-        "threshold": _result(contest, setting, named_policy("threshold", setting), start),
-        "predictive": _result(contest, setting, predictive, start),
-        "oracle": _result(contest, setting, plan_oracle(contest.trace, setting, start), start),
-        "wavering": _result(contest, setting, predictive, wavers),
+        "highest": _result(highest, attainment(highest.served, contest.objectives)),
+        "lowest": _replayed(contest, setting, Static(contest.lowest), start),
+        "threshold": _replayed(contest, setting, named_policy("threshold", setting), start),
+        "predictive": _replayed(contest, setting, predictive, start),
+        "oracle": _replayed(contest, setting, plan_oracle(contest.trace, setting, start), start),
+        "wavering": _replayed(contest, setting, predictive, wavers),
     }
 
 
-def _result(contest: Contest, setting: Setting, policy: Policy, options: ReplayOptions) -> Result:
+def _replayed(contest: Contest, setting: Setting, policy: Policy, options: ReplayOptions) -> Result:
     outcome = replay(contest.trace, setting, policy, options)
+    return _result(outcome, outcome.attainment)
+
+
+def _result(outcome: Outcome, attained: float) -> Result:
     if outcome.mean_kl is None:
         raise SystemExit("the profile has no divergences; measure them with lamella profile --text FILE")
-    return Result(outcome.attainment, outcome.mean_kl)
+    return Result(attained, outcome.mean_kl)
 
 
 # --- report ----------------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -277,8 +276,7 @@ def _qualities(store: Path, variants: Sequence[Variant], exams: Exams | None) ->
     """Measured quality of each variant; empty without exams.  The reference diverges from itself by nothing."""
     if exams is None:
         return {}
-    with ThreadPoolExecutor(1) as apart:  # its OpenMP threads end with it (``qos.profiling.bench``)
-        found = apart.submit(evaluate, store, [v.name for v in variants], exams).result()
+    found = evaluate(store, [v.name for v in variants], exams)
     return {name: _quality(row, is_reference=name == found.reference) for name, row in found.rows.items()}
 
 
