@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -132,6 +134,17 @@ def test_the_program_is_exact_to_the_byte() -> None:
     answer = solve_exactly(Problem(costs, [uses], [limit]))
     assert answer is not None
     assert total(uses, answer.picks) <= limit
+
+
+def test_the_solver_says_nothing() -> None:
+    """A line of its own on stdout would break what ``--json`` prints; highspy 1.16.0 writes two once in a process."""
+    code = """
+from lamella.planning.exact import solve_exactly
+from lamella.planning.multichoice import Problem
+print(solve_exactly(Problem([[3, 1]], [[[0, 5]]], [5])).picks)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("(1,)\n", "")
 
 
 def test_where_nothing_was_proven_in_time_each_group_costs_at_least_its_cheapest_option() -> None:
