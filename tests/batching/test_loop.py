@@ -110,6 +110,20 @@ def test_whoever_comes_or_goes_among_like_steps_is_seen_at_the_next(open_front: 
         assert front.end_of(stays).reason == "cancelled"
 
 
+def test_preparing_a_variant_gives_way_while_requests_run(open_front: OpenFront) -> None:
+    def wait(is_on: bool) -> None:
+        end = time.monotonic() + 60
+        while front.loop._parts.live.is_computing is not is_on:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+    with open_front(n_ctx=LONG) as front:
+        number = front.start(PROMPTS[0], max_tokens=LONG - 100)
+        wait(is_on=True)
+        front.tell(Cancel(id=number))
+        wait(is_on=False)
+
+
 def test_what_an_earlier_engine_wrote_is_continued(front: FakeFront) -> None:
     whole = front.write(PROMPTS[0], max_tokens=20)
     assert front.write(PROMPTS[0], max_tokens=20, generated=whole[:7]) == whole[7:]

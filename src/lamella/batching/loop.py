@@ -259,7 +259,9 @@ class EngineLoop:
                 return
             self._variants.advance()
             has_embedded = self._embed_some()
-            if not self._scheduler.turn() and not has_embedded and not self._recompute():
+            has_stepped = self._scheduler.turn()
+            self._parts.live.is_computing = self._scheduler.n_running > 0
+            if not has_stepped and not has_embedded and not self._recompute():
                 self._busy_since = 0.0
                 self._has_news.wait(None if self._scheduler.is_idle else DEADLINE_CHECK_SECONDS)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes as ct
+import functools
 import mmap
 import os
 from pathlib import Path
@@ -17,11 +18,16 @@ HUGE_PAGES = 14
 _MMAP_THRESHOLD, _LARGE_BLOCK = -3, 128 * 1024  # M_MMAP_THRESHOLD of mallopt(3), and glibc's own first value
 
 
+@functools.cache  # each opening makes a new class, 10 us
+def _c_library() -> ct.CDLL:
+    return ct.CDLL(None)
+
+
 def advise(start: int, n_bytes: int, advice: int) -> bool:
     """``madvise`` on the whole pages inside a range; whether the kernel took the advice."""
     page = mmap.PAGESIZE
     first, last = -(-start // page) * page, (start + n_bytes) // page * page
-    return last <= first or ct.CDLL(None).madvise(ct.c_void_p(first), ct.c_size_t(last - first), advice) == 0
+    return last <= first or _c_library().madvise(ct.c_void_p(first), ct.c_size_t(last - first), advice) == 0
 
 
 def new_memory(n_bytes: int) -> NDArray[np.uint8]:
@@ -57,7 +63,7 @@ def give_back_what_is_freed() -> None:
     glibc keeps them for itself once some were freed (its ``mmap`` threshold grows to 32 MiB), so that copies of weights
     that are gone would still count.  Does nothing with other C libraries.
     """
-    set_option = getattr(ct.CDLL(None), "mallopt", None)
+    set_option = getattr(_c_library(), "mallopt", None)
     if set_option is not None:
         set_option(_MMAP_THRESHOLD, _LARGE_BLOCK)
 
@@ -67,7 +73,7 @@ def trim_heap() -> None:
 
     Does nothing with other C libraries than glibc.
     """
-    trim = getattr(ct.CDLL(None), "malloc_trim", None)
+    trim = getattr(_c_library(), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
@@ -81,7 +87,7 @@ def resident_bytes(path: Path) -> int:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
         view = np.frombuffer(mapping, np.uint8)
         vector = (ct.c_ubyte * pages)()
-        code = ct.CDLL(None).mincore(ct.c_void_p(view.ctypes.data), ct.c_size_t(size), vector)
+        code = _c_library().mincore(ct.c_void_p(view.ctypes.data), ct.c_size_t(size), vector)
         del view
     if code != 0:
         raise OSError(ct.get_errno(), os.strerror(ct.get_errno()))

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from lamella.core.artifacts import Variant
 from lamella.core.errors import EngineFailed, StoreError
-from lamella.core.giving_way import give_way
+from lamella.core.giving_way import Rests, give_way
 from lamella.core.model import TensorSpec
 from lamella.core.units import MIB
 from lamella.llama.model import Model
@@ -48,6 +48,10 @@ class LiveVariants:
 
     ``prepare`` may be called at any time; all that changes what runs, only between two decodes.  Weights always point
     into the running variant or into one that is held.
+
+    Attributes:
+        is_computing: whether steps run that somebody waits for; a variant is then prepared in small pieces with rests.
+            Whoever makes the steps sets it.
     """
 
     def __init__(
@@ -88,6 +92,7 @@ class LiveVariants:
         self._change: StepwiseChange | None = None
         self._is_closed = False
         self._name = ""
+        self.is_computing = False
 
     def _placed(self, device_of: DeviceOf) -> dict[str, str]:
         """Weight -> device, of those that leave the host."""
@@ -194,11 +199,13 @@ class LiveVariants:
                 self._store.check(variant)
             prompt: dict[str, WeightState] = {}
             token: dict[str, WeightState] = {}
+            rests = Rests(self._may_rest)
             with self._pool_use:
                 self._check_model(variant, paths)
                 if has_room := self._make_room(variant, paths):
                     for shard, path in zip(variant.shards, paths, strict=True):
-                        states = self._pool.open(shard.id, path, self._tensors)
+                        with rests.after():
+                            states = self._pool.open(shard.id, path, self._tensors)
                         prompt.update(states.prompt)
                         token.update(states.token)
             lease.settle()
@@ -207,6 +214,13 @@ class LiveVariants:
         if not has_room:
             return StagedVariant(variant, version, paths, lease, seconds)
         return PreparedVariant(variant, version, prompt, token, lease, seconds)
+
+    def _may_rest(self) -> bool:
+        """Whether there are steps to give way to, and nothing that waits for this preparation's end."""
+        with self._lock:
+            n_waiting = sum(not f.done() for f in self._open.pending.values())
+            is_short = self._ceiling is not self._usual_ceiling
+            return self.is_computing and n_waiting <= 1 and not is_short and not self._is_closed
 
     def _check_model(self, variant: Variant, paths: Sequence[Path]) -> None:
         names = {n for s, path in zip(variant.shards, paths, strict=True) for n in self._pool.stored(s.id, path)}
