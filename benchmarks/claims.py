@@ -193,6 +193,13 @@ CLAIMS: tuple[Claim, ...] = (
         trial=("--minutes", "0.5", "--seeds", "1", "--mixes", "Q8_0,Q4_0"),
     ),
     Claim(
+        "qos_loads-qwen-0.5b",
+        ("qos_loads", "--model", "qwen-0.5b"),
+        35,
+        (QWEN_SMALL, rival, texts),
+        trial=("--minutes", "0.5", "--seeds", "1", "--mixes", "Q8_0,Q4_0"),
+    ),
+    Claim(
         "simulated-smollm2",
         ("simulated",),
         12,
