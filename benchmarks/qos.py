@@ -38,7 +38,7 @@ from benchmarks.common import DATA, commit, record, table
 from benchmarks.proxy import RestartingProxy
 from benchmarks.qos_kept import KeptWays, Way
 from benchmarks.qos_load import Contest, find_contest, restated
-from benchmarks.qos_virtual import STATIC, Bench, planned_oracle, simulated
+from benchmarks.qos_virtual import STATIC, Bench, planned_oracle, share_off, simulated, static_scatter
 from benchmarks.replayed import Replayed, Timeline, on_clients_clock, replay_live
 from benchmarks.stores import stock_store, work_folder
 from lamella import api
@@ -218,7 +218,8 @@ def _way(found: Replayed, timeline: Timeline, reasons: Sequence[str] = ()) -> Wa
 
 def report(model: str, bench: Bench, ways: dict[str, Way], plot: Path | None) -> None:
     contest = bench.contest
-    found = {name: {**_figures(bench, way), **simulated(name, bench, ways)} for name, way in ways.items()}
+    scattered = static_scatter(bench, ways)
+    found = {name: {**_figures(bench, way), **simulated(name, bench, ways, scattered)} for name, way in ways.items()}
     rows: list[list[object]] = [
         ["way", "requests", "met", "p95 ms/token", "p95 first ms", "KL", "failed", "changes", "simulated met", "KL",
          "pace", "at that pace met", "KL"]
@@ -266,7 +267,7 @@ def _simulator_off(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     said = [(f, f["simulated_at_pace"]) for f in found.values() if "simulated_at_pace" in f]
     return {
         "attainment_off": max((round(abs(f["attainment"] - s["attainment"]), 4) for f, s in said), default=None),
-        "kl_off": max((round(abs(s["kl"] / f["kl"] - 1), 4) for f, s in said if f["kl"]), default=None),
+        "kl_off": max((share_off(s["kl"], f["kl"]) for f, s in said), default=None),
     }
 
 

@@ -66,27 +66,32 @@ class Host:
     scatter: float
 
 
-def host_during(name: str, bench: Bench, ways: Mapping[str, Way]) -> Host:
+def static_scatter(bench: Bench, ways: Mapping[str, Way]) -> float:
+    """Of the pace of single requests, where nothing is changed."""
+    return scatter(static_sides(bench, ways))
+
+
+def pace_during(way: Way, bench: Bench) -> float:
     """As the requests of this way showed it, beside a replay that changes variants when it did.
 
-    The ways are measured an hour apart, and a shared machine computes faster in one than in another.  The scatter is
-    that of the static ways, where nothing is changed.
+    The ways are measured an hour apart, and a shared machine computes faster in one than in another.
     """
-    way = ways[name]
     done = Schedule((0.0, *(at for at, _ in way.timeline.changes)),
                     (way.timeline.start, *(variant for _, variant in way.timeline.changes)))  # fmt: skip
-    sides = (way.served, replayed(bench, done).served)
-    return Host(usual_pace([sides]), scatter(static_sides(bench, ways)))
+    return usual_pace([(way.served, replayed(bench, done).served)])
 
 
-def simulated(name: str, bench: Bench, ways: Mapping[str, Way]) -> dict[str, Any]:
+def simulated(name: str, bench: Bench, ways: Mapping[str, Way], scattered: float) -> dict[str, Any]:
     """What the simulator says of a way: from the profile as it was before, and on the host of that way.
 
     Nothing is said of ``restart``, whose servers are not ours.
+
+    Args:
+        scattered: of ``static_scatter``, the same for all ways.
     """
     if name == "restart":
         return {}
-    policy, host = policy_of(name, bench, ways), host_during(name, bench, ways)
+    policy, host = policy_of(name, bench, ways), Host(pace_during(ways[name], bench), scattered)
     draws = [replayed(bench, policy, host, seed=seed) for seed in range(N_DRAWS)]
     return {
         "pace": round(host.pace, 4),
@@ -117,3 +122,8 @@ def _outcome_fields(*outcomes: Outcome) -> dict[str, Any]:
         "kl": round(fmean(kls), 5) if kls else None,
         "changes": round(fmean(outcome.n_switches for outcome in outcomes)),
     }
+
+
+def share_off(simulated: float, live: float) -> float:
+    """Of a KL; the reference alone diverges by nothing, on both sides."""
+    return 0.0 if simulated == live else round(abs(simulated / live - 1), 4) if live else float("inf")

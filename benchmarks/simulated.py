@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks.common import record, table
 from benchmarks.qos import KL_TEXT, N_CTX, N_SEQUENCES, measure, token_prompts
 from benchmarks.qos_load import find_contest
-from benchmarks.qos_virtual import Bench, policy_of, replayed
+from benchmarks.qos_virtual import Bench, policy_of, replayed, share_off
 from benchmarks.stores import stock_store, work_folder
 from lamella import api
 from lamella.api.profiles import write_profile
@@ -154,7 +154,7 @@ def compared(name: str, bench: Bench, live: tuple[Served, ...]) -> dict[str, Any
         "requests": len(live),
         **sides,
         "attainment_off": round(abs(there["attainment"] - here["attainment"]), 4),
-        "kl_off": _share_off(there["kl"], here["kl"]),
+        "kl_off": share_off(there["kl"], here["kl"]),
         "tpot_off": _off([(a.tpot_seconds, b.tpot_seconds) for a, b in pairs if a.tpot_seconds]),
         "ttft_off": _off([(a.ttft_seconds, b.ttft_seconds) for a, b in pairs]),
     }
@@ -172,11 +172,6 @@ def _figures(bench: Bench, served: Sequence[Served]) -> dict[str, Any]:
         "ttft_p95_ms": round(1000 * (p95(one.ttft_seconds for one in good) or 0.0), 1),
         "ttft_p50_ms": round(1000 * statistics.median(one.ttft_seconds for one in good), 1),
     }
-
-
-def _share_off(simulated: float, live: float) -> float:
-    """Of a KL; the reference alone diverges by nothing, on both sides."""
-    return 0.0 if simulated == live else round(abs(simulated / live - 1), 4) if live else float("inf")
 
 
 def _off(pairs: Sequence[tuple[float, float]]) -> float:
