@@ -11,11 +11,12 @@ promise, mean KL over tokens, failures; and what the simulator said before, from
 
 The profile is of minutes or hours before, and a plan that just keeps a promise there breaks it where the machine is a
 little slower now.  So ``oracle`` is planned for the slow minutes that the two static ways showed (``qos_pace``), and
-the simulator is asked a second time, at the pace that the machine had during each way and with the scatter of the
-static ones' requests (``simulated_at_pace``, the mean of several draws).
+the simulator is asked a second time, at the pace that the machine had from minute to minute during each way
+(``simulated_at_pace``).
 
 Store, profile and each way that was measured are kept in ``--work``: the same command again measures what is missing
-(without ``--profile-again``, which begins anew; so does another commit).  Measure on a machine that does nothing else.
+(without ``--profile-again``, which begins anew; so does another commit, unless ``--measured-at`` says at which one the
+ways were measured: for what is computed of them afterwards).  Measure on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from benchmarks.common import DATA, commit, record, table
 from benchmarks.proxy import RestartingProxy
 from benchmarks.qos_kept import KeptWays, Way
 from benchmarks.qos_load import Contest, find_contest, restated
-from benchmarks.qos_virtual import STATIC, Bench, planned_oracle, share_off, simulated, static_scatter
+from benchmarks.qos_virtual import STATIC, Bench, planned_oracle, share_off, simulated
 from benchmarks.replayed import Replayed, Timeline, on_clients_clock, replay_live
 from benchmarks.stores import stock_store, work_folder
 from lamella import api
@@ -73,13 +74,13 @@ def main() -> None:
         bench = Bench(store, folder, path, setting, contest, prompts)
         ways: dict[str, Way] = {}
         for name in args.ways.split(","):
-            kept = KeptWays(folder / f"ways-{args.model}", _kept_terms(name, bench))
+            kept = KeptWays(folder / f"ways-{args.model}", _kept_terms(name, bench, args.measured_at))
             ways[name] = kept.read(name) or asyncio.run(measure(name, bench, ways))
             kept.write(name, ways[name])
             if name == "highest":
                 bench = promised_by(bench, ways[name])
             print(f"{name}: {_line(bench, ways[name].served)}", flush=True)
-    report(args.model, bench, ways, args.plot)
+    report(args.model, bench, ways, args.plot, args.measured_at)
 
 
 def promised_by(bench: Bench, highest: Way) -> Bench:
@@ -88,13 +89,13 @@ def promised_by(bench: Bench, highest: Way) -> Bench:
     return replace(bench, contest=contest, setting=replace(bench.setting, objectives=contest.objectives))
 
 
-def _kept_terms(way: str, bench: Bench) -> dict[str, Any]:
+def _kept_terms(way: str, bench: Bench, measured_at: str) -> dict[str, Any]:
     """What measured ways must agree in; a variant alone is promised nothing."""
     contest = bench.contest
     content = hashlib.sha256(bench.profile_file.read_bytes()).hexdigest()
     trace = {"trace": contest.trace.name, "seconds": contest.trace.seconds}
     promise = {} if way in STATIC else {"promised_ms": contest.token_ms}
-    return {**trace, **promise, "profile": content, "commit": commit()}
+    return {**trace, **promise, "profile": content, "commit": measured_at}
 
 
 def _arguments() -> argparse.Namespace:
@@ -105,6 +106,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--mixes", default=",".join(MIXES), help="variants: types of llama-quantize, or planned-BITS")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--profile-again", action="store_true", help="measure the profile anew")
+    parser.add_argument("--measured-at", metavar="COMMIT", default=commit(), help="of the ways that are kept")
     parser.add_argument("--plot", type=Path, help="draw predictive, or the last way, to this file")
     parser.add_argument("--work", type=Path, help="folder in which store and profile are kept for the next time")
     return parser.parse_args()
@@ -216,10 +218,9 @@ def _way(found: Replayed, timeline: Timeline, reasons: Sequence[str] = ()) -> Wa
 # --- what came of it -------------------------------------------------------------------------------------------------
 
 
-def report(model: str, bench: Bench, ways: dict[str, Way], plot: Path | None) -> None:
+def report(model: str, bench: Bench, ways: dict[str, Way], plot: Path | None, measured_at: str) -> None:
     contest = bench.contest
-    scattered = static_scatter(bench, ways)
-    found = {name: {**_figures(bench, way), **simulated(name, bench, ways, scattered)} for name, way in ways.items()}
+    found = {name: {**_figures(bench, way), **simulated(name, bench, ways)} for name, way in ways.items()}
     rows: list[list[object]] = [
         ["way", "requests", "met", "p95 ms/token", "p95 first ms", "KL", "failed", "changes", "simulated met", "KL",
          "pace", "at that pace met", "KL"]
@@ -232,7 +233,8 @@ def report(model: str, bench: Bench, ways: dict[str, Way], plot: Path | None) ->
     print(f"promise: {contest.token_ms:.0f} ms a token for 95 % of the requests; {contest.trace.name}")
     if plot:
         draw(bench, ways.get("predictive") or list(ways.values())[-1], plot)
-    record(f"qos-{model}", {"model": model, **_claims(found), **_simulator_off(found), **_terms(bench), "ways": found})
+    claims = {**_claims(found), **_simulator_off(found)}
+    record(f"qos-{model}", {"model": model, "measured_at": measured_at, **claims, **_terms(bench), "ways": found})
 
 
 def _said(found: dict[str, Any] | None) -> tuple[str, object]:

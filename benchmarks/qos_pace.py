@@ -5,7 +5,7 @@ front and the clients take their part of the cores.
 
 usual_pace([(live, simulated)])     # 1.06
 slow_pace([(live, simulated)])      # 1.18: 95 % of the requests came in no slower minute
-scatter([(live, simulated)])        # 0.1: beside the usual pace of its way a request's was a tenth off
+course((live, simulated))           # ((30.0, 0.98), (90.0, 1.03)): the first minute was quicker than usual
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ from lamella.qos.watching import p95
 Sides = tuple[Sequence[Served], Sequence[Served]]
 """The requests of one way, live and simulated, in the same order."""
 BLOCK_SECONDS = 60.0
+REACH = 0.75
+"""Of a minute to both sides of its middle, so that neighbours share requests..."""
+LEAST_REQUESTS = 3
+"""...of which so many say something."""
 
 
 def usual_pace(ways: Iterable[Sides]) -> float:
@@ -41,13 +45,27 @@ def slow_pace(ways: Iterable[Sides]) -> float:
     return max(1.0, p95(found) or 1.0)
 
 
-def scatter(ways: Iterable[Sides]) -> float:
-    """Standard deviation of the logarithm of live by simulated time per token, around the median of each way."""
-    off: list[float] = []
-    for live, simulated in ways:
-        logs = [math.log(ratio) for ratio in _by_request(live, simulated).values()]
-        off += [x - statistics.median(logs) for x in logs]
-    return math.sqrt(statistics.fmean(x * x for x in off)) if off else 0.0
+def course(sides: Sides) -> tuple[tuple[float, float], ...]:
+    """Middles of minutes, and how many times longer than usual tokens took around them; a request is in its middle.
+
+    Minutes that show too little of it are left out: what is beside them goes through.
+    """
+    live, simulated = sides
+    ratios = _by_request(live, simulated)
+    middles = {i: _middle(live[i]) for i in ratios}
+    usual = usual_pace([sides])
+    found = []
+    for minute in range(math.ceil(max(middles.values(), default=0.0) / BLOCK_SECONDS)):
+        middle = (minute + 0.5) * BLOCK_SECONDS
+        beside = [ratios[i] for i, at in middles.items() if abs(at - middle) <= REACH * BLOCK_SECONDS]
+        if len(beside) >= LEAST_REQUESTS:
+            found.append((middle, statistics.median(beside) / usual))
+    return tuple(found)
+
+
+def _middle(one: Served) -> float:
+    """When half of it was written."""
+    return one.arrived + one.ttft_seconds + one.tpot_seconds * sum(one.tokens.values()) / 2
 
 
 def _by_request(live: Sequence[Served], simulated: Sequence[Served]) -> dict[int, float]:

@@ -1,16 +1,15 @@
-"""What all ways of ``benchmarks.qos`` share, and the ways in virtual time: what was planned, and at what pace."""
+"""What all ways of ``benchmarks.qos`` share, and the ways in virtual time: what was planned, and on what machine."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from benchmarks.qos_kept import Way
 from benchmarks.qos_load import Contest
-from benchmarks.qos_pace import Sides, scatter, slow_pace, usual_pace
+from benchmarks.qos_pace import Sides, course, slow_pace, usual_pace
 from lamella.qos.policies.decision import Policy
 from lamella.qos.policies.named import named_policy
 from lamella.qos.policies.schedule import Schedule
@@ -22,7 +21,6 @@ from lamella.qos.simulator.replay import ReplayOptions, replay
 from lamella.store.store import Store
 
 STATIC = ("highest", "lowest")
-N_DRAWS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,44 +57,43 @@ class Host:
 
     Attributes:
         pace: how many times longer tokens took than the profile says.
-        scatter: of the pace of single requests, as ``ReplayOptions``.
+        course: of the pace from minute to minute, as ``ReplayOptions``.
     """
 
-    pace: float
-    scatter: float
+    pace: float = 1.0
+    course: tuple[tuple[float, float], ...] = ()
 
 
-def static_scatter(bench: Bench, ways: Mapping[str, Way]) -> float:
-    """Of the pace of single requests, where nothing is changed."""
-    return scatter(static_sides(bench, ways))
-
-
-def pace_during(way: Way, bench: Bench) -> float:
+def host_of(way: Way, bench: Bench) -> Host:
     """As the requests of this way showed it, beside a replay that changes variants when it did.
 
-    The ways are measured an hour apart, and a shared machine computes faster in one than in another.
+    The ways are measured an hour apart, and a shared machine computes faster in one than in another, and in one minute
+    than in the next: a percent is a tenth of the divergence where a policy just keeps a promise.
     """
     done = Schedule((0.0, *(at for at, _ in way.timeline.changes)),
                     (way.timeline.start, *(variant for _, variant in way.timeline.changes)))  # fmt: skip
-    return usual_pace([(way.served, replayed(bench, done).served)])
+
+    def sides(host: Host) -> Sides:
+        return way.served, replayed(bench, done, host).served
+
+    steady = Host(usual_pace([sides(Host())]))
+    moving = Host(steady.pace, course(sides(steady)))
+    return Host(moving.pace * usual_pace([sides(moving)]), moving.course)
 
 
-def simulated(name: str, bench: Bench, ways: Mapping[str, Way], scattered: float) -> dict[str, Any]:
-    """What the simulator says of a way: from the profile as it was before, and on the host of that way.
+def simulated(name: str, bench: Bench, ways: Mapping[str, Way]) -> dict[str, Any]:
+    """What the simulator says of a way: from the profile as it was before, and on the machine of that way.
 
     Nothing is said of ``restart``, whose servers are not ours.
-
-    Args:
-        scattered: of ``static_scatter``, the same for all ways.
     """
     if name == "restart":
         return {}
-    policy, host = policy_of(name, bench, ways), Host(pace_during(ways[name], bench), scattered)
-    draws = [replayed(bench, policy, host, seed=seed) for seed in range(N_DRAWS)]
+    policy, host = policy_of(name, bench, ways), host_of(ways[name], bench)
     return {
         "pace": round(host.pace, 4),
+        "course": [round(times, 3) for _, times in host.course],
         "simulated": _outcome_fields(replayed(bench, policy)),
-        "simulated_at_pace": _outcome_fields(*draws),
+        "simulated_at_pace": _outcome_fields(replayed(bench, policy, host)),
     }
 
 
@@ -107,20 +104,18 @@ def policy_of(name: str, bench: Bench, ways: Mapping[str, Way]) -> Policy:
     return planned_oracle(bench, ways) if name == "oracle" else named_policy(name, bench.setting)
 
 
-def replayed(bench: Bench, policy: Policy, host: Host = Host(1.0, 0.0), seed: int = 0) -> Outcome:
+def replayed(bench: Bench, policy: Policy, host: Host = Host()) -> Outcome:
     """The trace in virtual time, from the profile as it was before."""
     start = policy.variant if isinstance(policy, Static) else bench.start
-    options = ReplayOptions(start=start, slowdown=host.pace, scatter=host.scatter, seed=seed)
+    options = ReplayOptions(start=start, slowdown=host.pace, course=host.course)
     return replay(bench.contest.trace, bench.setting, policy, options)
 
 
-def _outcome_fields(*outcomes: Outcome) -> dict[str, Any]:
-    """Means over replays of one way."""
-    kls = [outcome.mean_kl for outcome in outcomes if outcome.mean_kl is not None]
+def _outcome_fields(outcome: Outcome) -> dict[str, Any]:
     return {
-        "attainment": round(fmean(outcome.attainment for outcome in outcomes), 4),
-        "kl": round(fmean(kls), 5) if kls else None,
-        "changes": round(fmean(outcome.n_switches for outcome in outcomes)),
+        "attainment": round(outcome.attainment, 4),
+        "kl": None if outcome.mean_kl is None else round(outcome.mean_kl, 5),
+        "changes": outcome.n_switches,
     }
 
 

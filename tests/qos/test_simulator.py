@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from statistics import correlation, fmean, stdev
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -36,8 +37,8 @@ def setting(objectives: Objectives = PROMISED, *, joules: float | None = None) -
     return Setting.of(ladder(5, joules=joules), objectives)
 
 
-def run(trace: Trace, variant: str = "v0", **options: float) -> Outcome:
-    chosen = ReplayOptions(start=variant, **options)  # type: ignore[arg-type]
+def run(trace: Trace, variant: str = "v0", **options: Any) -> Outcome:
+    chosen = ReplayOptions(start=variant, **options)
     return replay(trace, setting(), Static(variant), chosen)
 
 
@@ -160,6 +161,13 @@ def test_spells_are_drawn_by_the_seed_and_are_none_where_nothing_scatters() -> N
     assert run(BURSTS, seed=1).served == plain.served
 
 
+def test_a_machine_that_was_watched_is_as_slow_as_it_was_then_and_straight_between() -> None:
+    trace = trace_of(*(Arrival(at, 16, 2) for at in (0.0, 100.0, 150.0, 200.0, 900.0)))
+    found, alike = run(trace, slowdown=1.5, course=((100.0, 0.8), (200.0, 1.2))).served, run(trace).served
+    times = [a.tpot_seconds / b.tpot_seconds / 1.5 for a, b in zip(found, alike, strict=True)]
+    assert times == pytest.approx([0.8, 0.8, 1.0, 1.2, 1.2], abs=0.002)
+
+
 class _Listens:
     """Stays, and remembers how slow it was told that the machine is, by its time."""
 
@@ -171,6 +179,13 @@ class _Listens:
     def decide(self, state: PolicyState, sample: Sample) -> Decision:
         self.told[sample.time] = sample.slowdown
         return Decision(state.variant, "it stays", state)
+
+
+def test_a_policy_is_told_of_a_watched_machine_by_the_steps_of_late() -> None:
+    listens, trace = _Listens(), trace_of(*(Arrival(10.0 * i, 16, 200) for i in range(60)))
+    options = ReplayOptions(start="v0", slowdown=1.1, course=((290.0, 1.0), (310.0, 1.3)))
+    replay(trace, setting(), listens, options)
+    assert [listens.told[at] for at in (280.0, 500.0)] == pytest.approx([1.1, 1.43], rel=0.01)
 
 
 def test_a_policy_is_told_of_spells_by_the_steps_of_late() -> None:

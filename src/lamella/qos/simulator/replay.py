@@ -36,6 +36,8 @@ class ReplayOptions:
         scatter: standard deviation of the logarithm of what they take beyond, in spells (``slowdown``); policies are
             told what steps of late show of it, as in the server (``qos.pace``).
         seed: of the spells.
+        course: of a machine that somebody watched: seconds, and how many times longer than ``slowdown`` says steps took
+            then, straight between them; policies are told as of ``scatter``.
     """
 
     start: str | None = None
@@ -45,6 +47,7 @@ class ReplayOptions:
     slowdown: float = 1.0
     scatter: float = 0.0
     seed: int = 0
+    course: tuple[tuple[float, float], ...] = ()
 
 
 def replay(trace: Trace, setting: Setting, policy: Policy, options: ReplayOptions | None = None) -> Outcome:
@@ -71,7 +74,7 @@ class _Replay:
             on_first_token=self._began,
             on_end=self._ended,
             n_warm=options.n_warm or len(setting.rungs),
-            slowdown=Slowdown(options.slowdown, options.scatter, options.seed),
+            slowdown=Slowdown(options.slowdown, options.scatter, options.seed, options.course),
         )
         self._watch = LoadWatch()
         self._state = PolicyState(start, since=-math.inf)
