@@ -162,7 +162,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("serve-smollm2", ("serve",), 20, (SMOLLM2, rival), trial=_ONE_ROUND),
     Claim(
         "serve-qwen-0.5b",
-        ("serve", "--model", "qwen-0.5b", "--rounds", "2"),
+        ("serve", "--model", "qwen-0.5b", "--rounds", "3"),
         20,
         (QWEN_SMALL, rival),
         trial=_ONE_ROUND,

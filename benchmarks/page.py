@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,10 +90,16 @@ def _circumstances(record: Record) -> str:
     else:
         where = f"{machine['cores']} cores of {machine['processor']}, {machine['memory_gib']:g} GiB"
     parts = [str(document.get("date", "")), where]
-    parts += [f"commit {document['commit']}"] if "commit" in document else []
+    parts += [_commit(document)] if "commit" in document else []
     parts += [f"load average {document['load_average']:g} at the end"] if "load_average" in document else []
     link = f"[record](../benchmarks/results/{record.name}.json)"
     return ", ".join(filter(None, [*parts, link])) + "."
+
+
+def _commit(document: Mapping[str, Any]) -> str:
+    """Where it was measured, and where that was computed again if at another one."""
+    computed, measured = document["commit"], document.get("measured_at", document["commit"])
+    return f"commit {measured}" + (f", computed again at {computed}" if computed != measured else "")
 
 
 def _verdict(line: Line) -> str:

@@ -15,8 +15,8 @@ the simulator is asked a second time, at the pace that the machine had from minu
 (``simulated_at_pace``).
 
 Store, profile and each way that was measured are kept in ``--work``: the same command again measures what is missing
-(without ``--profile-again``, which begins anew; so does another commit, unless ``--measured-at`` says at which one the
-ways were measured: for what is computed of them afterwards).  Measure on a machine that does nothing else.
+(without ``--profile-again``, which begins anew; so does another commit).  ``--measured-at COMMIT`` measures nothing: it
+says anew what follows from ways that were kept there.  Measure on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -75,12 +75,19 @@ def main() -> None:
         ways: dict[str, Way] = {}
         for name in args.ways.split(","):
             kept = KeptWays(folder / f"ways-{args.model}", _kept_terms(name, bench, args.measured_at))
-            ways[name] = kept.read(name) or asyncio.run(measure(name, bench, ways))
+            ways[name] = kept.read(name) or asyncio.run(_measured_now(name, bench, ways, args.measured_at))
             kept.write(name, ways[name])
             if name == "highest":
                 bench = promised_by(bench, ways[name])
             print(f"{name}: {_line(bench, ways[name].served)}", flush=True)
     report(args.model, bench, ways, args.plot, args.measured_at)
+
+
+async def _measured_now(name: str, bench: Bench, before: Mapping[str, Way], measured_at: str) -> Way:
+    """A way that is not kept; not under another commit's name."""
+    if measured_at != commit():
+        raise SystemExit(f"'{name}' of {measured_at} is not kept in {bench.folder}; here is {commit()}")
+    return await measure(name, bench, before)
 
 
 def promised_by(bench: Bench, highest: Way) -> Bench:
@@ -106,10 +113,15 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--mixes", default=",".join(MIXES), help="variants: types of llama-quantize, or planned-BITS")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--profile-again", action="store_true", help="measure the profile anew")
-    parser.add_argument("--measured-at", metavar="COMMIT", default=commit(), help="of the ways that are kept")
+    parser.add_argument(
+        "--measured-at", metavar="COMMIT", default=commit(), help="take the ways kept from there, measure none"
+    )
     parser.add_argument("--plot", type=Path, help="draw predictive, or the last way, to this file")
     parser.add_argument("--work", type=Path, help="folder in which store and profile are kept for the next time")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.profile_again and args.measured_at != commit():
+        parser.error("--profile-again measures, and --measured-at takes what was measured before")
+    return args
 
 
 # --- before ----------------------------------------------------------------------------------------------------------

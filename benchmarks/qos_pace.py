@@ -21,10 +21,10 @@ from lamella.qos.watching import p95
 Sides = tuple[Sequence[Served], Sequence[Served]]
 """The requests of one way, live and simulated, in the same order."""
 BLOCK_SECONDS = 60.0
-REACH = 0.75
-"""Of a minute to both sides of its middle, so that neighbours share requests..."""
+REACH_SECONDS = 45.0
+"""Requests so long before and after the middle of a minute say what it was like; neighbours share some of them."""
 LEAST_REQUESTS = 3
-"""...of which so many say something."""
+"""Fewer say nothing of a minute."""
 
 
 def usual_pace(ways: Iterable[Sides]) -> float:
@@ -46,9 +46,9 @@ def slow_pace(ways: Iterable[Sides]) -> float:
 
 
 def course(sides: Sides) -> tuple[tuple[float, float], ...]:
-    """Middles of minutes, and how many times longer than usual tokens took around them; a request is in its middle.
+    """Middles of minutes, and how many times longer than usual tokens took around them.
 
-    Minutes that show too little of it are left out: what is beside them goes through.
+    A request counts at the middle of its writing.  Minutes with too few of them are left out.
     """
     live, simulated = sides
     ratios = _by_request(live, simulated)
@@ -57,7 +57,7 @@ def course(sides: Sides) -> tuple[tuple[float, float], ...]:
     found = []
     for minute in range(math.ceil(max(middles.values(), default=0.0) / BLOCK_SECONDS)):
         middle = (minute + 0.5) * BLOCK_SECONDS
-        beside = [ratios[i] for i, at in middles.items() if abs(at - middle) <= REACH * BLOCK_SECONDS]
+        beside = [ratios[i] for i, at in middles.items() if abs(at - middle) <= REACH_SECONDS]
         if len(beside) >= LEAST_REQUESTS:
             found.append((middle, statistics.median(beside) / usual))
     return tuple(found)

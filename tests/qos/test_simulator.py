@@ -23,6 +23,7 @@ from lamella.qos.policies.threshold import Threshold
 from lamella.qos.simulator.oracle import plan_oracle
 from lamella.qos.simulator.outcome import Outcome
 from lamella.qos.simulator.replay import ReplayOptions, replay
+from lamella.qos.simulator.slowdown import Slowdown
 from lamella.qos.traces.arrivals import Arrival, Trace
 from lamella.qos.traces.generators import Load, bursts, poisson
 from lamella.qos.watching import LoadWatch, p95
@@ -168,6 +169,19 @@ def test_a_machine_that_was_watched_is_as_slow_as_it_was_then_and_straight_betwe
     assert times == pytest.approx([0.8, 0.8, 1.0, 1.2, 1.2], abs=0.002)
 
 
+def test_a_machine_that_was_watched_wavers_too_where_that_is_asked() -> None:
+    steady, wavering = (Slowdown(1.1, scatter, seed=1, course=((5.0, 2.0), (0.0, 3.0))) for scatter in (0.0, 0.2))
+    spells = Slowdown(1.0, 0.2, seed=1)
+    for at in (0.0, 2.5, 5.0, 60.0):
+        assert wavering.at(at) == pytest.approx(steady.at(at) * spells.at(at))
+    assert steady.at(90.0) == pytest.approx(2.2)
+
+
+def test_no_machine_computes_before_it_began() -> None:
+    with pytest.raises(InvalidRequest, match="not 0"):
+        Slowdown(course=((0.0, 1.0), (5.0, 0.0)))
+
+
 class _Listens:
     """Stays, and remembers how slow it was told that the machine is, by its time."""
 
@@ -182,10 +196,11 @@ class _Listens:
 
 
 def test_a_policy_is_told_of_a_watched_machine_by_the_steps_of_late() -> None:
-    listens, trace = _Listens(), trace_of(*(Arrival(10.0 * i, 16, 200) for i in range(60)))
-    options = ReplayOptions(start="v0", slowdown=1.1, course=((290.0, 1.0), (310.0, 1.3)))
+    listens, trace = _Listens(), trace_of(Arrival(0.0, 16, 60), Arrival(400.0, 16, 2000))
+    options = ReplayOptions(start="v0", slowdown=1.1, course=((200.0, 1.0), (300.0, 1.3)))
     replay(trace, setting(), listens, options)
-    assert [listens.told[at] for at in (280.0, 500.0)] == pytest.approx([1.1, 1.43], rel=0.01)
+    assert listens.told[399.75] == 1.1  # nothing has computed since it became slow
+    assert listens.told[max(listens.told)] == pytest.approx(1.43)
 
 
 def test_a_policy_is_told_of_spells_by_the_steps_of_late() -> None:

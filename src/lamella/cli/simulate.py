@@ -77,7 +77,7 @@ def simulate(
         float,
         _engine_option(
             max=MOST_SCATTER,
-            help="How far its speed wavers for seconds: 0.1 for a tenth up and down, as on shared machines.",
+            help="How far its speed wavers for seconds: 0.1 for a tenth up and down.",
         ),
     ] = 0.0,
     seed: Annotated[int, _engine_option(help="Of what is drawn for --scatter.")] = 0,

@@ -37,7 +37,7 @@ class ReplayOptions:
             told what steps of late show of it, as in the server (``qos.pace``).
         seed: of the spells.
         course: of a machine that somebody watched: seconds, and how many times longer than ``slowdown`` says steps took
-            then, straight between them; policies are told as of ``scatter``.
+            then (above 0), straight between them; spells come on top, and policies are told of both by steps of late.
     """
 
     start: str | None = None

@@ -1,8 +1,8 @@
-"""How much longer steps take than a profile says: in the median, and in slow and quick spells.
+"""How much longer steps take than a profile says: in the median, in slow and quick spells, and as somebody saw it.
 
 slowdown = Slowdown(median=1.05, scatter=0.1, seed=1)
 slowdown.at(12.5)        # 1.13 now, and nearly the same a second later
-Slowdown(median=1.05, course=((30.0, 0.98), (90.0, 1.06)))   # what somebody saw, straight between; scatter beside it
+Slowdown(median=1.05, course=((30.0, 0.98), (90.0, 1.06)))   # what somebody saw; spells come on top of it
 
 A shared machine computes a little slower for some seconds, then a little quicker.  The logarithm is an
 Ornstein-Uhlenbeck process (Physical Review 36, 1930): normal around that of the median, and what it is now says the
@@ -15,6 +15,7 @@ import math
 import random
 from collections.abc import Sequence
 
+from lamella.core.errors import InvalidRequest
 from lamella.qos.profiles.curves import Curve
 
 SPELL_SECONDS = 10.0
@@ -41,6 +42,9 @@ class Slowdown:
             scatter: standard deviation of the logarithm; 0 for steps that are all alike.
             course: seconds, and how many times longer than in the median steps took then; straight between the points,
                 level before the first and after the last.
+
+        Raises:
+            InvalidRequest: steps of the course take no time, or less.
         """
         self._median, self._scatter = median, scatter
         self._course = _level_after(course) if course else None
@@ -60,5 +64,9 @@ class Slowdown:
 
 def _level_after(points: Sequence[tuple[float, float]]) -> Curve:
     """Through the points, and no further up or down after the last: one more, as high, says so."""
-    last, times = points[-1]
+    if not all(times > 0 for _, times in points):
+        raise InvalidRequest(
+            f"steps take more than 0 times as long as in the median, not {min(t for _, t in points):g}"
+        )
+    last, times = max(points)
     return Curve([*points, (last + 1.0, times)])
