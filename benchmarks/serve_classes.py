@@ -3,7 +3,7 @@
     .venv/bin/python -m benchmarks.serve_classes [--model smollm2] [--rounds 5]
 
 Two classes of greedy requests, eight of each, one at Q8_0 and one at Q4_K_M (no shard in common but the metadata: the
-union is the sum), once with each layout of weights.
+union is the sum), once with each layout of weights, and with ``--reproducible``, where no answer may differ.
 
 * Answers: those of the sixteen requests at once against those of a server that has the one variant alone and gets the
   one class.  Beside it how many answers of that server differ between two runs, and between a run of eight at once and
@@ -31,7 +31,8 @@ from benchmarks.stores import stock_store, work_folder
 from lamella.store.store import Store
 
 MIXES = ("Q8_0", "Q4_K_M")
-LAYOUTS = ("auto", "mapped")
+LAYOUTS = {"auto": ("--layout", "auto"), "mapped": ("--layout", "mapped"), "reproducible": ("--reproducible",)}
+"""Of weights, and the one in which no rounding depends on what is computed beside a request."""
 N_CTX, N_EACH, N_TOKENS, PROMPT_CHARACTERS = 512, 8, 96, 120
 ALLOWED_SHARE_OF_UNION = 1.05
 
@@ -142,7 +143,7 @@ def _server(store: Store, mix: str, layout: str) -> Any:
     log = store.path.parent / "server.log"
     sizes = {"n_ctx": N_CTX, "n_sequences": len(MIXES) * N_EACH}
     # The memory of weights is asked for, and prompts come again: a prompt cache would add to one and spare the other.
-    return servers.ours(store.path, mix, "--layout", layout, "--prompt-cache", 0, log=log, **sizes)
+    return servers.ours(store.path, mix, *LAYOUTS[layout], "--prompt-cache", 0, log=log, **sizes)
 
 
 async def engine_memory(client: Any) -> int:
@@ -212,6 +213,7 @@ def report(model: str, found: dict[str, dict[str, Any]]) -> None:
             "mixes": MIXES,
             "differing": first["answers"]["differing"],
             "near_ties": first["answers"]["near_ties"],
+            "differing_reproducible": found.get("reproducible", {}).get("answers", {}).get("differing"),
             "throughput_ratio": first["throughput_ratio"],
             "memory_ratio": first["memory_ratio"],
             "layouts": found,

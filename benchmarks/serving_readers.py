@@ -62,6 +62,10 @@ def _serve_classes(document: Document) -> Iterable[Line]:
         "",
         rival="the pinned server from itself",
     )
+    alike = document["layouts"].get("reproducible", {}).get("answers")
+    if alike:
+        differing = alike["differing"]
+        yield promised("the same with --reproducible", f"{differing} of {alike['answers']}", differing == 0, "none")
     auto = document["layouts"]["auto"]
     yield compared(
         "two classes on one engine",

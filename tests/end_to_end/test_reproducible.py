@@ -19,6 +19,7 @@ from lamella.serving.supervisor import SupervisedEngine
 
 pytestmark = pytest.mark.slow
 N_STREAMS, N_TOKENS = 6, 24
+N_EACH = N_STREAMS // 2
 TEXT = "the old keeper wrote in her log that the wind had turned and a ship without lights lay near the rocks "
 
 
@@ -26,8 +27,9 @@ TEXT = "the old keeper wrote in her log that the wind had turned and a ship with
 def settings(tmp_path_factory: pytest.TempPathFactory) -> EngineSettings:
     folder = tmp_path_factory.mktemp("reproducible") / "store"
     source = model_path("smollm2")
-    lamella.build(source, folder, lamella.plan(source, "uniform", precision="int4"), "small")
-    return EngineSettings(store=str(folder), n_ctx=512, n_sequences=N_STREAMS, is_reproducible=True)
+    for name, precision in (("small", "int4"), ("large", "int8")):
+        lamella.build(source, folder, lamella.plan(source, "uniform", precision=precision), name)
+    return EngineSettings(store=str(folder), variant="small", n_ctx=512, n_sequences=N_STREAMS, is_reproducible=True)
 
 
 def test_company_and_kills_change_no_token(settings: EngineSettings) -> None:
@@ -49,13 +51,31 @@ async def _compare(settings: EngineSettings) -> None:
         assert engine.n_restarts == 1
 
 
+def test_two_classes_at_two_variants_get_what_engines_of_one_variant_give(settings: EngineSettings) -> None:
+    asyncio.run(_compare_classes(settings))
+
+
+async def _compare_classes(settings: EngineSettings) -> None:
+    pinned = {}
+    for variant in ("small", "large"):
+        async with SupervisedEngine(msgspec.structs.replace(settings, variant=variant)) as engine:
+            pinned[variant] = await asyncio.gather(*(_write(engine, i) for i in range(N_EACH)))
+    assert pinned["small"] != pinned["large"]
+    async with SupervisedEngine(settings) as engine:
+        both = await asyncio.gather(*(_write(engine, i, variant=v) for v in pinned for i in range(N_EACH)))
+    assert both == [*pinned["small"], *pinned["large"]]
+
+
 async def _write(
-    engine: SupervisedEngine, number: int, on_token: Callable[[int], object] = lambda _: None
+    engine: SupervisedEngine,
+    number: int,
+    on_token: Callable[[int], object] = lambda _: None,
+    variant: str | None = None,
 ) -> list[int]:
     """Prompts of 20 to 170 words: read in one piece or in several, with and without others."""
     prompt = f"Day {number}. " + " ".join((TEXT * 10).split()[number : number + 20 + 30 * number])
     greedy = Sampling(temperature=0.0)
-    request = Generate(id=0, prompt=prompt, max_tokens=N_TOKENS, ignore_end=True, sampling=greedy)
+    request = Generate(id=0, prompt=prompt, max_tokens=N_TOKENS, ignore_end=True, sampling=greedy, variant=variant)
     tokens = []
     async for event in engine.generate(request):
         if isinstance(event, TokenEvent):
