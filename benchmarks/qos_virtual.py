@@ -75,7 +75,6 @@ def host_of(way: Way, bench: Bench) -> Host:
     more streams run at once, and tokens take longer for that, too: so the replay is repeated on what was found.
     """
     done = _schedule(way.timeline)
-
     host = Host()
     for _ in range(N_PASSES):
         sides = way.served, replayed(bench, done, host).served
