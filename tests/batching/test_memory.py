@@ -277,15 +277,15 @@ def test_embeddings_have_the_room_that_the_ceiling_leaves(served_store: Path, op
     with open_front(pooling="mean", memory_bytes=1 << 40) as front:
         parts = front.loop._parts
         needed = embedder_bytes(paths, "mean", 128)
-        usual, spare = parts.live.ceiling, parts.live.spare_bytes
+        usual, spare = parts.live.memory.ceiling, parts.live.memory.spare_bytes
         assert usual is not None
         assert spare is not None
-        parts.live._usual_ceiling = replace(usual, n_bytes=usual.n_bytes - spare + needed // 2)
+        parts.live.memory.ceiling = replace(usual, n_bytes=usual.n_bytes - spare + needed // 2)
         front.tell(Embed(id=900, inputs=["a"]))
         refused = front.wait(lambda m: isinstance(m, Embedded | Refused))
         assert (refused.why, parts.bytes_to_embed) == ("no_memory", needed)
         assert f"embeddings need {format_bytes(needed)} for texts of up to 128 tokens" in refused.message
-        parts.live._usual_ceiling = usual
+        parts.live.memory.ceiling = usual
         front.tell(Embed(id=901, inputs=["a"]))
         assert front.wait(lambda m: isinstance(m, Embedded)).id == 901
 
@@ -313,8 +313,8 @@ def test_a_request_that_is_pushed_aside_is_copied_out_where_the_ceiling_has_room
         with open_front(n_sequences=1, memory_bytes=1 << 40) as front:
             if not has_room:
                 live = front.loop._parts.live
-                assert live.ceiling is not None
-                live._usual_ceiling = replace(live.ceiling, n_bytes=1)
+                assert live.memory.ceiling is not None
+                live.memory.ceiling = replace(live.memory.ceiling, n_bytes=1)
             slow, _ = front.push_aside([5] * 60, [6] * 20, max_tokens=60)
             assert front.end_of(slow).generated_tokens == 60
             assert (front.loop.status().n_prompt_tokens == 80) == has_room

@@ -42,7 +42,7 @@ def _computed(folder: str, layers: list[LayersAt]) -> list[tuple[list[int], int]
                 tokens.append(int(parts.context.logits().argmax()))
                 parts.context.decode(tokens[-1:], position)
                 position += 1
-            found.append((tokens, parts.live.device_bytes))
+            found.append((tokens, parts.live.memory.device_bytes))
     return found
 
 

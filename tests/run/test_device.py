@@ -206,7 +206,7 @@ def _check_serving(store: Store, options: EngineOptions) -> None:
                 parts.live.change_to(variant)
                 parts.context.decode([310], position)
                 logits[device].append(parts.context.logits().copy())
-            assert (parts.live.device_bytes > 0) == (device is not None)
+            assert (parts.live.memory.device_bytes > 0) == (device is not None)
     np.testing.assert_allclose(logits[options.device], logits[None], atol=0.05)
 
 

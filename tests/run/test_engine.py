@@ -57,6 +57,20 @@ def test_a_prompt_that_was_broken_off_leaves_nothing_half_read(
     assert again.stats.n_reused == len(first)  # and what was whole before is there still
 
 
+def test_what_is_prepared_beside_gives_way_while_tokens_are_computed_only(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, meanwhile = Context.decode, list[bool]()
+
+    def noted(context: Context, tokens: Sequence[int], start: int) -> None:
+        meanwhile.append(engine._live.is_computing)
+        decode(context, tokens, start)
+
+    monkeypatch.setattr(Context, "decode", noted)
+    between = [engine._live.is_computing for _ in engine.generate(PROMPT, max_tokens=3, sampling=GREEDY)]
+    assert (set(meanwhile), set(between)) == ({True}, {False})
+
+
 def test_speeds_are_of_what_was_computed() -> None:
     """Not of what the cache held, and the first token is drawn from the prompt's logits."""
     stats = GenerationStats(30, n_reused=10, prompt_seconds=2, n_generated=9, token_seconds=4, finish_reason=None)

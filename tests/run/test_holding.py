@@ -16,7 +16,7 @@ from lamella.core.giving_way import Rests
 from lamella.llama import gguf
 from lamella.llama.model import Model
 from lamella.llama.weights import MappedShard
-from lamella.run import variants
+from lamella.run import preparing
 from lamella.run.prepared import PreparedVariant
 from lamella.run.variants import LiveVariants
 from lamella.store.store import Store
@@ -115,7 +115,7 @@ class NotedRests:
 @pytest.fixture
 def rests(monkeypatch: pytest.MonkeyPatch) -> NotedRests:
     noted = NotedRests()
-    monkeypatch.setattr(variants, "Rests", noted)
+    monkeypatch.setattr(preparing, "Rests", noted)
     return noted
 
 
@@ -141,10 +141,10 @@ def test_preparing_does_not_rest_where_another_preparation_waits_for_it(store: S
 
 def test_preparing_does_not_rest_where_memory_is_short(live: LiveVariants, rests: NotedRests) -> None:
     live.is_computing = True
-    live.save_memory(is_on=True)
+    live.memory.save(is_on=True)
     live.prepare("middle").result()
     assert not any(rests.taken())
-    live.save_memory(is_on=False)
+    live.memory.save(is_on=False)
     live.change_to("middle")
     live.change_to("large")
     assert any(rests.taken())

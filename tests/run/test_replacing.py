@@ -76,5 +76,5 @@ def test_where_the_new_one_cannot_be_prepared_the_old_one_can_be_let_go(own_stor
         with pytest.raises(ShardDamaged, match="missing"):
             live.prepare("current").result()
         assert list(live.warm) == ["current", "middle"]
-        live.save_memory(is_on=True)
+        live.memory.save(is_on=True)
         assert list(live.warm) == ["middle"]

@@ -50,7 +50,7 @@ class Running:
 
     @property
     def pool(self) -> ShardPool:
-        return self.live._pool
+        return self.live.memory.pool
 
     @property
     def open_bytes(self) -> int:
@@ -132,7 +132,7 @@ def test_what_was_to_go_shard_by_shard_begins_anew_where_memory_is_plenty_again(
     running = run("large", _largest(store, "large"))
     staged = running.live.prepare("small").result()
     assert isinstance(staged, StagedVariant)
-    running.live._ceiling = None  # as where saving memory ends
+    running.live.memory._ceiling_now = None  # as where saving memory ends
     assert not running.live.check_beside(staged)
     assert running.live.begin(staged) is None
     report = running.live.change_to("small")
@@ -172,7 +172,7 @@ def test_repacked_weights_are_exchanged_within_the_ceiling(
 ) -> None:
     """Q4_K has a repacked layout on every processor that has any; the mapped pages of such weights are not kept."""
     probe = run("small", 1 << 40, REPACKED)
-    if not probe.live.repacked_bytes:
+    if not probe.live.memory.repacked_bytes:
         pytest.skip("this processor has no repacked layout of Q4_K")
     room = store.variant("large").n_bytes + max(f.opening_bytes for f in probe.pool.footprints.values())
     running = run("small", room, REPACKED)
@@ -191,7 +191,7 @@ def test_repacked_weights_are_exchanged_within_the_ceiling(
         assert max(opened) <= report.peak_bytes <= room
         probe.live.change_to(name)
         np.testing.assert_array_equal(running.logits(), probe.logits())
-    assert running.live.repacked_bytes == probe.live.repacked_bytes > 0
+    assert running.live.memory.repacked_bytes == probe.live.memory.repacked_bytes > 0
 
 
 def test_pages_that_only_copies_were_read_of_are_not_kept(store: Store, run: Run) -> None:
@@ -199,14 +199,14 @@ def test_pages_that_only_copies_were_read_of_are_not_kept(store: Store, run: Run
     mapped_bytes = mapped.open_bytes
     mapped.close()
     copied = run("small", 1 << 40, REPACKED)
-    if not copied.live.repacked_bytes:
+    if not copied.live.memory.repacked_bytes:
         pytest.skip("this processor has no repacked layout of Q4_K")
     assert copied.open_bytes < 1.1 * mapped_bytes
-    assert mapped_resident(store.path) < mapped_bytes - copied.live.repacked_bytes / 2
-    assert copied.live.mapped_bytes < mapped_bytes - copied.live.repacked_bytes / 2
+    assert mapped_resident(store.path) < mapped_bytes - copied.live.memory.repacked_bytes / 2
+    assert copied.live.memory.mapped_bytes < mapped_bytes - copied.live.memory.repacked_bytes / 2
     copied.logits()  # norms lie between the matrices, and are read from their pages
     cached = sum(resident_bytes(path) for path in _paths(store, "small"))
-    assert cached < mapped_bytes - copied.live.repacked_bytes / 2
+    assert cached < mapped_bytes - copied.live.memory.repacked_bytes / 2
 
 
 def test_closed_shards_leave_memory_at_once(store: Store, run: Run) -> None:
@@ -356,17 +356,17 @@ def _ceiling_of_nothing_to_spare(store: Store, name: str) -> int:
 def test_saving_memory_closes_what_is_warm_and_takes_no_more_than_was_taken(
     store: Store, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lamella.run.variants.SAVING_SLACK_BYTES", 0)
+    monkeypatch.setattr("lamella.run.weight_memory.SAVING_SLACK_BYTES", 0)
     running = run("large", 1 << 40)
     running.live.change_to("small")
     assert set(running.live.warm) == {"large", "small"}
     running.live.change_to("large")
-    running.live.save_memory(is_on=True)
+    running.live.memory.save(is_on=True)
     assert set(running.live.warm) == {"large"}
     taken = running.open_bytes
     report = running.live.change_to("small")
     assert report.n_steps > 1
     assert report.peak_bytes <= taken
-    running.live.save_memory(is_on=False)
+    running.live.memory.save(is_on=False)
     assert running.live.change_to("large").n_steps == 1
     assert set(running.live.warm) == {"large", "small"}

@@ -175,8 +175,8 @@ class EngineParts:
             settings = self.settings
             if settings.pooling == "off":
                 raise InvalidRequest("embeddings are switched off (--pooling off)")
-            if self.live.ceiling is not None:
-                self._check_room_to_embed(settings.pooling, self.live.ceiling)
+            if self.live.memory.ceiling is not None:
+                self._check_room_to_embed(settings.pooling, self.live.memory.ceiling)
             self.embedder = Embedder(self.model, settings.pooling, settings.n_ctx, settings.n_threads)
         return self.embedder
 
@@ -185,7 +185,7 @@ class EngineParts:
             with self.store.lease(reading=True) as lease:
                 paths = self.store.ready_paths(lease.hold(self.live.name))
             self.bytes_to_embed = embedder_bytes(paths, pooling, self.settings.n_ctx)
-        needed, room = self.bytes_to_embed, self.live.spare_bytes
+        needed, room = self.bytes_to_embed, self.live.memory.spare_bytes
         assert room is not None  # there is a ceiling
         if needed > room:
             raise ExceedsCeiling(

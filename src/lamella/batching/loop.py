@@ -121,7 +121,7 @@ class EngineLoop:
 
     def _has_room_for(self, n_tokens: int) -> bool:
         """Whether the memory ceiling, if there is one, leaves room for so many tokens outside of the KV cache."""
-        spare = self._parts.live.spare_bytes
+        spare = self._parts.live.memory.spare_bytes
         needed = cache_bytes(n_tokens, self._parts.model.kv_bytes_per_token, self._parts.settings.kv_type)
         return spare is None or needed <= spare
 
@@ -242,7 +242,7 @@ class EngineLoop:
             n_switches=self._variants.n_switches,
             switch_seconds=self._variants.switch_seconds,
             flip_seconds=self._variants.flip_seconds,
-            mapped_bytes=self._parts.live.mapped_bytes,
+            mapped_bytes=self._parts.live.memory.mapped_bytes,
             private_bytes=private_bytes(),
             warm=list(self._parts.live.warm),
         )

@@ -212,7 +212,7 @@ class ServedVariants:
         try:
             self.check(message.variant)
             if isinstance(message, Switch):
-                self._live.save_memory(is_on=message.saves_memory)
+                self._live.memory.save(is_on=message.saves_memory)
             self._waiting.append(Waiting(message, self._prepare(message.variant)))
         except LamellaError as error:
             self._refuse(message, error)
@@ -254,7 +254,7 @@ class ServedVariants:
         self.n_switches += 1
         self.switch_seconds += stall_seconds
         if message.saves_memory:
-            self._live.save_memory(is_on=True)  # the variant before is only warm now
+            self._live.memory.save(is_on=True)  # the variant before is only warm now
         self._on_switched(message)
         self._send(_switched(message, report, stall_seconds))
 

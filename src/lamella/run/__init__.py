@@ -7,8 +7,9 @@ prefix         what a prompt shares with the one before
 text           bytes of tokens to text: incremental UTF-8, stop strings
 chat           what a chat consists of
 
-variants       LiveVariants: which variant computes, which are warm, and the switch itself
-open_variants  what is open and who needs it; prepared: a variant on its way in, and what a switch did
+variants       LiveVariants: which variant computes, and the switch from one to another
+preparing      getting variants into memory in the background; prepared: one on its way in, and what a switch did
+weight_memory  what is open under the ceiling, and what is closed; open_variants: which variants, and who needs them
 pointers       where the weights point
 stepwise       a switch shard by shard, where memory does not hold both variants
 shards         open shards of a store: mapped, prefaulted, repacked

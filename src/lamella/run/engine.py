@@ -145,12 +145,12 @@ class Engine(Closing):
     @property
     def repacked_bytes(self) -> int:
         """Private memory of repacked weights; everything else is shared page cache."""
-        return self._live.repacked_bytes
+        return self._live.memory.repacked_bytes
 
     @property
     def device_bytes(self) -> int:
         """Memory of the device that weights take; 0 on the CPU."""
-        return self._live.device_bytes
+        return self._live.memory.device_bytes
 
     def prepare(self, variant: str) -> Future[Ready]:
         """Get a variant into memory in the background, so that a later ``switch`` need not wait.
@@ -354,11 +354,14 @@ class Engine(Closing):
     def _decode(self, tokens: Sequence[int], states: Mapping[str, WeightState]) -> None:
         self._live.use(states)
         start = len(self._cached_tokens)
+        self._live.is_computing = True
         try:
             self._context.decode(tokens, start)
         except BaseException:
             self._drop_cache_after(start)
             raise
+        finally:
+            self._live.is_computing = False
         self._cached_tokens.extend(tokens)
 
     def _drop_cache_after(self, n_tokens: int) -> int:
