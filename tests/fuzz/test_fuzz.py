@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.harness import Escaped, Harness, Hung, try_one
-from tests.fuzz.mutating import JSON, mutated
+from tests.fuzz.mutating import JSON, LONGEST, Form, mutated
 from tests.fuzz.registry import HARNESSES
 from tests.fuzz.words import dictionary
 
@@ -103,3 +103,16 @@ def _tree_or_none(data: bytes) -> object:
         return msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
+
+
+def test_changes_upon_changes_stay_small() -> None:
+    """This one made a list fifty times as long, again and again: 12 MB of it, other chances gigabytes."""
+    sizes: list[int] = []
+
+    def noted(data: bytes) -> object:
+        sizes.append(len(data))
+        return JSON.take_apart(data)
+
+    mutated(b"[1]", Form(noted, JSON.put_together), Random(44647))
+    assert len(sizes) > 1
+    assert max(sizes) <= LONGEST
